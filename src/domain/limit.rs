@@ -1,0 +1,39 @@
+//! The bounds that are not settings, each with its reason.
+
+use std::time::Duration;
+
+/// Outcome of an attempt: how much of a target's answer is kept.
+pub const ANSWER_EXCERPT_BYTES_MAX: usize = 1024;
+
+/// How much of a target's answer is read before the attempt counts as `answer_too_large`.
+pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How much of a refused body is read and thrown away, so that the answer arrives.
+pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
+
+/// The whole answer after the body was read: the sender's time-out is likely 3 s.
+pub const ANSWER_WAIT_MAX: Duration = Duration::from_millis(2_500);
+
+/// How long a verified request waits for its turn under a source's rate limit.
+pub const RATE_LIMIT_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// How far an inbound `Timestamp` may be from now, either way.
+pub const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(300);
+
+/// The longest `Retry-After` that is obeyed, unless the target's `retry.max` is longer.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// Attempts kept of a delivery: the first ones.
+pub const ATTEMPTS_KEPT_FIRST: usize = 5;
+
+/// Attempts kept of a delivery: the last ones.
+pub const ATTEMPTS_KEPT_LAST: usize = 20;
+
+/// Targets of one webhook: what its record can carry.
+pub const DELIVERIES_PER_WEBHOOK_MAX: usize = 1024;
+
+/// A routes file larger than this is refused unread.
+pub const ROUTES_FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+const _: () = assert!(ANSWER_EXCERPT_BYTES_MAX <= ANSWER_BYTES_MAX);
+const _: () = assert!(RATE_LIMIT_WAIT_MAX.as_millis() < ANSWER_WAIT_MAX.as_millis());

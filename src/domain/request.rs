@@ -1,0 +1,229 @@
+//! The outgoing request of an attempt, built without I/O.
+
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::domain::route::merge_headers;
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{Header, Resource, WebhookId};
+
+/// What a request says of its webhook.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'a> {
+    /// The id.
+    pub webhook_id: WebhookId,
+    /// Which repeat on purpose it is: a replay with `again` has the id `<webhook_id>.<n>`.
+    pub again: u32,
+    /// The source.
+    pub source: &'a str,
+    /// The activity.
+    pub activity: Option<&'a str>,
+    /// The resource.
+    pub resource: &'a Resource,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// The inbound headers that were kept.
+    pub inbound: &'a [Header],
+    /// The routes' headers.
+    pub route_headers: &'a [Header],
+    /// The exact bytes.
+    pub body: &'a [u8],
+    /// This attempt, from 1.
+    pub attempt: u32,
+}
+
+const AGENT: &str = concat!("aryeo-relay/", env!("CARGO_PKG_VERSION"));
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const RELAY_WEBHOOK_ID: HeaderName = HeaderName::from_static("relay-webhook-id");
+const RELAY_SOURCE: HeaderName = HeaderName::from_static("relay-source");
+const RELAY_ACTIVITY: HeaderName = HeaderName::from_static("relay-activity");
+const RELAY_RESOURCE: HeaderName = HeaderName::from_static("relay-resource");
+const RELAY_RECEIVED_AT: HeaderName = HeaderName::from_static("relay-received-at");
+const RELAY_ATTEMPT: HeaderName = HeaderName::from_static("relay-attempt");
+
+/// The headers of an attempt: the relay's, the scheme's, then the operator's.
+pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(16);
+    let inbound =
+        |name: &HeaderName| content.inbound.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    map.insert(CONTENT_TYPE, inbound(&CONTENT_TYPE).unwrap_or(JSON));
+    if let Some(encoding) = inbound(&CONTENT_ENCODING) {
+        map.insert(CONTENT_ENCODING, encoding);
+    }
+    map.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    let id = match content.again {
+        0 => content.webhook_id.to_string(),
+        n => format!("{}.{n}", content.webhook_id),
+    };
+    insert_text(&mut map, IDEMPOTENCY_KEY, &id);
+    insert_text(&mut map, RELAY_WEBHOOK_ID, &id);
+    insert_text(&mut map, RELAY_SOURCE, content.source);
+    if let Some(activity) = content.activity {
+        insert_text(&mut map, RELAY_ACTIVITY, activity);
+    }
+    if let Resource { object: Some(object), id: Some(id) } = content.resource {
+        insert_text(&mut map, RELAY_RESOURCE, &format!("{object}/{id}"));
+    }
+    insert_text(&mut map, RELAY_RECEIVED_AT, &content.received_at.to_string());
+    map.insert(RELAY_ATTEMPT, HeaderValue::from(content.attempt));
+    for name in target.forward_headers.iter().filter(|name| !is_reserved(name)) {
+        if let Some(value) = inbound(name) {
+            map.insert(name.clone(), value);
+        }
+    }
+    let mut operator = target.headers.clone();
+    merge_headers(&mut operator, content.route_headers);
+    for (name, value) in operator {
+        // Checked at load; a table of another version may have stored what is refused today.
+        if !is_reserved(&name) {
+            map.insert(name, value);
+        }
+    }
+    // Last, so that nothing an operator wrote can stand in the signature's place.
+    for (name, value) in target.sign.sign(content.body, now) {
+        map.insert(name, value);
+    }
+    map
+}
+
+/// Whether an operator's header can't have this name, the scheme's own aside.
+pub fn is_reserved(name: &HeaderName) -> bool {
+    [CONTENT_LENGTH, CONTENT_TYPE, HOST, IDEMPOTENCY_KEY].contains(name)
+        || name.as_str().starts_with("relay-")
+        || is_hop_by_hop(name)
+}
+
+/// Whether a header concerns one connection only.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    const NAMES: [&str; 9] = [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    NAMES.contains(&name.as_str())
+}
+
+/// Sets a header; bytes that it can't carry are percent-encoded.
+fn insert_text(map: &mut HeaderMap, name: HeaderName, text: &str) {
+    let plain = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if plain && let Ok(value) = HeaderValue::from_str(text) {
+        map.insert(name, value);
+        return;
+    }
+    let mut encoded = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if (0x20..0x7f).contains(&byte) && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    if let Ok(value) = HeaderValue::try_from(encoded) {
+        map.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::retry::RetrySchedule;
+    use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing};
+    use crate::domain::target::TargetTls;
+    use std::time::Duration;
+
+    fn target() -> Target {
+        Target {
+            name: "crm".into(),
+            url: "https://crm.internal/hooks".parse().unwrap(),
+            sign: Signing::With {
+                scheme: Scheme::Aryeo,
+                secret: Secret::new("s", b"abc").unwrap(),
+                header: SIGNATURE,
+            },
+            headers: vec![header("x-tenant", "realtour"), header("x-kept", "own")],
+            forward_headers: vec![HeaderName::from_static("x-trace")],
+            timeout: Duration::from_secs(10),
+            retry: RetrySchedule::default(),
+            concurrency: 16,
+            rate_limit: None,
+            tls: TargetTls::default(),
+        }
+    }
+
+    fn header(name: &'static str, value: &'static str) -> Header {
+        (HeaderName::from_static(name), HeaderValue::from_static(value))
+    }
+
+    fn built(target: &Target, inbound: &[Header], route_headers: &[Header]) -> HeaderMap {
+        let resource = Resource { object: Some("LISTING".into()), id: Some("ö1".into()) };
+        let webhook_id = WebhookId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
+        let content = Content {
+            webhook_id,
+            again: 0,
+            source: "aryeo",
+            activity: Some("LISTING_DELIVERED"),
+            resource: &resource,
+            received_at: Timestamp::from_millis(1_678_755_880_007),
+            inbound,
+            route_headers,
+            body: br#"{"a":1}"#,
+            attempt: 3,
+        };
+        headers(target, &content, Timestamp::from_millis(1_700_000_000_000))
+    }
+
+    #[test]
+    fn a_target_gets_the_relay_s_headers_the_signature_and_the_operator_s() {
+        let inbound = [header("x-trace", "t"), header("x-other", "o")];
+        let map = built(&target(), &inbound, &[header("x-tenant", "other")]);
+        let lines: Vec<_> = map.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        let agent = concat!("aryeo-relay/", env!("CARGO_PKG_VERSION"));
+        assert_eq!(
+            lines,
+            [
+                ("content-type", "application/json"),
+                ("user-agent", agent),
+                ("idempotency-key", "018f0000-0000-7000-8000-000000000001"),
+                ("relay-webhook-id", "018f0000-0000-7000-8000-000000000001"),
+                ("relay-source", "aryeo"),
+                ("relay-activity", "LISTING_DELIVERED"),
+                ("relay-resource", "LISTING/%C3%B61"),
+                ("relay-received-at", "2023-03-14T01:04:40.007Z"),
+                ("relay-attempt", "3"),
+                ("x-trace", "t"),
+                ("x-tenant", "other"),
+                ("x-kept", "own"),
+                ("signature", "1f14a62b15ba5095326d6c75c3e2e6b462dd71e1c4b7fbdac0f32309adb7be5f"),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_inbound_type_and_encoding_go_along() {
+        let inbound = [header("content-type", "text/plain"), header("content-encoding", "gzip")];
+        let map = built(&target(), &inbound, &[]);
+        assert_eq!(map["content-type"], "text/plain");
+        assert_eq!(map["content-encoding"], "gzip");
+    }
+
+    #[test]
+    fn nothing_an_operator_wrote_replaces_the_signature_or_a_reserved_name() {
+        let map = built(
+            &target(),
+            &[],
+            &[header("signature", "x"), header("relay-attempt", "9"), header("host", "evil")],
+        );
+        assert_eq!(map.get_all("signature").iter().count(), 1);
+        assert_ne!(map["signature"], "x");
+        assert_eq!(map["relay-attempt"], "3");
+        assert!(!map.contains_key("host"));
+    }
+}

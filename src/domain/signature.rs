@@ -1,0 +1,398 @@
+//! Proof over the exact bytes: how it is verified and how it is made.
+
+use std::fmt;
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::Header;
+
+/// A key for signatures. Its bytes can't be read back, printed or compared in variable time.
+#[derive(Clone)]
+pub struct Secret {
+    label: Box<str>,
+    // With the key already absorbed: two compressions less for each signature.
+    keyed: Hmac<Sha256>,
+}
+
+impl Secret {
+    /// A secret of these bytes; `label` says where it came from, such as `env:NAME`.
+    ///
+    /// An empty secret is no secret.
+    pub fn new(label: impl Into<Box<str>>, bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let keyed = Hmac::new_from_slice(bytes).ok()?;
+        Some(Self { label: label.into(), keyed })
+    }
+
+    /// Where it came from: never the secret itself.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut mac = self.keyed.clone();
+        for part in parts {
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({})", self.label)
+    }
+}
+
+impl PartialEq for Secret {
+    /// Equal when they sign alike.
+    fn eq(&self, other: &Self) -> bool {
+        self.label == other.label && bool::from(self.tag(&[]).ct_eq(&other.tag(&[])))
+    }
+}
+
+/// How a signature is computed and carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Hex HMAC-SHA256 of the body in `Signature`.
+    Aryeo,
+    /// The same over `"{timestamp}.{body}"`, with `Timestamp` beside it.
+    AryeoTimestamped,
+}
+
+/// The default header of both schemes.
+pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
+
+/// The header of the time that is signed along.
+pub const TIMESTAMP: HeaderName = HeaderName::from_static("timestamp");
+
+/// How inbound requests are verified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verification {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// Any one may match; at least one.
+    pub secrets: Vec<Secret>,
+    /// The header that carries the signature.
+    pub header: HeaderName,
+    /// How far a timestamp may be from now.
+    pub tolerance: Duration,
+}
+
+/// A request that has been verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// Which secret matched.
+    pub secret: usize,
+    /// A digest of the exact body, under that secret.
+    pub digest: [u8; 32],
+}
+
+/// Why a request was not verified. The sender is told none of this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum VerifyError {
+    /// No header, or not 64 hex digits, or no readable timestamp.
+    #[error("the signature is malformed")]
+    Malformed,
+    /// No secret made this signature of these bytes.
+    #[error("the signature matches no secret")]
+    Mismatch,
+    /// There is no signature header.
+    #[error("there is no signature")]
+    Missing,
+    /// The timestamp is too far from now.
+    #[error("the timestamp is out of tolerance")]
+    Stale,
+}
+
+impl VerifyError {
+    /// Its name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Mismatch => "mismatch",
+            Self::Missing => "missing",
+            Self::Stale => "stale",
+        }
+    }
+
+    /// The names that are labels, with `ok`.
+    pub const NAMES: [&'static str; 5] = ["ok", "missing", "malformed", "mismatch", "stale"];
+}
+
+impl Verification {
+    /// Checks the signature over the exact bytes, in constant time for each pair of a candidate and
+    /// a secret.
+    ///
+    /// Several header lines are accepted if one matches: the sender can emit two.
+    pub fn verify(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Verified, VerifyError> {
+        let candidates = self.candidates(headers)?;
+        let timestamp = match self.scheme {
+            Scheme::Aryeo => None,
+            Scheme::AryeoTimestamped => Some(single_timestamp(headers)?),
+        };
+        let mut found: Option<(usize, [u8; 32])> = None;
+        for (index, secret) in self.secrets.iter().enumerate() {
+            let tag = match timestamp {
+                None => secret.tag(&[body]),
+                Some((text, _)) => secret.tag(&[text.as_bytes(), b".", body]),
+            };
+            let mut matched = Choice::from(0);
+            for candidate in &candidates {
+                matched = Choice::conditional_select(
+                    &matched,
+                    &Choice::from(1),
+                    candidate.as_slice().ct_eq(&tag),
+                );
+            }
+            if bool::from(matched) {
+                found = Some((index, tag));
+                break;
+            }
+        }
+        let (secret, tag) = found.ok_or(VerifyError::Mismatch)?;
+        let digest = match timestamp {
+            None => tag,
+            Some((_, at)) => {
+                if now.since(at).max(at.since(now)) > self.tolerance {
+                    return Err(VerifyError::Stale);
+                }
+                // This signature is another at each attempt: the bytes need a digest of their own.
+                Sha256::digest(body).into()
+            }
+        };
+        Ok(Verified { secret, digest })
+    }
+
+    fn candidates(&self, headers: &HeaderMap) -> Result<Vec<[u8; 32]>, VerifyError> {
+        let mut candidates = Vec::with_capacity(1);
+        let mut lines = headers.get_all(&self.header).iter().peekable();
+        if lines.peek().is_none() {
+            return Err(VerifyError::Missing);
+        }
+        // A proxy in between may have joined two lines with a comma.
+        for part in lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')) {
+            if let Some(candidate) = parse_hex(part.trim_ascii())
+                && candidates.len() < CANDIDATES_MAX
+            {
+                candidates.push(candidate);
+            }
+        }
+        if candidates.is_empty() { Err(VerifyError::Malformed) } else { Ok(candidates) }
+    }
+}
+
+/// More signatures than this in one request are not looked at.
+const CANDIDATES_MAX: usize = 8;
+
+fn single_timestamp(headers: &HeaderMap) -> Result<(&str, Timestamp), VerifyError> {
+    let value = headers.get(&TIMESTAMP).ok_or(VerifyError::Missing)?;
+    let text = value.to_str().map_err(|_| VerifyError::Malformed)?;
+    if text.is_empty() || text.len() > 15 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(VerifyError::Malformed);
+    }
+    let secs: u64 = text.parse().map_err(|_| VerifyError::Malformed)?;
+    Ok((text, Timestamp::from_millis(secs.saturating_mul(1000))))
+}
+
+fn parse_hex(text: &[u8]) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        let [high, low] = pair else { return None };
+        *byte = (nibble(*high)? << 4) | nibble(*low)?;
+    }
+    Some(bytes)
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+fn hex(bytes: &[u8; 32]) -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 64];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        if let [high, low] = pair {
+            *high = DIGITS.get(usize::from(byte >> 4)).copied().unwrap_or(b'0');
+            *low = DIGITS.get(usize::from(byte & 0x0f)).copied().unwrap_or(b'0');
+        }
+    }
+    HeaderValue::from_bytes(&text).expect("hex digits are a header value")
+}
+
+/// How outgoing requests are signed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Signing {
+    /// Not at all: `scheme: none`.
+    None,
+    /// With a secret.
+    With {
+        /// The scheme.
+        scheme: Scheme,
+        /// The secret that signs.
+        secret: Secret,
+        /// The header that carries the signature.
+        header: HeaderName,
+    },
+}
+
+impl Signing {
+    /// The headers that prove these bytes: exactly one signature line.
+    pub fn sign(&self, body: &[u8], now: Timestamp) -> Vec<Header> {
+        match self {
+            Self::None => Vec::new(),
+            Self::With { scheme: Scheme::Aryeo, secret, header } => {
+                vec![(header.clone(), hex(&secret.tag(&[body])))]
+            }
+            Self::With { scheme: Scheme::AryeoTimestamped, secret, header } => {
+                let secs = now.as_secs().to_string();
+                let signature = hex(&secret.tag(&[secs.as_bytes(), b".", body]));
+                let timestamp = HeaderValue::from(now.as_secs());
+                vec![(header.clone(), signature), (TIMESTAMP, timestamp)]
+            }
+        }
+    }
+
+    /// The headers it sets, which the operator's headers can't.
+    pub fn header_names(&self) -> Vec<HeaderName> {
+        match self {
+            Self::None => Vec::new(),
+            Self::With { scheme: Scheme::Aryeo, header, .. } => vec![header.clone()],
+            Self::With { scheme: Scheme::AryeoTimestamped, header, .. } => {
+                vec![header.clone(), TIMESTAMP]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+    const BODY: &[u8] = br#"{"a":1}"#;
+    const OF_ABC: &str = "1f14a62b15ba5095326d6c75c3e2e6b462dd71e1c4b7fbdac0f32309adb7be5f";
+
+    fn verification(scheme: Scheme, secrets: &[&str]) -> Verification {
+        Verification {
+            scheme,
+            secrets: secrets.iter().map(|s| Secret::new(*s, s.as_bytes()).unwrap()).collect(),
+            header: SIGNATURE,
+            tolerance: Duration::from_secs(300),
+        }
+    }
+
+    fn headers(lines: &[(HeaderName, &str)]) -> HeaderMap {
+        let line = |(name, value): &(HeaderName, &str)| {
+            (name.clone(), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+        };
+        let mut map = HeaderMap::new();
+        for (name, value) in lines.iter().map(line) {
+            map.append(name, value);
+        }
+        map
+    }
+
+    #[track_caller]
+    fn check(secrets: &[&str], lines: &[&str], body: &[u8], expected: Result<usize, VerifyError>) {
+        let lines: Vec<_> = lines.iter().map(|line| (SIGNATURE, *line)).collect();
+        let result = verification(Scheme::Aryeo, secrets).verify(&headers(&lines), body, NOW);
+        assert_eq!(result.map(|verified| verified.secret), expected);
+    }
+
+    #[test]
+    fn the_sender_library_s_own_vectors_verify() {
+        check(&["abc"], &[OF_ABC], BODY, Ok(0));
+        let other = "345611a3626cf5e080a7a412184001882ab231b8bdb465dc76dbf709f01f210a";
+        check(&["abc"], &[other], br#"{"a":"1"}"#, Ok(0));
+        let third = "24554f6285363dd1791a2b1840bbbb4e4608c0a6ed1d48551ea83184f4e26e42";
+        check(&["abc", "abc123"], &[third], BODY, Ok(1));
+    }
+
+    #[test]
+    fn what_is_not_the_signature_of_these_bytes_is_refused() {
+        check(&["abc"], &[], BODY, Err(VerifyError::Missing));
+        check(&["abc"], &[""], BODY, Err(VerifyError::Malformed));
+        check(&["abc"], &[OF_ABC.strip_suffix('f').unwrap()], BODY, Err(VerifyError::Malformed));
+        check(&["abc"], &[&format!("{OF_ABC}00")], BODY, Err(VerifyError::Malformed));
+        check(&["abc"], &[&format!("sha256={OF_ABC}")], BODY, Err(VerifyError::Malformed));
+        check(&["abd"], &[OF_ABC], BODY, Err(VerifyError::Mismatch));
+        check(&["abc"], &[OF_ABC], br#"{"a":2}"#, Err(VerifyError::Mismatch));
+        check(&["abc"], &[OF_ABC], b"", Err(VerifyError::Mismatch));
+    }
+
+    #[test]
+    fn upper_case_and_several_lines_are_accepted_if_one_matches() {
+        let wrong = "0".repeat(64);
+        check(&["abc"], &[&OF_ABC.to_uppercase()], BODY, Ok(0));
+        check(&["abc"], &[&wrong, OF_ABC], BODY, Ok(0));
+        check(&["abc"], &["junk", OF_ABC], BODY, Ok(0));
+        check(&["abc"], &[&format!("{wrong}, {OF_ABC}")], BODY, Ok(0));
+        check(&["abc"], &[&wrong, &wrong], BODY, Err(VerifyError::Mismatch));
+    }
+
+    #[test]
+    fn a_timestamp_is_signed_along_and_bounded_both_ways() {
+        let verification = verification(Scheme::AryeoTimestamped, &["abc"]);
+        let signing = Signing::With {
+            scheme: Scheme::AryeoTimestamped,
+            secret: Secret::new("s", b"abc").unwrap(),
+            header: SIGNATURE,
+        };
+        let map: HeaderMap = signing.sign(BODY, NOW).into_iter().collect();
+        let at = |secs: i64| {
+            let ms = NOW.as_millis().checked_add_signed(secs * 1000).unwrap();
+            verification.verify(&map, BODY, Timestamp::from_millis(ms)).map(|v| v.digest)
+        };
+        assert_eq!(at(0), Ok(Sha256::digest(BODY).into()));
+        assert!(at(300).is_ok() && at(-300).is_ok());
+        assert_eq!(at(301), Err(VerifyError::Stale));
+        assert_eq!(at(-301), Err(VerifyError::Stale));
+
+        let mut moved = map.clone();
+        moved.insert(TIMESTAMP, HeaderValue::from(NOW.as_secs() + 1));
+        assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Mismatch));
+        moved.insert(TIMESTAMP, HeaderValue::from_static("soon"));
+        assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Malformed));
+        moved.remove(TIMESTAMP);
+        assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Missing));
+    }
+
+    #[test]
+    fn what_we_sign_is_one_lower_case_line_that_verifies() {
+        let signing = Signing::With {
+            scheme: Scheme::Aryeo,
+            secret: Secret::new("s", b"abc").unwrap(),
+            header: SIGNATURE,
+        };
+        assert_eq!(signing.sign(BODY, NOW), vec![(SIGNATURE, HeaderValue::from_static(OF_ABC))]);
+        assert_eq!(Signing::None.sign(BODY, NOW), vec![]);
+    }
+
+    #[test]
+    fn a_secret_is_never_shown_and_never_empty() {
+        let secret = Secret::new("env:X", b"hunter2").unwrap();
+        assert_eq!(format!("{secret:?}"), "Secret(env:X)");
+        assert!(Secret::new("env:X", b"").is_none());
+    }
+}

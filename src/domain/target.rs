@@ -1,0 +1,72 @@
+//! Where deliveries go, as compiled from `routes.yaml`.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, Uri};
+
+use crate::domain::retry::RetrySchedule;
+use crate::domain::signature::Signing;
+use crate::domain::webhook::Header;
+
+/// Where deliveries go and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// Its name.
+    pub name: Arc<str>,
+    /// `http` or `https`, with a host, without user and password.
+    pub url: Uri,
+    /// How requests to it are signed.
+    pub sign: Signing,
+    /// The operator's headers; values from secrets are marked sensitive.
+    pub headers: Vec<Header>,
+    /// Inbound headers to pass on besides `Content-Type` and `Content-Encoding`.
+    pub forward_headers: Vec<HeaderName>,
+    /// One attempt, everything included.
+    pub timeout: Duration,
+    /// When failed deliveries are tried again.
+    pub retry: RetrySchedule,
+    /// Attempts at the same time.
+    pub concurrency: usize,
+    /// Attempts per time.
+    pub rate_limit: Option<Rate>,
+    /// What its TLS asks for.
+    pub tls: TargetTls,
+}
+
+/// So many per so long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: NonZeroU32,
+    /// Per how long: a second, a minute, an hour.
+    pub per: Duration,
+}
+
+/// TLS settings of a target, with the files already read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TargetTls {
+    /// PEM of the authorities that replace the system's.
+    pub ca: Option<Bytes>,
+    /// PEM of our certificate and its key.
+    pub identity: Option<Identity>,
+    /// The name to expect instead of the URL's host.
+    pub server_name: Option<Box<str>>,
+}
+
+/// Our certificate towards a target.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The chain, PEM.
+    pub certificate: Bytes,
+    /// The key, PEM.
+    pub key: Bytes,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(…)")
+    }
+}

@@ -1,0 +1,154 @@
+//! Duplicates: who is the first with some bytes, and who only repeats them.
+//!
+//! What is known of the past is a [`Recent`] set that the store fills; what is being committed
+//! right now is kept here. A claim is the right to commit: while one is held, others with the same
+//! key wait.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::domain::source::DuplicateWindows;
+use crate::domain::time::{Clock, Timestamp};
+use crate::domain::webhook::{DuplicateKey, WebhookId};
+
+/// The answer to a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// The same bytes were committed inside the window, as this webhook.
+    Duplicate(WebhookId),
+    /// Nobody has these bytes: commit them.
+    First(Claimed),
+}
+
+/// What is known of committed webhooks.
+pub trait Recent: Send {
+    /// The webhook with this key and whether its body carried an activity's id.
+    fn find(&self, key: &DuplicateKey) -> Option<(WebhookId, bool)>;
+
+    /// Remembers a committed webhook.
+    fn insert(&mut self, key: DuplicateKey, id: WebhookId, activity_id: bool);
+}
+
+/// The claims of one store.
+pub struct Claims<R> {
+    inner: Arc<Inner<R>>,
+}
+
+struct Inner<R> {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State<R>>,
+}
+
+struct State<R> {
+    recent: R,
+    // The receiver is closed when the claim ends, one way or the other.
+    held: HashMap<DuplicateKey, watch::Receiver<()>>,
+}
+
+impl<R: Recent + 'static> Claims<R> {
+    /// No claims, and what is known of the past.
+    pub fn new(recent: R, clock: Arc<dyn Clock>) -> Self {
+        let state = Mutex::new(State { recent, held: HashMap::new() });
+        Self { inner: Arc::new(Inner { clock, state }) }
+    }
+
+    /// Looks into what is known of the past.
+    pub fn recent<T>(&self, look: impl FnOnce(&mut R) -> T) -> T {
+        look(&mut self.inner.lock().recent)
+    }
+
+    /// Asks for the right to commit; waits while somebody else holds it for the same key.
+    pub async fn claim(&self, key: DuplicateKey, windows: DuplicateWindows) -> Claim {
+        loop {
+            let mut ended = match self.inner.try_claim(key, windows, self.inner.clock.now()) {
+                Ok(claim) => return claim,
+                Err(ended) => ended,
+            };
+            // Nothing is ever sent: this waits for the sender to be dropped.
+            while ended.changed().await.is_ok() {}
+        }
+    }
+}
+
+impl<R: Recent + 'static> Inner<R> {
+    fn lock(&self) -> MutexGuard<'_, State<R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_claim(
+        self: &Arc<Self>,
+        key: DuplicateKey,
+        windows: DuplicateWindows,
+        now: Timestamp,
+    ) -> Result<Claim, watch::Receiver<()>> {
+        let mut state = self.lock();
+        if let Some(held) = state.held.get(&key) {
+            return Err(held.clone());
+        }
+        if let Some((id, activity_id)) = state.recent.find(&key) {
+            let window = if activity_id { windows.activities } else { windows.bare };
+            if now.since(id.timestamp()) < window {
+                return Ok(Claim::Duplicate(id));
+            }
+        }
+        let (ended, receiver) = watch::channel(());
+        state.held.insert(key, receiver);
+        drop(state);
+        let owner = Arc::clone(self) as Arc<dyn Owner>;
+        Ok(Claim::First(Claimed { key, owner: Some(owner), _ended: ended }))
+    }
+}
+
+trait Owner: Send + Sync {
+    fn end(&self, key: &DuplicateKey, committed: Option<(WebhookId, bool)>);
+}
+
+impl<R: Recent + 'static> Owner for Inner<R> {
+    fn end(&self, key: &DuplicateKey, committed: Option<(WebhookId, bool)>) {
+        let mut state = self.lock();
+        if let Some((id, activity_id)) = committed {
+            state.recent.insert(*key, id, activity_id);
+        }
+        state.held.remove(key);
+    }
+}
+
+/// The right to commit a webhook with some key. Dropped, it lets the next claimant go on.
+pub struct Claimed {
+    key: DuplicateKey,
+    owner: Option<Arc<dyn Owner>>,
+    // Dropped after `owner.end`, so that whoever waits finds the outcome.
+    _ended: watch::Sender<()>,
+}
+
+impl Claimed {
+    /// The webhook is durable: from here on the same bytes are its duplicate.
+    pub fn committed(mut self, id: WebhookId, activity_id: bool) {
+        if let Some(owner) = self.owner.take() {
+            owner.end(&self.key, Some((id, activity_id)));
+        }
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.take() {
+            owner.end(&self.key, None);
+        }
+    }
+}
+
+impl fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Claimed")
+    }
+}
+
+impl<R> fmt::Debug for Claims<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Claims")
+    }
+}

@@ -1,0 +1,199 @@
+//! The durable promises: what a store owes to those who accept and those who deliver.
+//!
+//! [`Store`] is the contract; [`embedded`] keeps it in one directory of one process.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::outcome::Attempt;
+use crate::domain::source::DuplicateWindows;
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{DuplicateKey, Header, Webhook, WebhookId};
+use crate::store::claims::Claim;
+use crate::store::claims::Claimed;
+
+pub mod claims;
+pub mod embedded;
+
+/// Keeps webhooks and their deliveries.
+///
+/// # What every store promises
+///
+/// - **Durable before `Ok`.** When [`commit`](Self::commit) answers `Ok`, the webhook and all its
+///   deliveries survive `kill -9` and a power cut. When it answers an error, the sender may be told
+///   to come again. It never answers `Ok` for what it can't keep.
+/// - **Not cancelled.** A commit that was begun is finished, whether or not its future is polled.
+/// - **Each delivery is somewhere.** It is *due* (now or later), *leased*, *delivered*, a *dead
+///   letter* or *discarded*; a due one is handed out by [`lease`](Self::lease) in order of its due
+///   time; a lease that is dropped unsettled makes it due again; after a restart what was leased is
+///   due. Repeats carry the same id.
+/// - **Lanes are apart.** No target's backlog delays another target's leases, nor any commit.
+/// - **Settlements are kept**, but nobody waits for that: after a power cut a delivery may be due
+///   again although it was settled within the last moments; after `kill -9` within the last
+///   milliseconds.
+/// - **Duplicates.** [`claim`](Self::claim) finds a committed webhook with the same key inside the
+///   window, also after a restart; while the first is being committed, a second claim waits for it;
+///   if that commit fails, the next claimant is the first. In doubt it is a first, never a
+///   duplicate.
+/// - **Bytes are exact.** What is leased is what was committed.
+/// - **Damage is local.** A flipped bit is noticed, costs one record, is counted, and stops nothing.
+/// - **Bounds.** Memory does not grow with the backlog. What can't be taken is refused.
+pub trait Store: Send + Sync + 'static {
+    /// Asks for the right to commit a webhook with this key.
+    fn claim(
+        &self,
+        key: DuplicateKey,
+        windows: DuplicateWindows,
+    ) -> impl Future<Output = Claim> + Send;
+
+    /// Makes a webhook and its deliveries durable. `Ok` means durable.
+    fn commit(
+        &self,
+        webhook: Webhook,
+        claimed: Claimed,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
+
+    /// Waits until a delivery to `target` is due, and leases at least one and at most `max`, the
+    /// longest due first. Dropping the future loses nothing.
+    fn lease(&self, target: &str, max: usize) -> impl Future<Output = Vec<Lease>> + Send;
+
+    /// Settles a leased delivery. `attempt` is the exchange it rests on, if there was one.
+    fn settle(&self, lease: Lease, attempt: Option<Attempt>, settlement: Settlement);
+
+    /// Ends deliveries to `target` that began before `started_before` without an attempt, at most
+    /// `max` of them, as dead letters `cause`. Answers how many.
+    fn expire(
+        &self,
+        target: &str,
+        started_before: Timestamp,
+        max: usize,
+        cause: Cause,
+    ) -> impl Future<Output = usize> + Send;
+
+    /// What each lane holds, for every target that was ever named and still has something.
+    fn lanes(&self) -> Vec<LaneCounts>;
+
+    /// How the store is.
+    fn health(&self) -> Health;
+
+    /// Takes nothing more, writes everything down, and answers when that is done.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a webhook could not be committed. Each means: not acknowledged, come again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Closed, or closing.
+    #[error("the store is closed")]
+    Closed,
+    /// No room on the disk.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The queue before the disk is full.
+    #[error("too many commits are waiting")]
+    Overloaded,
+    /// The disk refused.
+    #[error("the disk does not take it")]
+    Unavailable,
+}
+
+/// How a store is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Why nothing can be committed now, if so: the last commit failed and no trial has succeeded.
+    pub failing: Option<CommitError>,
+    /// Bytes that the store takes on its disk.
+    pub bytes: u64,
+    /// Bytes that its disk has left.
+    pub available_bytes: u64,
+    /// Records found damaged since the start.
+    pub damaged_records: u64,
+    /// How far back duplicates are known at most, less than the window where too many came.
+    pub duplicates_reach: Option<Duration>,
+    /// The newest webhook of each source, for the alert on silence.
+    pub newest_by_source: Vec<(Box<str>, Timestamp)>,
+}
+
+/// What a lane holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LaneCounts {
+    /// The target's name.
+    pub target: Box<str>,
+    /// Due, now or later, and leased.
+    pub pending: u64,
+    /// When the oldest pending one was accepted (or redriven).
+    pub oldest: Option<Timestamp>,
+    /// Dead letters by cause.
+    pub dead: Vec<(Cause, u64)>,
+}
+
+/// A claim on a delivery. Dropped unsettled, it lapses: the delivery is due again.
+pub struct Lease {
+    /// What is to be delivered.
+    pub delivery: Delivery,
+    owner: Option<Arc<dyn LeaseOwner>>,
+}
+
+impl Lease {
+    /// A lease that goes back to `owner` when it is dropped.
+    pub fn new(delivery: Delivery, owner: Arc<dyn LeaseOwner>) -> Self {
+        Self { delivery, owner: Some(owner) }
+    }
+
+    /// Takes the delivery out: whoever calls this settles it.
+    pub fn into_delivery(mut self) -> Delivery {
+        self.owner = None;
+        self.delivery.clone()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.take() {
+            owner.lapse(&self.delivery);
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("delivery", &self.delivery).finish_non_exhaustive()
+    }
+}
+
+/// Who takes back a lease that lapsed.
+pub trait LeaseOwner: Send + Sync {
+    /// Makes the delivery due again at once.
+    fn lapse(&self, delivery: &Delivery);
+}
+
+/// One webhook on its way to one target.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The webhook with its exact bytes; its `deliveries` are not repeated here.
+    pub webhook: Arc<Webhook>,
+    /// Which of the webhook's deliveries.
+    pub number: u16,
+    /// Which repeat on purpose, 0 for the first.
+    pub again: u32,
+    /// The target's name.
+    pub target: Arc<str>,
+    /// The routes' headers, rendered at acceptance.
+    pub headers: Arc<[Header]>,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// When its time began: acceptance or redrive.
+    pub started_at: Timestamp,
+    /// When it was due.
+    pub due_at: Timestamp,
+}
+
+impl Delivery {
+    /// Its webhook's id.
+    pub fn webhook_id(&self) -> WebhookId {
+        self.webhook.id
+    }
+}
