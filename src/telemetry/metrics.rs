@@ -1,0 +1,558 @@
+//! Every metric: its name, labels and meaning. The names are an API, documented in the README.
+//!
+//! Handles are made once per source and target and then only touched; nothing here is global, so
+//! that two relays in one process (tests) do not mix.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{
+    Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString, Unit,
+};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+use crate::domain::answer::Answer;
+use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::known;
+use crate::domain::outcome::Outcome;
+use crate::domain::signature::VerifyError;
+use crate::domain::time::Timestamp;
+use crate::telemetry::process;
+
+const ACK_BUCKETS: &[f64] =
+    &[1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 3.0];
+const ATTEMPT_BUCKETS: &[f64] =
+    &[1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const LATENCY_BUCKETS: &[f64] = &[
+    1e-2, 5e-2, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0,
+    259_200.0,
+];
+const BATCH_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+const METADATA: Metadata<'static> = Metadata::new("relay", Level::INFO, None);
+
+/// All metrics of one relay.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let buckets = [
+            ("relay_webhook_duration_seconds", ACK_BUCKETS),
+            ("relay_commit_duration_seconds", ACK_BUCKETS),
+            ("relay_commit_batch_webhooks", BATCH_BUCKETS),
+            ("relay_attempt_duration_seconds", ATTEMPT_BUCKETS),
+            ("relay_delivery_latency_seconds", LATENCY_BUCKETS),
+        ];
+        let recorder = buckets
+            .into_iter()
+            .try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
+                builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
+            })
+            .expect("bucket lists are not empty")
+            .build_recorder();
+        let metrics = Self { handle: recorder.handle(), recorder };
+        metrics.describe();
+        metrics
+    }
+}
+
+/// Name, kind, unit and meaning of every metric.
+pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
+    ("relay_webhooks_received_total", Kind::Counter, None, "Requests answered, by answer."),
+    ("relay_webhooks_accepted_total", Kind::Counter, None, "Webhooks made durable, by activity."),
+    (
+        "relay_webhook_duration_seconds",
+        Kind::Histogram,
+        Some(Unit::Seconds),
+        "From the request's headers to its answer.",
+    ),
+    (
+        "relay_last_webhook_timestamp_seconds",
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        "When the source's last webhook was accepted; 0 if never.",
+    ),
+    (
+        "relay_silence_after_seconds",
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        "The source's silence_after, for the alert.",
+    ),
+    (
+        "relay_signature_verifications_total",
+        Kind::Counter,
+        None,
+        "Verifications, by the secret that matched and the result.",
+    ),
+    ("relay_unrouted_total", Kind::Counter, None, "Verified webhooks that no route wanted."),
+    (
+        "relay_duplicates_window_seconds",
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        "How far back duplicates are known: the window, or less where too many came.",
+    ),
+    (
+        "relay_commit_duration_seconds",
+        Kind::Histogram,
+        Some(Unit::Seconds),
+        "Writing and syncing one batch of commits.",
+    ),
+    (
+        "relay_commit_batch_webhooks",
+        Kind::Histogram,
+        Some(Unit::Count),
+        "Webhooks committed with one sync.",
+    ),
+    ("relay_attempts_total", Kind::Counter, None, "Attempts ended, by outcome."),
+    (
+        "relay_attempt_duration_seconds",
+        Kind::Histogram,
+        Some(Unit::Seconds),
+        "One HTTP exchange with the target.",
+    ),
+    (
+        "relay_delivery_latency_seconds",
+        Kind::Histogram,
+        Some(Unit::Seconds),
+        "From acceptance to delivered.",
+    ),
+    ("relay_deliveries_settled_total", Kind::Counter, None, "Deliveries settled, by settlement."),
+    ("relay_deliveries_pending", Kind::Gauge, Some(Unit::Count), "Deliveries not ended yet."),
+    (
+        "relay_oldest_pending_age_seconds",
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        "Age of the oldest pending delivery; 0 if none.",
+    ),
+    ("relay_attempts_in_flight", Kind::Gauge, Some(Unit::Count), "Attempts running now."),
+    ("relay_dead_letters", Kind::Gauge, Some(Unit::Count), "Dead letters kept, by cause."),
+    (
+        "relay_routes_last_reload_successful",
+        Kind::Gauge,
+        None,
+        "1 if the last load of routes.yaml succeeded.",
+    ),
+    (
+        "relay_routes_last_reload_success_timestamp_seconds",
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        "When the table in force was loaded.",
+    ),
+    (
+        "relay_routes_info",
+        Kind::Gauge,
+        None,
+        "1 for the SHA-256 of the table in force, 0 for earlier ones.",
+    ),
+    (
+        "relay_certificate_expiry_timestamp_seconds",
+        Kind::Gauge,
+        Some(Unit::Seconds),
+        "When the certificate ends.",
+    ),
+    ("relay_tls_handshakes_total", Kind::Counter, None, "TLS handshakes, by result."),
+    ("relay_store_bytes", Kind::Gauge, Some(Unit::Bytes), "Bytes that the store takes."),
+    (
+        "relay_store_available_bytes",
+        Kind::Gauge,
+        Some(Unit::Bytes),
+        "Bytes that the store's disk has left.",
+    ),
+    ("relay_store_damaged_records_total", Kind::Counter, None, "Records found damaged."),
+    ("relay_connections", Kind::Gauge, Some(Unit::Count), "Open inbound connections."),
+    ("relay_build_info", Kind::Gauge, None, "1, with the version."),
+    ("process_cpu_seconds_total", Kind::Counter, Some(Unit::Seconds), "User and system CPU time."),
+    ("process_resident_memory_bytes", Kind::Gauge, Some(Unit::Bytes), "Resident memory."),
+    ("process_open_fds", Kind::Gauge, Some(Unit::Count), "Open file descriptors."),
+    ("process_max_fds", Kind::Gauge, Some(Unit::Count), "Limit on open file descriptors."),
+    ("process_start_time_seconds", Kind::Gauge, Some(Unit::Seconds), "When the process started."),
+];
+
+/// What a metric does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts in buckets.
+    Histogram,
+}
+
+impl Metrics {
+    fn describe(&self) {
+        for (name, kind, unit, help) in REFERENCE {
+            let (name, help) = ((*name).into(), SharedString::const_str(help));
+            match kind {
+                Kind::Counter => self.recorder.describe_counter(name, *unit, help),
+                Kind::Gauge => self.recorder.describe_gauge(name, *unit, help),
+                Kind::Histogram => self.recorder.describe_histogram(name, *unit, help),
+            }
+        }
+    }
+
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        self.recorder.register_counter(&key(name, labels), &METADATA)
+    }
+
+    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    fn histogram(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Histogram {
+        self.recorder.register_histogram(&key(name, labels), &METADATA)
+    }
+
+    /// The page that Prometheus reads.
+    pub fn render(&self) -> String {
+        let usage = process::usage();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "CPU time is positive; the counter takes whole seconds"
+        )]
+        self.counter("process_cpu_seconds_total", &[]).absolute(usage.cpu_seconds as u64);
+        self.gauge("process_resident_memory_bytes", &[]).set(usage.resident_bytes);
+        self.gauge("process_open_fds", &[]).set(usage.open_fds);
+        self.gauge("process_max_fds", &[]).set(usage.max_fds);
+        self.handle.render()
+    }
+
+    /// Folds recorded samples together; to be called every few seconds, so that histograms stay
+    /// small when nobody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+
+    /// The metrics of a source, all labels at zero. `more_activities` are the table's literals.
+    pub fn source<'a>(
+        &self,
+        source: &str,
+        secrets: impl Iterator<Item = &'a str>,
+        more_activities: impl Iterator<Item = &'a str>,
+    ) -> SourceMetrics {
+        let mut secrets: Vec<Box<str>> = secrets.map(Into::into).collect();
+        secrets.push("none".into());
+        let verification = |secret: &str, result| {
+            let labels = [("source", source), ("secret", secret), ("result", result)];
+            self.counter("relay_signature_verifications_total", &labels)
+        };
+        let ok = secrets.iter().map(|secret| verification(secret, "ok")).collect();
+        let accepted = |activity: &str| {
+            let labels = [("source", source), ("activity", activity)];
+            self.counter("relay_webhooks_accepted_total", &labels)
+        };
+        SourceMetrics {
+            answers: Answer::ALL.map(|answer| self.answer(source, answer)),
+            verified: ok,
+            refused: VerifyError::NAMES
+                .into_iter()
+                .filter(|name| *name != "ok")
+                .map(|name| (name, verification("none", name)))
+                .collect(),
+            accepted: known::activities()
+                .map(Box::<str>::from)
+                .chain(more_activities.map(Box::from))
+                .map(|name| {
+                    let counter = accepted(&name);
+                    (name, counter)
+                })
+                .collect(),
+            accepted_none: accepted("none"),
+            accepted_other: accepted("other"),
+            unrouted: self.counter("relay_unrouted_total", &[("source", source)]),
+            last: self.gauge("relay_last_webhook_timestamp_seconds", &[("source", source)]),
+            silence: self.gauge("relay_silence_after_seconds", &[("source", source)]),
+            window: self.gauge("relay_duplicates_window_seconds", &[("source", source)]),
+        }
+    }
+
+    fn answer(&self, source: &str, answer: Answer) -> (Counter, Histogram) {
+        let labels = [("source", source), ("answer", answer.name())];
+        (
+            self.counter("relay_webhooks_received_total", &labels),
+            self.histogram("relay_webhook_duration_seconds", &labels),
+        )
+    }
+
+    /// The answers to requests that reach no source: label `none`.
+    pub fn no_source(&self) -> AnswerMetrics {
+        AnswerMetrics { answers: Answer::ALL.map(|answer| self.answer("none", answer)) }
+    }
+
+    /// The metrics of a target, all labels at zero.
+    pub fn target(&self, target: &str) -> TargetMetrics {
+        let own = [("target", target)];
+        TargetMetrics {
+            attempts: Outcome::ALL.map(|outcome| {
+                let labels = [("target", target), ("outcome", outcome.name())];
+                (outcome, self.counter("relay_attempts_total", &labels))
+            }),
+            attempt_duration: self.histogram("relay_attempt_duration_seconds", &own),
+            latency: self.histogram("relay_delivery_latency_seconds", &own),
+            settled: Settlement::NAMES.map(|name| {
+                let labels = [("target", target), ("settlement", name)];
+                (name, self.counter("relay_deliveries_settled_total", &labels))
+            }),
+            in_flight: self.gauge("relay_attempts_in_flight", &own),
+        }
+    }
+
+    /// Sets what a lane holds.
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    pub fn lane(&self, target: &str, pending: u64, oldest: Duration, dead: &[(Cause, u64)]) {
+        let own = [("target", target)];
+        self.gauge("relay_deliveries_pending", &own).set(pending as f64);
+        self.gauge("relay_oldest_pending_age_seconds", &own).set(oldest.as_secs_f64());
+        for cause in Cause::ALL {
+            let count = dead.iter().find(|(known, _)| *known == cause).map_or(0, |(_, n)| *n);
+            let labels = [("target", target), ("cause", cause.name())];
+            self.gauge("relay_dead_letters", &labels).set(count as f64);
+        }
+    }
+
+    /// Sets how large the store is.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub fn store(&self, bytes: u64, available_bytes: u64, damaged_records: u64) {
+        self.gauge("relay_store_bytes", &[]).set(bytes as f64);
+        self.gauge("relay_store_available_bytes", &[]).set(available_bytes as f64);
+        self.counter("relay_store_damaged_records_total", &[]).absolute(damaged_records);
+    }
+
+    /// The metrics of commits.
+    pub fn commits(&self) -> CommitMetrics {
+        CommitMetrics {
+            duration: self.histogram("relay_commit_duration_seconds", &[]),
+            batch: self.histogram("relay_commit_batch_webhooks", &[]),
+        }
+    }
+
+    /// The metrics of connections.
+    pub fn connections(&self) -> ConnectionMetrics {
+        ConnectionMetrics {
+            open: self.gauge("relay_connections", &[]),
+            handshakes: ["ok", "failed", "timeout"].map(|result| {
+                (result, self.counter("relay_tls_handshakes_total", &[("result", result)]))
+            }),
+        }
+    }
+
+    /// Says which table is in force and since when.
+    pub fn table(&self, sha256: &str, previous: Option<&str>, loaded_at: Timestamp) {
+        if let Some(previous) = previous.filter(|previous| *previous != sha256) {
+            self.gauge("relay_routes_info", &[("sha256", previous)]).set(0.0);
+        }
+        self.gauge("relay_routes_info", &[("sha256", sha256)]).set(1.0);
+        self.gauge("relay_routes_last_reload_successful", &[]).set(1.0);
+        self.gauge("relay_routes_last_reload_success_timestamp_seconds", &[])
+            .set(loaded_at.as_secs_f64());
+    }
+
+    /// Says when a certificate ends.
+    pub fn certificate(&self, name: &str, not_after: Timestamp) {
+        self.gauge("relay_certificate_expiry_timestamp_seconds", &[("certificate", name)])
+            .set(not_after.as_secs_f64());
+    }
+
+    /// Says which version this is and when it started.
+    pub fn started(&self, version: &str, at: Timestamp) {
+        self.gauge("relay_build_info", &[("version", version)]).set(1.0);
+        self.gauge("process_start_time_seconds", &[]).set(at.as_secs_f64());
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let label = |(name, value): &(&'static str, &str)| Label::new(*name, (*value).to_owned());
+    Key::from_parts(name, labels.iter().map(label).collect::<Vec<_>>())
+}
+
+/// The metrics of one source.
+pub struct SourceMetrics {
+    answers: [(Counter, Histogram); Answer::ALL.len()],
+    verified: Vec<Counter>,
+    refused: Vec<(&'static str, Counter)>,
+    accepted: HashMap<Box<str>, Counter>,
+    accepted_none: Counter,
+    accepted_other: Counter,
+    unrouted: Counter,
+    last: Gauge,
+    silence: Gauge,
+    window: Gauge,
+}
+
+impl SourceMetrics {
+    /// A request was answered.
+    pub fn answered(&self, answer: Answer, duration: Duration) {
+        record_answer(&self.answers, answer, duration);
+    }
+
+    /// The secret at `index` of the source matched.
+    pub fn verified(&self, index: usize) {
+        if let Some(counter) = self.verified.get(index) {
+            counter.increment(1);
+        }
+    }
+
+    /// No secret matched.
+    pub fn refused(&self, error: VerifyError) {
+        for (_, counter) in self.refused.iter().filter(|(name, _)| *name == error.name()) {
+            counter.increment(1);
+        }
+    }
+
+    /// A webhook is durable.
+    pub fn accepted(&self, activity: Option<&str>, at: Timestamp) {
+        let counter = match activity {
+            None => &self.accepted_none,
+            Some(name) => self.accepted.get(name).unwrap_or(&self.accepted_other),
+        };
+        counter.increment(1);
+        self.last.set(at.as_secs_f64());
+    }
+
+    /// When the last one was accepted, as found in the store at the start.
+    pub fn restore_last(&self, at: Timestamp) {
+        self.last.set(at.as_secs_f64());
+    }
+
+    /// No route wanted it.
+    pub fn unrouted(&self) {
+        self.unrouted.increment(1);
+    }
+
+    /// The source's settings that alerts compare with.
+    pub fn settings(&self, silence_after: Duration, duplicates_window: Duration) {
+        self.silence.set(silence_after.as_secs_f64());
+        self.window.set(duplicates_window.as_secs_f64());
+    }
+}
+
+/// The answers to requests that reach no source.
+pub struct AnswerMetrics {
+    answers: [(Counter, Histogram); Answer::ALL.len()],
+}
+
+impl AnswerMetrics {
+    /// A request was answered.
+    pub fn answered(&self, answer: Answer, duration: Duration) {
+        record_answer(&self.answers, answer, duration);
+    }
+}
+
+fn record_answer(
+    answers: &[(Counter, Histogram); Answer::ALL.len()],
+    answer: Answer,
+    duration: Duration,
+) {
+    let position = Answer::ALL.iter().position(|known| *known == answer);
+    if let Some((counter, histogram)) = position.and_then(|position| answers.get(position)) {
+        counter.increment(1);
+        histogram.record(duration.as_secs_f64());
+    }
+}
+
+/// The metrics of one target.
+pub struct TargetMetrics {
+    attempts: [(Outcome, Counter); Outcome::ALL.len()],
+    attempt_duration: Histogram,
+    latency: Histogram,
+    settled: [(&'static str, Counter); Settlement::NAMES.len()],
+    in_flight: Gauge,
+}
+
+impl TargetMetrics {
+    /// An attempt began.
+    pub fn attempt_began(&self) {
+        self.in_flight.increment(1.0);
+    }
+
+    /// An attempt that began is over, whatever it came to.
+    pub fn attempt_over(&self) {
+        self.in_flight.decrement(1.0);
+    }
+
+    /// An attempt ended like this.
+    pub fn attempted(&self, outcome: Outcome, duration: Duration) {
+        for (_, counter) in self.attempts.iter().filter(|(known, _)| *known == outcome) {
+            counter.increment(1);
+        }
+        self.attempt_duration.record(duration.as_secs_f64());
+    }
+
+    /// A delivery was settled; `since_acceptance` is asked for what was delivered.
+    pub fn settled(&self, settlement: Settlement, since_acceptance: Duration) {
+        for (_, counter) in self.settled.iter().filter(|(name, _)| *name == settlement.name()) {
+            counter.increment(1);
+        }
+        if settlement == Settlement::Delivered {
+            self.latency.record(since_acceptance.as_secs_f64());
+        }
+    }
+}
+
+/// The metrics of commits.
+pub struct CommitMetrics {
+    duration: Histogram,
+    batch: Histogram,
+}
+
+impl CommitMetrics {
+    /// A batch was written and synced.
+    pub fn committed(&self, webhooks: u32, duration: Duration) {
+        self.batch.record(f64::from(webhooks));
+        self.duration.record(duration.as_secs_f64());
+    }
+}
+
+/// The metrics of connections.
+pub struct ConnectionMetrics {
+    open: Gauge,
+    handshakes: [(&'static str, Counter); 3],
+}
+
+impl ConnectionMetrics {
+    /// A connection was opened.
+    pub fn opened(&self) {
+        self.open.increment(1.0);
+    }
+
+    /// A connection was closed.
+    pub fn closed(&self) {
+        self.open.decrement(1.0);
+    }
+
+    /// A handshake ended: `ok`, `failed` or `timeout`.
+    pub fn handshake(&self, result: &'static str) {
+        for (_, counter) in self.handshakes.iter().filter(|(name, _)| *name == result) {
+            counter.increment(1);
+        }
+    }
+}
+
+macro_rules! opaque_debug {
+    ($($name:ident)*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        }
+    )*};
+}
+
+opaque_debug!(SourceMetrics AnswerMetrics TargetMetrics CommitMetrics ConnectionMetrics);
+
+/// Metrics shared by the parts of a relay.
+pub type SharedMetrics = Arc<Metrics>;

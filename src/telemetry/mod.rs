@@ -1,0 +1,5 @@
+//! The names of metrics and log fields: an API that dashboards hold on to.
+
+pub mod logging;
+pub mod metrics;
+pub mod process;
