@@ -1,1 +1,3 @@
 //! A durable webhook relay for Aryeo.
+
+pub mod net;
