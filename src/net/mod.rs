@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 
 pub mod body;
 pub mod client;
+mod connection;
 pub mod listener;
 pub mod resolve;
 pub mod stream;
@@ -43,8 +44,6 @@ fn describe(error: &(dyn Error + 'static)) -> String {
 }
 
 /// The error itself, then each of its sources.
-fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
 }

@@ -112,10 +112,13 @@ impl Resolver {
             return Ok(vec![with_port(address)]);
         }
         if is_localhost(host) {
-            return Ok(vec![with_port(Ipv4Addr::LOCALHOST.into()), with_port(Ipv6Addr::LOCALHOST.into())]);
+            return Ok(vec![
+                with_port(Ipv4Addr::LOCALHOST.into()),
+                with_port(Ipv6Addr::LOCALHOST.into()),
+            ]);
         }
-        let name = Name::from_ascii(host)
-            .map_err(|_| ResolveError::BadName { host: host.to_owned() })?;
+        let name =
+            Name::from_ascii(host).map_err(|_| ResolveError::BadName { host: host.to_owned() })?;
         let sources = self.shared.sources();
         let known = by_hosts(&sources.hosts, &name);
         if !known.is_empty() {

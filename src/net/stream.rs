@@ -144,7 +144,8 @@ mod tests {
             let mut random = fastrand::Rng::with_seed(seed);
             let length = random.usize(0..300_000);
             let bytes: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
-            let inner = Chunked { bytes: bytes.clone(), at: 0, random: random.fork(), pause: false };
+            let inner =
+                Chunked { bytes: bytes.clone(), at: 0, random: random.fork(), pause: false };
             let mut stream = ReadAhead::new(inner);
             let mut got = Vec::new();
             let mut piece = vec![0; 70_000];
