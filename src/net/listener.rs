@@ -502,6 +502,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_breaks_off_is_told_from_one_that_is_wrong() {
+        let harness = start(None, limits());
+        for (body, expected) in [
+            ("content-length: 9\r\n\r\nhalf", "Disconnected"),
+            ("transfer-encoding: chunked\r\n\r\n5\r\nha", "Disconnected"),
+            ("transfer-encoding: chunked\r\n\r\nrubbish\r\n", "Malformed"),
+        ] {
+            let mut stream = harness.connect().await;
+            let head = "POST / HTTP/1.1\r\nhost: a\r\n";
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let got = to_end(&mut stream).await;
+            assert!(got.contains(expected), "{body:?}: {got:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_connections_idle_out_and_drain_too() {
+        let authority = Authority::new();
+        let config = authority.issue(&["127.0.0.1"]).server_config();
+        let idle_timeout = Duration::from_millis(200);
+        let quick = ListenerLimits { idle_timeout, ..limits() };
+        for (limits, drain) in [(quick, false), (limits(), true)] {
+            let mut harness = start(Some(Arc::clone(&config)), limits);
+            let client = client(Some(authority.client_config()));
+            let url = format!("https://{}/", harness.addr);
+            let answer = client.send(post(&url, "four"), deadline()).await.unwrap();
+            assert!(answer.excerpt.starts_with(b"HTTP/2.0"));
+            if drain {
+                harness.drain.cancel();
+            }
+            harness.event(Event::Closed).await;
+            harness.stop.cancel();
+            harness.drain.cancel();
+            harness.ended().await;
+        }
+    }
+
+    #[tokio::test]
     async fn it_ends_in_two_steps() {
         let mut harness = start(None, limits());
         let mut idle = harness.connect().await;

@@ -495,4 +495,30 @@ mod tests {
         assert!(matches!(server_name("10.0.0.1").unwrap(), ServerName::IpAddress(_)));
         assert!(matches!(server_name("a b").unwrap_err(), TlsError::BadServerName { .. }));
     }
+
+    #[tokio::test]
+    async fn a_second_handshake_is_resumed() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let authority = Authority::new();
+        let server = authority.issue(&["relay"]).server_config();
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let client = authority.client_with(version, &[b"h2"]);
+            let mut kinds = Vec::new();
+            for _ in 0..2 {
+                let (far, near) = tokio::io::duplex(64 * 1024);
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(&client));
+                let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&server));
+                let (client, server) = tokio::join!(
+                    connector.connect(server_name("relay").unwrap(), far),
+                    acceptor.accept(near)
+                );
+                let (mut client, mut server) = (client.unwrap(), server.unwrap());
+                server.write_all(b"x").await.unwrap();
+                server.flush().await.unwrap();
+                client.read_u8().await.unwrap();
+                kinds.push(server.get_ref().1.handshake_kind());
+            }
+            assert_eq!(kinds[1], Some(rustls::HandshakeKind::Resumed), "{version:?}");
+        }
+    }
 }
