@@ -1,0 +1,364 @@
+//! Requests to one target: pooled connections, one deadline, and failures told apart by type.
+
+use std::error::Error;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::Scheme;
+use http::{Extensions, HeaderMap, Request, StatusCode, Uri};
+use http_body_util::Full;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::task::TaskTracker;
+
+use super::resolve::{self, CONNECT_SLICE, ResolveError, Resolver};
+use super::stream::ReadAhead;
+use super::{TrackedExecutor, body, causes, describe, tls};
+
+/// How much of an answer is kept, for the operator to read.
+pub const EXCERPT_MAX: usize = 1024;
+
+/// How long an answer may be. Nobody needs it: it is read so that the connection can be kept.
+pub const ANSWER_MAX: usize = 1024 * 1024;
+
+/// Shorter than the minute after which many servers and balancers close an idle connection.
+const POOL_IDLE: Duration = Duration::from_secs(50);
+
+/// Header and read buffer of an HTTP/1.1 answer.
+const HTTP1_BUFFER_MAX: usize = 64 * 1024;
+
+const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// A connection that a firewall forgot is noticed by a ping, idle or not.
+const HTTP2_PING_EVERY: Duration = Duration::from_secs(15);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a target is reached.
+#[derive(Clone, Debug)]
+pub struct ClientSettings {
+    /// Needed for https, from [`tls::client_config`].
+    pub tls: Option<Arc<ClientConfig>>,
+    /// The name in the certificate and in SNI where it isn't the URL's host, from
+    /// [`tls::server_name`].
+    pub server_name: Option<ServerName<'static>>,
+    /// How many idle connections are kept: the target's concurrency.
+    pub idle_max: usize,
+    /// Bounds resolving, connecting and the TLS handshake of a connection that no request waits
+    /// for any more. The target's time-out is a good value.
+    pub connect_timeout: Duration,
+    /// Shared by all targets.
+    pub resolver: Resolver,
+}
+
+/// What a target answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Any status: redirects are not followed.
+    pub status: StatusCode,
+    /// The headers as they came.
+    pub headers: HeaderMap,
+    /// The first [`EXCERPT_MAX`] bytes of the body, not decompressed.
+    pub excerpt: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum SendFailure {
+    /// The target's name doesn't resolve, or it doesn't accept connections.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing complete before the deadline.
+    #[error("no complete answer in time")]
+    Timeout,
+    /// No agreement on TLS: its certificate, ours, or the protocol.
+    #[error("{0}")]
+    Tls(String),
+    /// The connection broke, or what came over it is not HTTP.
+    #[error("{0}")]
+    Reset(String),
+    /// The answer is longer than [`ANSWER_MAX`], or its headers are too large.
+    #[error("the answer is too large")]
+    AnswerTooLarge,
+}
+
+/// Sends requests to one target. Dropping it closes its idle connections.
+#[derive(Debug)]
+pub struct Client {
+    inner: legacy::Client<Connector, Full<Bytes>>,
+}
+
+impl Client {
+    /// Connects to nothing yet.
+    pub fn new(settings: ClientSettings) -> Self {
+        // Never waited for: connections end with the pool, which ends with the client.
+        let inner = legacy::Client::builder(TrackedExecutor(TaskTracker::new()))
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .pool_max_idle_per_host(settings.idle_max)
+            // Sent again only if nothing was written to a connection that was in use before.
+            .retry_canceled_requests(true)
+            .http1_max_buf_size(HTTP1_BUFFER_MAX)
+            .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            .http2_keep_alive_interval(HTTP2_PING_EVERY)
+            .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
+            .http2_keep_alive_while_idle(true)
+            .build(Connector(Arc::new(settings)));
+        Self { inner }
+    }
+
+    /// Sends one request, whose URI is absolute, and reads the answer; all of it until `deadline`.
+    ///
+    /// At the deadline the connection is given up, unless it is shared with others by HTTP/2.
+    pub async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<Answer, SendFailure> {
+        timeout_at(deadline, self.exchange(request)).await.unwrap_or(Err(SendFailure::Timeout))
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, SendFailure> {
+        let response = self.inner.request(request).await.map_err(|error| {
+            let mut extensions = Extensions::new();
+            if let Some(connected) = error.connect_info() {
+                connected.get_extras(&mut extensions);
+            }
+            classify(&error, extensions.get())
+        })?;
+        let (parts, mut body) = response.into_parts();
+        let read = body::read_capped(&mut body, EXCERPT_MAX, ANSWER_MAX)
+            .await
+            .map_err(|error| classify(&error, parts.extensions.get()))?;
+        if read.overflow {
+            return Err(SendFailure::AnswerTooLarge);
+        }
+        Ok(Answer { status: parts.status, headers: parts.headers, excerpt: read.excerpt })
+    }
+}
+
+/// The first thing that went wrong with TLS on a connection.
+///
+/// In TLS 1.3 a target refuses our certificate after the handshake. HTTP/2 keeps only the text of
+/// such an error, so it is taken down where it happens.
+#[derive(Clone, Debug, Default)]
+struct TlsFault(Arc<OnceLock<String>>);
+
+impl TlsFault {
+    fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &polled
+            && let Some(error) = tls_error(error)
+        {
+            self.0.get_or_init(|| error.to_string());
+        }
+        polled
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn classify(error: &(dyn Error + 'static), fault: Option<&TlsFault>) -> SendFailure {
+    if let Some(error) = causes(error).find_map(|cause| cause.downcast_ref::<ConnectError>()) {
+        return error.failure();
+    }
+    if let Some(text) = fault.and_then(|fault| fault.0.get()) {
+        return SendFailure::Tls(text.clone());
+    }
+    for cause in causes(error) {
+        if let Some(error) = cause.downcast_ref::<hyper::Error>() {
+            if error.is_parse_too_large() {
+                return SendFailure::AnswerTooLarge;
+            }
+            if error.is_timeout() {
+                return SendFailure::Timeout;
+            }
+        }
+        if let Some(error) = cause.downcast_ref::<io::Error>().and_then(tls_error) {
+            return SendFailure::Tls(error.to_string());
+        }
+    }
+    SendFailure::Reset(describe(error))
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+enum ConnectError {
+    #[error("the URL has no host")]
+    NoHost,
+    #[error("https without TLS settings")]
+    NoTls,
+    #[error(transparent)]
+    Name(#[from] tls::TlsError),
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error("can't connect to {host}:{port}")]
+    Connect { host: String, port: u16, source: io::Error },
+    #[error("TLS handshake failed")]
+    Handshake(#[source] io::Error),
+    #[error("not connected in time")]
+    Timeout,
+}
+
+impl ConnectError {
+    fn failure(&self) -> SendFailure {
+        match self {
+            Self::Timeout => SendFailure::Timeout,
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                SendFailure::Timeout
+            }
+            Self::NoHost | Self::Resolve(_) | Self::Connect { .. } => {
+                SendFailure::Refused(describe(self))
+            }
+            Self::NoTls | Self::Name(_) => SendFailure::Tls(describe(self)),
+            // A peer that hangs up in the handshake is not a disagreement about TLS.
+            Self::Handshake(error) => match tls_error(error) {
+                Some(error) => SendFailure::Tls(error.to_string()),
+                None => SendFailure::Reset(describe(self)),
+            },
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Connector(Arc<ClientSettings>);
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = Wire;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Wire, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let settings = Arc::clone(&self.0);
+        Box::pin(async move {
+            timeout(settings.connect_timeout, connect(&settings, &uri))
+                .await
+                .unwrap_or(Err(ConnectError::Timeout))
+        })
+    }
+}
+
+async fn connect(settings: &ClientSettings, uri: &Uri) -> Result<Wire, ConnectError> {
+    let secure = uri.scheme() == Some(&Scheme::HTTPS);
+    let host = uri.host().ok_or(ConnectError::NoHost)?;
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let addresses = settings.resolver.resolve(host, port).await?;
+    let stream = resolve::connect(&addresses, CONNECT_SLICE)
+        .await
+        .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+        .map_err(|source| ConnectError::Connect { host: host.to_owned(), port, source })?;
+    if !secure {
+        return Ok(Wire::Plain(TokioIo::new(stream)));
+    }
+    let config = settings.tls.clone().ok_or(ConnectError::NoTls)?;
+    let name = match &settings.server_name {
+        Some(name) => name.clone(),
+        None => tls::server_name(host)?,
+    };
+    let stream = TlsConnector::from(config)
+        .connect(name, ReadAhead::new(stream))
+        .await
+        .map_err(ConnectError::Handshake)?;
+    Ok(Wire::Tls { stream: Box::new(TokioIo::new(stream)), fault: TlsFault::default() })
+}
+
+/// A connection to a target.
+#[derive(Debug)]
+enum Wire {
+    Plain(TokioIo<TcpStream>),
+    Tls { stream: Box<TokioIo<TlsStream<ReadAhead<TcpStream>>>>, fault: TlsFault },
+}
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        match self {
+            Self::Plain(_) => Connected::new(),
+            Self::Tls { stream, fault } => {
+                let connected = Connected::new().extra(fault.clone());
+                match stream.inner().get_ref().1.alpn_protocol() {
+                    Some(b"h2") => connected.negotiated_h2(),
+                    _ => connected,
+                }
+            }
+        }
+    }
+}
+
+impl Read for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls { stream, fault } => fault.note(Pin::new(stream).poll_read(context, buffer)),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls { stream, fault } => fault.note(Pin::new(stream).poll_write(context, bytes)),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls { stream, fault } => fault.note(Pin::new(stream).poll_flush(context)),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls { stream, .. } => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls { stream, .. } => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Self::Tls { stream, fault } => {
+                fault.note(Pin::new(stream).poll_write_vectored(context, slices))
+            }
+        }
+    }
+}

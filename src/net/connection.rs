@@ -1,0 +1,396 @@
+//! One connection from a sender: TLS, then HTTP/1.1 or HTTP/2, under time limits.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::TrackedExecutor;
+use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo};
+use super::stream::ReadAhead;
+
+/// The head of a request, and how much of a body is buffered ahead of its reader.
+const HTTP1_BUFFER_MAX: usize = 64 * 1024;
+
+const HTTP2_STREAMS_MAX: u32 = 128;
+const HTTP2_HEADERS_MAX: u32 = 64 * 1024;
+const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
+const HTTP2_PING_EVERY: Duration = Duration::from_secs(30);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection that was told to end may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// HTTP by what the peers agreed on.
+pub(super) struct Protocols {
+    http1: auto::Builder<TrackedExecutor>,
+    http2: auto::Builder<TrackedExecutor>,
+    /// Told apart by the first bytes: without TLS, or without ALPN.
+    either: auto::Builder<TrackedExecutor>,
+}
+
+impl Protocols {
+    pub(super) fn new(tracker: &TaskTracker) -> Self {
+        let mut either = auto::Builder::new(TrackedExecutor(tracker.clone()));
+        either
+            .http1()
+            .timer(TokioTimer::new())
+            // The connection's own watch does it, without an allocation for each request.
+            .header_read_timeout(None)
+            .max_buf_size(HTTP1_BUFFER_MAX)
+            .keep_alive(true)
+            // A sender may close its half after the last byte of a body and wait for the answer.
+            .half_close(true);
+        either
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            .max_header_list_size(HTTP2_HEADERS_MAX)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            .keep_alive_interval(HTTP2_PING_EVERY)
+            .keep_alive_timeout(HTTP2_PING_TIMEOUT);
+        Self { http1: either.clone().http1_only(), http2: either.clone().http2_only(), either }
+    }
+
+    fn by_alpn(&self, protocol: Option<&[u8]>) -> &auto::Builder<TrackedExecutor> {
+        match protocol {
+            Some(b"h2") => &self.http2,
+            Some(b"http/1.1") => &self.http1,
+            _ => &self.either,
+        }
+    }
+}
+
+/// Counts a connection for as long as it exists.
+pub(super) struct Open<O: ListenerObserver> {
+    observer: Arc<O>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl<O: ListenerObserver> Open<O> {
+    pub(super) fn new(observer: &Arc<O>, slot: OwnedSemaphorePermit) -> Self {
+        observer.connection_opened();
+        Self { observer: Arc::clone(observer), _slot: slot }
+    }
+}
+
+impl<O: ListenerObserver> Drop for Open<O> {
+    fn drop(&mut self) {
+        self.observer.connection_closed();
+    }
+}
+
+/// A connection that was just accepted.
+pub(super) struct ServerConnection<O: ListenerObserver> {
+    pub(super) peer: PeerInfo,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    pub(super) limits: ListenerLimits,
+    pub(super) protocols: Arc<Protocols>,
+    pub(super) drain: CancellationToken,
+    pub(super) open: Open<O>,
+}
+
+impl<O: ListenerObserver> ServerConnection<O> {
+    /// Serves it to its end.
+    pub(super) async fn run<S, F, B>(self, stream: TcpStream, service: S)
+    where
+        S: Fn(Request<Incoming>, PeerInfo) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if stream.set_nodelay(true).is_err() {
+            return; // The peer is gone already.
+        }
+        let Some(config) = self.tls.clone() else {
+            return self.http(stream, &self.protocols.either, service).await;
+        };
+        let Some(stream) = self.handshake(stream, config).await else { return };
+        let protocol = self.protocols.by_alpn(stream.get_ref().1.alpn_protocol());
+        self.http(Box::new(stream), protocol, service).await;
+    }
+
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        config: Arc<ServerConfig>,
+    ) -> Option<TlsStream<ReadAhead<TcpStream>>> {
+        let accept = TlsAcceptor::from(config).accept(ReadAhead::new(stream));
+        let ended = tokio::select! {
+            biased;
+            ended = timeout(self.limits.handshake_timeout, accept) => ended,
+            () = self.drain.cancelled() => return None,
+        };
+        let (result, stream) = match ended {
+            Ok(Ok(stream)) => (HandshakeResult::Ok, Some(stream)),
+            Ok(Err(error)) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
+                (HandshakeResult::Failed, None)
+            }
+            Ok(Err(_)) => (HandshakeResult::Closed, None),
+            Err(_) => (HandshakeResult::Timeout, None),
+        };
+        self.open.observer.handshake(result);
+        stream
+    }
+
+    async fn http<I, S, F, B>(
+        &self,
+        stream: I,
+        protocol: &auto::Builder<TrackedExecutor>,
+        service: S,
+    ) where
+        I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        S: Fn(Request<Incoming>, PeerInfo) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let phase = Arc::new(Phase::default());
+        let (peer, counted) = (self.peer, Arc::clone(&phase));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let active = Active::begin(&counted, request.version());
+            let answer = service(request, peer);
+            async move {
+                let answer = answer.await;
+                Ok::<_, Infallible>(answer.map(|body| Tracked { body, _active: active }))
+            }
+        });
+        let io = Watched { io: TokioIo::new(stream), phase: Arc::clone(&phase) };
+        let connection = protocol.serve_connection(io, service);
+        let mut connection = pin!(connection);
+        let mut drain = pin!(self.drain.cancelled());
+        let mut watch = pin!(Watch::new(&phase, &self.limits));
+        let mut draining = false;
+        // How it ended is nobody's concern: each request that was complete has been answered.
+        poll_fn(|context| {
+            loop {
+                if connection.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(());
+                }
+                if !draining && drain.as_mut().poll(context).is_ready() {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                match watch.as_mut().poll(context) {
+                    Verdict::GoOn => return Poll::Pending,
+                    Verdict::SayGoodbye => connection.as_mut().graceful_shutdown(),
+                    Verdict::Drop => return Poll::Ready(()),
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// What a connection is doing, as far as its time limits are concerned.
+#[derive(Debug, Default)]
+struct Phase {
+    /// Requests begun and not yet answered.
+    active: AtomicU32,
+    /// Goes up with every change.
+    changes: AtomicU32,
+    /// A request has begun once.
+    used: AtomicBool,
+    /// Bytes came on an HTTP/1.1 connection that had no request to answer.
+    in_head: AtomicBool,
+    /// Bytes between requests are frames, not heads.
+    http2: AtomicBool,
+}
+
+impl Phase {
+    fn bytes_came(&self) {
+        if self.active.load(Ordering::Relaxed) == 0
+            && !self.http2.load(Ordering::Relaxed)
+            && !self.in_head.swap(true, Ordering::Relaxed)
+        {
+            self.changed();
+        }
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn patience(&self, limits: &ListenerLimits) -> Duration {
+        let waits_for_head = !self.used.load(Ordering::Relaxed)
+            || (self.in_head.load(Ordering::Relaxed) && self.active.load(Ordering::Relaxed) == 0);
+        if waits_for_head { limits.header_timeout } else { limits.idle_timeout }
+    }
+}
+
+/// A request, from its head to the last byte of its answer.
+struct Active(Arc<Phase>);
+
+impl Active {
+    fn begin(phase: &Arc<Phase>, version: Version) -> Self {
+        phase.active.fetch_add(1, Ordering::Relaxed);
+        phase.used.store(true, Ordering::Relaxed);
+        phase.in_head.store(false, Ordering::Relaxed);
+        phase.http2.store(version == Version::HTTP_2, Ordering::Relaxed);
+        phase.changed();
+        Self(Arc::clone(phase))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.0.changed();
+    }
+}
+
+#[derive(Debug, Eq, PartialEq)]
+enum Verdict {
+    GoOn,
+    SayGoodbye,
+    Drop,
+}
+
+/// The time limits of one connection, on one timer that is hardly ever set anew.
+struct Watch<'a> {
+    phase: &'a Phase,
+    limits: &'a ListenerLimits,
+    alarm: Pin<Box<Sleep>>,
+    seen: u32,
+    deadline: Instant,
+    said_goodbye: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(phase: &'a Phase, limits: &'a ListenerLimits) -> Self {
+        let deadline = Instant::now() + limits.header_timeout;
+        let alarm = Box::pin(sleep_until(deadline));
+        Self { phase, limits, alarm, seen: 0, deadline, said_goodbye: false }
+    }
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Verdict {
+        let changes = self.phase.changes.load(Ordering::Relaxed);
+        if changes != self.seen {
+            self.seen = changes;
+            // The first head's time runs from the start, not from its first byte.
+            if self.phase.used.load(Ordering::Relaxed) {
+                self.deadline = Instant::now() + self.phase.patience(self.limits);
+            }
+            let deadline = self.deadline;
+            if deadline < self.alarm.deadline() {
+                self.alarm.as_mut().reset(deadline);
+            }
+        }
+        while self.alarm.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            let deadline = self.deadline;
+            if now < deadline {
+                self.alarm.as_mut().reset(deadline);
+            } else if self.said_goodbye {
+                return Verdict::Drop;
+            } else {
+                self.said_goodbye = true;
+                self.deadline = now + GOODBYE;
+                let deadline = self.deadline;
+                self.alarm.as_mut().reset(deadline);
+                return Verdict::SayGoodbye;
+            }
+        }
+        Verdict::GoOn
+    }
+}
+
+/// Notes the first bytes of a request.
+struct Watched<I> {
+    io: I,
+    phase: Arc<Phase>,
+}
+
+impl<I: Read + Unpin> Read for Watched<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.io).poll_read(context, buffer);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.phase.bytes_came();
+        }
+        polled
+    }
+}
+
+impl<I: Write + Unpin> Write for Watched<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+}
+
+/// An answer's body, which keeps its request active.
+struct Tracked<B> {
+    body: B,
+    _active: Active,
+}
+
+impl<B: Body + Unpin> Body for Tracked<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,1 @@
+//! Certificates and peers for the tests of this module.
