@@ -30,6 +30,8 @@ pub mod client;
 mod lane;
 mod memory;
 mod pace;
+#[cfg(test)]
+mod sockets;
 mod sweep;
 #[cfg(test)]
 mod testing;

@@ -229,7 +229,7 @@ pub(super) struct Sent {
 
 type Script = dyn Fn(&Sent) -> Reply + Send + Sync;
 
-/// The network that all tests share: it answers by a script and writes down what was sent.
+/// A network that answers by a script and writes down what was sent.
 #[derive(Clone)]
 pub(super) struct FakeNetwork {
     script: Arc<Script>,
@@ -243,6 +243,18 @@ pub(super) struct FakeClient {
     network: FakeNetwork,
     target: Arc<str>,
     number: usize,
+}
+
+impl FakeNetwork {
+    pub(super) fn new(script: impl Fn(&Sent) -> Reply + Send + Sync + 'static) -> Self {
+        Self {
+            script: Arc::new(script),
+            start: Instant::now(),
+            sent: Arc::default(),
+            clients: Arc::default(),
+            in_flight: Arc::default(),
+        }
+    }
 }
 
 impl Network for FakeNetwork {
@@ -315,19 +327,22 @@ impl World {
         targets: Vec<Target>,
         script: impl Fn(&Sent) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        let network = FakeNetwork::new(script);
+        Self::over(targets, network.clone(), network)
+    }
+
+    /// Runs a dispatcher over another network.
+    pub(super) fn over<N: Network>(
+        targets: Vec<Target>,
+        delivers_by: N,
+        seen_by: FakeNetwork,
+    ) -> Self {
         let clock = Arc::new(FakeClock(Instant::now()));
         let inner =
             Inner { clock: Arc::clone(&clock), held: Mutex::default(), more: Notify::new() };
         let store = Arc::new(FakeStore(Arc::new(inner)));
         let (table, receiver) = watch::channel(table(targets));
         let metrics = SharedMetrics::default();
-        let network = FakeNetwork {
-            script: Arc::new(script),
-            start: Instant::now(),
-            sent: Arc::default(),
-            clients: Arc::default(),
-            in_flight: Arc::default(),
-        };
         let parts = Parts {
             store: Arc::clone(&store),
             table: receiver,
@@ -338,8 +353,8 @@ impl World {
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(Dispatcher::new(parts, network.clone()).run(stop.clone()));
-        Self { store, table, network, metrics, stop, tasks, ids: WebhookIds::default() }
+        tasks.spawn(Dispatcher::new(parts, delivers_by).run(stop.clone()));
+        Self { store, table, network: seen_by, metrics, stop, tasks, ids: WebhookIds::default() }
     }
 
     /// Puts another table in force.
