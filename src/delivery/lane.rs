@@ -16,21 +16,22 @@ use super::attempt::{self, Hold, Tools};
 use super::client::{Connecting, Made, Network};
 use super::memory::Window;
 use super::pace::Pace;
+use crate::domain::route::RoutingTable;
 use crate::domain::target::Target;
 use crate::store::{Lease, Store};
 
 /// How long a lane holds still after something that must not happen, so that it can't spin.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A target as the table has it now; `None` while it is not in it.
-pub(super) type Wanted = watch::Receiver<Option<Arc<Target>>>;
+/// The routing table in force.
+pub(super) type Table = watch::Receiver<Arc<RoutingTable>>;
 
 /// One target's lane.
 pub(super) struct Lane<S, N: Network> {
     name: Arc<str>,
     tools: Arc<Tools<S>>,
     network: Arc<N>,
-    wanted: Wanted,
+    table: Table,
     stop: CancellationToken,
     target: Option<Arc<Target>>,
     made: Option<Made<N::Client>>,
@@ -42,12 +43,12 @@ pub(super) struct Lane<S, N: Network> {
 }
 
 impl<S: Store, N: Network> Lane<S, N> {
-    /// A lane that begins its first attempt not before `held_until`.
+    /// A lane that has done nothing yet.
     pub(super) fn new(
         name: Arc<str>,
         tools: Tools<S>,
         network: Arc<N>,
-        wanted: Wanted,
+        table: Table,
         stop: CancellationToken,
         window: Window,
     ) -> Self {
@@ -55,7 +56,7 @@ impl<S: Store, N: Network> Lane<S, N> {
             name,
             tools: Arc::new(tools),
             network,
-            wanted,
+            table,
             stop,
             target: None,
             made: None,
@@ -93,10 +94,7 @@ impl<S: Store, N: Network> Lane<S, N> {
             // dropped, for only the branch that is taken is ready.
             biased;
             () = self.stop.cancelled() => return ControlFlow::Break(()),
-            changed = self.wanted.changed() => match changed {
-                Ok(()) => self.refresh(),
-                Err(_) => return ControlFlow::Break(()),
-            },
+            () = super::changed(&mut self.table) => self.refresh(),
             Some(ended) = self.attempts.join_next(), if !self.attempts.is_empty() => {
                 self.ended(ended);
                 // Those that ended meanwhile make room for one larger lease.
@@ -122,7 +120,7 @@ impl<S: Store, N: Network> Lane<S, N> {
 
     /// Takes over what the table says now; attempts in flight keep what they began with.
     fn refresh(&mut self) {
-        self.target.clone_from(&self.wanted.borrow_and_update());
+        self.target = self.table.borrow_and_update().targets.get(&self.name).cloned();
         let Some(target) = &self.target else { return };
         self.pace.set(target.rate_limit);
         let from = Connecting::of(target);
@@ -137,7 +135,8 @@ impl<S: Store, N: Network> Lane<S, N> {
     }
 
     fn begin(&mut self, leases: Vec<Lease>) {
-        if self.wanted.has_changed().unwrap_or(false) {
+        // The settings are those in force now, not those when the wait began.
+        if self.table.has_changed().unwrap_or(true) {
             self.refresh();
         }
         if leases.is_empty() {

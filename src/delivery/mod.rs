@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::route::RoutingTable;
-use crate::domain::target::Target;
 use crate::domain::time::Clock;
 use crate::store::Store;
 use crate::telemetry::metrics::SharedMetrics;
@@ -130,65 +129,51 @@ impl<S: Store, N: Network> Dispatcher<S, N> {
     }
 }
 
-/// Tells a lane what the table says of its target.
-type Wanting = watch::Sender<Option<Arc<Target>>>;
-
 /// The lanes that run.
 struct Running<S, N> {
     dispatcher: Dispatcher<S, N>,
     memory: Arc<Memory>,
     stop: CancellationToken,
-    lanes: HashMap<Arc<str>, (Id, Wanting)>,
+    lanes: HashMap<Arc<str>, Id>,
     tasks: JoinSet<()>,
 }
 
 impl<S: Store, N: Network> Running<S, N> {
-    /// Makes the lanes what the table says.
+    /// Starts the lanes that the table asks for. Those it asks for no more end by themselves.
     fn follow(&mut self, table: &RoutingTable) {
-        for (name, (_, wanted)) in &self.lanes {
-            let target = table.targets.get(name);
-            wanted.send_if_modified(|known| {
-                let changed = known.as_ref() != target;
-                if changed {
-                    *known = target.cloned();
-                }
-                changed
-            });
-        }
-        for target in table.targets.values() {
-            if !self.lanes.contains_key(&target.name) {
-                self.start(target, |lane| lane);
+        for name in table.targets.keys() {
+            if !self.lanes.contains_key(name) {
+                self.start(name, |lane| lane);
             }
         }
         self.memory.set_lanes(self.lanes.len());
     }
 
-    fn start(&mut self, target: &Arc<Target>, how: impl FnOnce(Lane<S, N>) -> Lane<S, N>) {
+    fn start(&mut self, name: &Arc<str>, how: impl FnOnce(Lane<S, N>) -> Lane<S, N>) {
         let parts = &self.dispatcher.parts;
-        let name = Arc::clone(&target.name);
-        let (sender, wanted) = watch::channel(Some(Arc::clone(target)));
         let tools = Tools {
             store: Arc::clone(&parts.store),
             clock: Arc::clone(&parts.clock),
             random: parts.random,
-            metrics: parts.metrics.target(&name),
+            metrics: parts.metrics.target(name),
         };
         let network = Arc::clone(&self.dispatcher.network);
+        let table = parts.table.clone();
         let window = Window::new(Arc::clone(&self.memory));
         let stop = self.stop.clone();
-        let lane = how(Lane::new(Arc::clone(&name), tools, network, wanted, stop, window));
+        let lane = how(Lane::new(Arc::clone(name), tools, network, table, stop, window));
         let id = self.tasks.spawn(lane.run()).id();
-        self.lanes.insert(name, (id, sender));
+        self.lanes.insert(Arc::clone(name), id);
     }
 
-    /// A lane has ended: its target is gone. If it is back by now, or the lane broke, it starts
-    /// anew.
+    /// A lane has ended: its target is gone, and if it is back by now, `follow` starts it anew. Or
+    /// it broke, and starts after a pause.
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>, table: &RoutingTable) {
         let id = match &ended {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
-        let Some(name) = self.lanes.iter().find(|(_, lane)| lane.0 == id).map(|(name, _)| name)
+        let Some(name) = self.lanes.iter().find(|(_, known)| **known == id).map(|(name, _)| name)
         else {
             return;
         };
@@ -196,8 +181,8 @@ impl<S: Store, N: Network> Running<S, N> {
         self.lanes.remove(&name);
         if let Err(error) = ended {
             tracing::error!(target_name = &*name, %error, "a lane broke; it starts again");
-            if let Some(target) = table.targets.get(&name) {
-                self.start(target, Lane::paused);
+            if table.targets.contains_key(&name) {
+                self.start(&name, Lane::paused);
             }
         }
     }

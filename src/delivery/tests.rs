@@ -1,8 +1,8 @@
 //! What lanes promise, against a store in memory and a scripted network, in paused time.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -312,4 +312,68 @@ async fn a_table_that_nobody_changes_any_more_stays_in_force() {
     sleep(SECOND).await;
     assert_eq!(world.store.settlements(), [Settlement::Delivered]);
     world.stopped().await;
+}
+
+/// What is logged, in a buffer.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_attempt_is_one_event_with_all_fields_and_nothing_secret() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut crm = target("crm");
+    crm.headers = vec![(HeaderName::from_static("x-a"), HeaderValue::from_static("h1dden"))];
+    let world = World::new(vec![crm], |sent| status([500, 200, 410][sent.attempt as usize - 1]));
+    world.add("crm", Duration::ZERO);
+    sleep(Duration::from_secs(5)).await;
+    world.add("gone", Duration::ZERO);
+    let mut gone = target("crm");
+    gone.retry.give_up_on = vec![500];
+    world.reload(vec![gone]);
+    world.add("crm", Duration::ZERO);
+    sleep(Duration::from_secs(5)).await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let events: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| (event["level"].as_str().unwrap(), event["fields"]["settlement"].as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("WARN", Some("retry")),
+            ("INFO", Some("delivered")),
+            ("WARN", None),
+            ("ERROR", Some("dead_letter")),
+        ]
+    );
+    let fields = &events[0]["fields"];
+    assert_eq!(fields["next_attempt_at"], "2023-11-14T22:13:21.000Z");
+    for (name, value) in
+        [("target_name", "crm"), ("outcome", "status"), ("activity", "ORDER_CREATED")]
+    {
+        assert_eq!(fields[name], value);
+    }
+    for (name, value) in [("attempt", 1), ("status", 500), ("duration_ms", 0)] {
+        assert_eq!(fields[name], value);
+    }
+    assert_eq!(events[2]["fields"]["pending"], 1);
+    for hidden in ["h1dden", "xxxx", "\\\"a\\\"", "{\"a\": 1}"] {
+        assert!(!text.contains(hidden), "{hidden} in {text}");
+    }
 }
