@@ -24,7 +24,9 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::config::compile::Context;
+use crate::config::position::Node;
 use crate::config::problem::Report;
+use crate::config::schema::SchemaError;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::route::RoutingTable;
 
@@ -96,21 +98,31 @@ fn compile_bytes(bytes: &[u8], context: &mut Context<'_>) -> Option<RoutingTable
     let text = decode(bytes, context.report)?;
     let tree = position::parse(text, context.report)?;
     let pruned = shape::check(&tree, context.report)?;
-    let file = if context.report.has_failed() {
-        schema::from_node(&pruned)
-    } else {
-        schema::from_text(text)
-    };
-    let file = match file {
+    let file = match read_twice(text, &pruned, context.report.has_failed()) {
         Ok(file) => file,
         Err(error) => {
-            // The two readers disagree: better refused than half understood.
             context.report.error(error.position, error.message);
             return None;
         }
     };
     let sha256 = Sha256::digest(bytes).into();
     Some(compile::compile(&file, &tree, &pruned, sha256, context))
+}
+
+/// Deserialises the text; where it has problems already, what is left of the tree.
+fn read_twice(text: &str, tree: &Node, failed: bool) -> Result<schema::File, SchemaError> {
+    let of_tree = schema::from_node(tree)?;
+    if failed {
+        return Ok(of_tree);
+    }
+    let of_text = schema::from_text(text)?;
+    if of_text == of_tree {
+        return Ok(of_text);
+    }
+    // What was checked would not be what is used: better refused than half understood.
+    let message =
+        "not every reader of YAML takes this for the same: write it more simply".to_owned();
+    Err(SchemaError { position: Position::START, message })
 }
 
 fn decode<'a>(bytes: &'a [u8], report: &mut Report) -> Option<&'a str> {

@@ -24,6 +24,8 @@ enum Shape {
 struct Record {
     noun: &'static str,
     keys: &'static [Key],
+    /// Of no use without one of the keys that are written.
+    whole: bool,
 }
 
 struct Key {
@@ -68,6 +70,7 @@ static FILE: Record = Record {
         may("unrouted", Shape::Text("keep or drop")),
         not_yet("defaults"),
     ],
+    whole: false,
 };
 
 static SOURCE: Record = Record {
@@ -84,6 +87,7 @@ static SOURCE: Record = Record {
         not_yet("allow_from"),
         not_yet("client_certificate"),
     ],
+    whole: false,
 };
 
 static VERIFY: Record = Record {
@@ -93,6 +97,7 @@ static VERIFY: Record = Record {
         may("secrets", Shape::List(&Shape::Record(&SECRET))),
         may("header", HEADER_NAME),
     ],
+    whole: false,
 };
 
 static SIGN: Record = Record {
@@ -102,15 +107,20 @@ static SIGN: Record = Record {
         may("secrets", Shape::List(&Shape::Record(&SECRET))),
         may("header", HEADER_NAME),
     ],
+    whole: false,
 };
 
 static SECRET: Record = Record {
     noun: "a secret",
     keys: &[may("env", VARIABLE), may("file", PATH), may("value", Shape::Text("the secret"))],
+    whole: true,
 };
 
-static DUPLICATES: Record =
-    Record { noun: "duplicates", keys: &[may("activities", DURATION), may("bare", DURATION)] };
+static DUPLICATES: Record = Record {
+    noun: "duplicates",
+    keys: &[may("activities", DURATION), may("bare", DURATION)],
+    whole: false,
+};
 
 static TARGET: Record = Record {
     noun: "a target",
@@ -127,11 +137,13 @@ static TARGET: Record = Record {
         not_yet("backlog_limit"),
         not_yet("paused"),
     ],
+    whole: false,
 };
 
 static HEADER: Record = Record {
     noun: "a header's value",
     keys: &[may("env", VARIABLE), may("file", PATH), may("prefix", Shape::Text("text"))],
+    whole: true,
 };
 
 static RETRY: Record = Record {
@@ -142,6 +154,7 @@ static RETRY: Record = Record {
         may("for", DURATION),
         may("give_up_on", Shape::List(&Shape::Integer)),
     ],
+    whole: false,
 };
 
 static TLS: Record = Record {
@@ -152,6 +165,7 @@ static TLS: Record = Record {
         may("key", PATH),
         may("server_name", Shape::Text("a host name")),
     ],
+    whole: false,
 };
 
 static ROUTE: Record = Record {
@@ -166,6 +180,7 @@ static ROUTE: Record = Record {
         may("final", Shape::Boolean),
         not_yet("when"),
     ],
+    whole: false,
 };
 
 /// Reports every problem of form. `None` if nothing usable is left.
@@ -224,7 +239,7 @@ impl Checker<'_> {
             }
         }
         let mandatory = record.keys.iter().filter(|key| key.presence == Presence::Mandatory);
-        let mut complete = true;
+        let mut complete = !record.whole || kept.len() == entries.len();
         for key in mandatory {
             if !entries.iter().any(|entry| &*entry.key == key.name) {
                 self.report.error(owner, format!("{} needs \"{}\"", record.noun, key.name));
@@ -288,8 +303,10 @@ fn mismatch(shape: &Shape, found: &Kind) -> String {
         Shape::Record(_) => "a map of keys",
         Shape::Text(what) => what,
     };
-    let text_wanted =
-        matches!(shape, Shape::Header | Shape::OneOrMany | Shape::Text("text" | "a name"));
+    let text_wanted = matches!(
+        shape,
+        Shape::Header | Shape::OneOrMany | Shape::Text("text" | "a name" | "the secret")
+    );
     let hint = match found {
         Kind::Scalar { text, plain: true } if text_wanted && !text.is_empty() => ": quote it",
         _ => "",
@@ -306,9 +323,8 @@ fn kind(found: &Kind) -> String {
         // Never the text itself: it could be a secret in a wrong place.
         Kind::Scalar { text, plain: true } => match meaning(text) {
             Meaning::Boolean(value) => format!("{value}"),
-            Meaning::Integer(value) => format!("the number {value}"),
             Meaning::Null => "nothing".to_owned(),
-            Meaning::Number => "a number".to_owned(),
+            Meaning::Integer(_) | Meaning::Number => "a number".to_owned(),
             Meaning::Text => "text".to_owned(),
         },
     }
