@@ -1,6 +1,7 @@
 //! A durable webhook relay for Aryeo.
+pub mod admin;
+pub mod cli;
 pub mod domain;
 pub mod net;
 pub mod store;
 pub mod telemetry;
-pub mod admin;
