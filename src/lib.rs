@@ -1,4 +1,5 @@
-//! A durable webhook relay for Aryeo.
+#![doc = include_str!("ARCHITECTURE.md")]
+
 pub mod admin;
 pub mod cli;
 pub mod domain;
