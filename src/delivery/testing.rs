@@ -119,6 +119,10 @@ impl Store for FakeStore {
 
     async fn lease(&self, target: &str, max: usize) -> Vec<Lease> {
         assert!(max > 0);
+        assert!(
+            *target != *"breaks" || self.0.clock.0.elapsed() > Duration::ZERO,
+            "as its name says"
+        );
         loop {
             let more = self.0.more.notified();
             let first = {

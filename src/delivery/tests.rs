@@ -269,6 +269,17 @@ async fn a_panic_ends_neither_the_lane_nor_the_delivery_and_blocks_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lane_that_breaks_starts_again_and_stops_no_other() {
+    let world = World::new(vec![target("breaks"), target("crm")], |_| status(200));
+    world.add("breaks", Duration::ZERO);
+    world.add("crm", Duration::ZERO);
+    sleep(Duration::from_millis(900)).await;
+    assert_eq!((world.sent("breaks").len(), world.sent("crm").len()), (0, 1));
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!((world.sent("breaks").len(), world.store.pending()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_delivery_past_its_time_is_tried_once_before_it_is_a_dead_letter() {
     let world = World::new(vec![target("crm"), target("mail")], |sent| {
         status(if &*sent.target == "crm" { 500 } else { 200 })
