@@ -16,6 +16,9 @@ const DEPTH_MAX: usize = 24;
 /// Lists, maps, keys and values. 10,000 routes have about 200,000.
 const NODES_MAX: usize = 1_000_000;
 
+/// The parser holds back what could still be a key until the line ends.
+const LINE_BYTES_MAX: usize = 256 * 1024;
+
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
@@ -125,6 +128,11 @@ pub(super) fn parse(text: &str, report: &mut Report) -> Option<Node> {
     if let Some(position) = unprintable(text) {
         report
             .error(position, "an unprintable character: only tabs and newlines may be in the file");
+        return None;
+    }
+    if let Some(index) = text.split('\n').position(|line| line.len() > LINE_BYTES_MAX) {
+        let message = format!("a line of more than {LINE_BYTES_MAX} bytes: break it up");
+        report.error(Position { line: index + 1, column: 1 }, message);
         return None;
     }
     let mut tree = Tree { report, stack: Vec::new(), root: None, nodes: 0, documents: 0 };
@@ -369,8 +377,10 @@ mod tests {
     fn bounds_hold() {
         let deep = "[".repeat(100) + &"]".repeat(100);
         assert_eq!(read(&deep).1, "f:1:25: error: nested more than 24 levels deep");
-        let wide = format!("[{}]", "a,".repeat(NODES_MAX + 10));
+        let wide = format!("[{}]", "a,\n".repeat(NODES_MAX + 10));
         assert!(read(&wide).1.contains("more than 1000000 values"));
+        let long = format!("a: b\n{{{}", "a,".repeat(LINE_BYTES_MAX));
+        assert_eq!(read(&long).1, "f:2:1: error: a line of more than 262144 bytes: break it up");
         let blocks = "- ".repeat(100_000);
         assert!(read(&blocks).1.contains("levels deep"));
     }

@@ -363,7 +363,7 @@ mod tests {
 
         #[test]
         fn nothing_that_looks_like_a_url_panics(text in "https?://[a@:/?#\\[\\]{}0-9.-]{0,20}") {
-            let _ = url(&text).is_ok();
+            drop(url(&text));
         }
     }
 }
