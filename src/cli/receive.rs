@@ -21,22 +21,21 @@ use super::{Verdict, block_on, value};
 use crate::domain::time::Clock as _;
 use crate::net::tls::load_server_files;
 
-/// The flags of `receive`.
-#[derive(Debug, clap::Args)]
-#[command(long_about = "\
+/// What `help` says first.
+pub const ABOUT: &str = "\
 Act as a target: take webhooks in, verify them, print a line for each.
 
 What is not signed by the secret is answered 401. Without a secret nothing is verified. Runs until
 SIGINT or SIGTERM, or until nobody reads what it prints.
 
-  CRM_SECRET=… aryeo-relay receive --listen 127.0.0.1:9001 --secret-env CRM_SECRET --fail-first 3")]
+  CRM_SECRET=… aryeo-relay receive --listen 127.0.0.1:9001 --secret-env CRM_SECRET --fail-first 3";
+
+/// The flags of `receive`.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9000")]
     pub listen: SocketAddr,
-    /// How requests are verified.
-    #[command(flatten)]
-    pub signature: SignatureArgs,
     /// The answer to what was taken
     #[arg(long, value_name = "STATUS", default_value = "200", value_parser = status)]
     pub status: StatusCode,
@@ -55,6 +54,9 @@ pub struct Args {
     /// The certificate's key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// How requests are verified.
+    #[command(flatten)]
+    pub signature: SignatureArgs,
 }
 
 /// How long requests may take to finish after a signal.
