@@ -2,7 +2,10 @@
 
 pub mod admin;
 pub mod cli;
+pub mod config;
+pub mod delivery;
 pub mod domain;
+pub mod ingress;
 pub mod net;
 pub mod store;
 pub mod telemetry;
