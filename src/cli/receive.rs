@@ -17,7 +17,9 @@ use super::output::{Foreign, Output, Style};
 use super::receiver::{Behaviour, Proof, Received, Receiver};
 use super::signal::stop_requested;
 use super::signature::SignatureArgs;
-use super::{Verdict, block_on, value};
+use super::{Verdict, block_on};
+use crate::config;
+use crate::domain::activity;
 use crate::domain::time::Clock as _;
 use crate::net::tls::load_server_files;
 
@@ -40,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "STATUS", default_value = "200", value_parser = status)]
     pub status: StatusCode,
     /// Hold each answer back for so long
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = value::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
     pub delay: Duration,
     /// Answer the first N requests with 503
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -130,9 +132,14 @@ async fn receive(
 fn print(out: &Output, received: &Received, show_body: bool) {
     let time = received.at.to_string();
     let time = time.split_once('T').map_or(&*time, |(_, time)| time);
-    let activity = received.activity().unwrap_or("(no activity)");
-    let id = received.webhook_id().unwrap_or("(no id)");
-    let attempt = received.attempt().map_or("-".to_owned(), |attempt| attempt.to_string());
+    // What comes from Aryeo or from `send` rather than from the relay only has its body.
+    let read = activity::read(&received.body).activity;
+    let activity = received.activity().or(read.as_deref()).unwrap_or("(no activity)");
+    let from = match (received.webhook_id(), received.attempt()) {
+        (Some(id), Some(attempt)) => format!("{id}  attempt {attempt}"),
+        (Some(id), None) => id.to_owned(),
+        (None, _) => "not from a relay".to_owned(),
+    };
     let style = if received.status.is_success() { Style::Good } else { Style::Bad };
     let proof = match received.proof {
         Proof::Verified => out.paint(Style::Good, "verified".to_owned()),
@@ -140,11 +147,10 @@ fn print(out: &Output, received: &Received, show_body: bool) {
         Proof::Failed(error) => out.paint(Style::Bad, format!("NOT VERIFIED: {error}")),
     };
     out.line(format_args!(
-        "{}  {}  {}  attempt {}  {proof}  {} bytes  {}",
+        "{}  {}  {}  {proof}  {} bytes  {}",
         out.paint(Style::Dim, time),
         out.paint(Style::Bold, Foreign(activity)),
-        Foreign(id),
-        Foreign(&attempt),
+        Foreign(&from),
         received.body.len(),
         out.paint(style, received.status.as_u16()),
     ));

@@ -135,7 +135,7 @@ pub struct StorageArgs {
         env = "RELAY_RETAIN", hide_env_values = true,
         value_name = "DURATION",
         default_value = "72h",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub retain: Duration,
     /// How long a webhook that no route wanted is kept
@@ -144,7 +144,7 @@ pub struct StorageArgs {
         env = "RELAY_RETAIN_UNROUTED", hide_env_values = true,
         value_name = "DURATION",
         default_value = "14d",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub retain_unrouted: Duration,
     /// How long a delivery that nobody tries any more is kept
@@ -153,7 +153,7 @@ pub struct StorageArgs {
         env = "RELAY_RETAIN_DEAD_LETTERS", hide_env_values = true,
         value_name = "DURATION",
         default_value = "90d",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub retain_dead_letters: Duration,
     /// How many webhooks are remembered to recognise a repeat; then the oldest go first
@@ -219,7 +219,7 @@ pub struct TimeoutArgs {
         env = "RELAY_HANDSHAKE_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "10s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub handshake_timeout: Duration,
     /// For the head of a request
@@ -228,7 +228,7 @@ pub struct TimeoutArgs {
         env = "RELAY_HEADER_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "10s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub header_timeout: Duration,
     /// For the body of a request
@@ -237,7 +237,7 @@ pub struct TimeoutArgs {
         env = "RELAY_BODY_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "20s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub body_timeout: Duration,
     /// For stopping in order; what is not done by then is done after the next start
@@ -246,7 +246,7 @@ pub struct TimeoutArgs {
         env = "RELAY_SHUTDOWN_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "20s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub shutdown_timeout: Duration,
 }
