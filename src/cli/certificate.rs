@@ -17,14 +17,16 @@ use super::output::{Output, Style};
 use super::{Usage, Verdict};
 use crate::domain::time::{Clock, Timestamp};
 
-/// The flags of `certificate`.
-#[derive(Debug, clap::Args)]
-#[command(long_about = "\
+/// What `help` says first.
+pub const ABOUT: &str = "\
 Make a self-signed certificate for development: tls.crt and tls.key, where `serve` looks for them.
 
 It is for localhost, 127.0.0.1 and ::1. Nobody trusts it but who is told to: `send --ca
 certs/tls.crt`, or `curl --cacert certs/tls.crt`. Aryeo verifies the whole chain, so that in
-production a certificate of a public authority is needed.")]
+production a certificate of a public authority is needed.";
+
+/// The flags of `certificate`.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// One more host name or address it is for; may be repeated
     #[arg(long = "name", value_name = "NAME")]

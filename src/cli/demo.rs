@@ -2,14 +2,16 @@
 
 use super::Verdict;
 
-/// The flags of `demo`.
-#[derive(Debug, clap::Args)]
-#[command(long_about = "\
+/// What `help` says first.
+pub const ABOUT: &str = "\
 Show the main job end to end, on this machine, in one command.
 
 Makes a development certificate, starts the relay, three targets and a simulated Aryeo, and prints
 each webhook as it is verified, stored, routed, re-signed and delivered. One target fails first and
-recovers. Then everything is left running for you to play with.")]
+recovers. Then everything is left running for you to play with.";
+
+/// The flags of `demo`.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// End after the show; exit 0 only if every delivery arrived and was verified
     #[arg(long)]

@@ -17,31 +17,32 @@ use super::output::{Foreign, Output, Style};
 use super::receiver::{Behaviour, Proof, Received, Receiver};
 use super::signal::stop_requested;
 use super::signature::SignatureArgs;
-use super::{Verdict, block_on, value};
+use super::{Verdict, block_on};
+use crate::config;
+use crate::domain::activity;
 use crate::domain::time::Clock as _;
 use crate::net::tls::load_server_files;
 
-/// The flags of `receive`.
-#[derive(Debug, clap::Args)]
-#[command(long_about = "\
+/// What `help` says first.
+pub const ABOUT: &str = "\
 Act as a target: take webhooks in, verify them, print a line for each.
 
 What is not signed by the secret is answered 401. Without a secret nothing is verified. Runs until
 SIGINT or SIGTERM, or until nobody reads what it prints.
 
-  CRM_SECRET=… aryeo-relay receive --listen 127.0.0.1:9001 --secret-env CRM_SECRET --fail-first 3")]
+  CRM_SECRET=… aryeo-relay receive --listen 127.0.0.1:9001 --secret-env CRM_SECRET --fail-first 3";
+
+/// The flags of `receive`.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9000")]
     pub listen: SocketAddr,
-    /// How requests are verified.
-    #[command(flatten)]
-    pub signature: SignatureArgs,
     /// The answer to what was taken
     #[arg(long, value_name = "STATUS", default_value = "200", value_parser = status)]
     pub status: StatusCode,
     /// Hold each answer back for so long
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = value::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = config::duration)]
     pub delay: Duration,
     /// Answer the first N requests with 503
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -55,6 +56,9 @@ pub struct Args {
     /// The certificate's key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// How requests are verified.
+    #[command(flatten)]
+    pub signature: SignatureArgs,
 }
 
 /// How long requests may take to finish after a signal.
@@ -128,9 +132,14 @@ async fn receive(
 fn print(out: &Output, received: &Received, show_body: bool) {
     let time = received.at.to_string();
     let time = time.split_once('T').map_or(&*time, |(_, time)| time);
-    let activity = received.activity().unwrap_or("(no activity)");
-    let id = received.webhook_id().unwrap_or("(no id)");
-    let attempt = received.attempt().map_or("-".to_owned(), |attempt| attempt.to_string());
+    // What comes from Aryeo or from `send` rather than from the relay only has its body.
+    let read = activity::read(&received.body).activity;
+    let activity = received.activity().or(read.as_deref()).unwrap_or("(no activity)");
+    let from = match (received.webhook_id(), received.attempt()) {
+        (Some(id), Some(attempt)) => format!("{id}  attempt {attempt}"),
+        (Some(id), None) => id.to_owned(),
+        (None, _) => "not from a relay".to_owned(),
+    };
     let style = if received.status.is_success() { Style::Good } else { Style::Bad };
     let proof = match received.proof {
         Proof::Verified => out.paint(Style::Good, "verified".to_owned()),
@@ -138,11 +147,10 @@ fn print(out: &Output, received: &Received, show_body: bool) {
         Proof::Failed(error) => out.paint(Style::Bad, format!("NOT VERIFIED: {error}")),
     };
     out.line(format_args!(
-        "{}  {}  {}  attempt {}  {proof}  {} bytes  {}",
+        "{}  {}  {}  {proof}  {} bytes  {}",
         out.paint(Style::Dim, time),
         out.paint(Style::Bold, Foreign(activity)),
-        Foreign(id),
-        Foreign(&attempt),
+        Foreign(&from),
         received.body.len(),
         out.paint(style, received.status.as_u16()),
     ));

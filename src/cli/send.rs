@@ -17,9 +17,8 @@ use crate::domain::known;
 use crate::domain::signature::Signing;
 use crate::domain::time::Clock as _;
 
-/// The flags of `send`.
-#[derive(Debug, clap::Args)]
-#[command(long_about = "\
+/// What `help` says first.
+pub const ABOUT: &str = "\
 Act as Aryeo: sign a webhook and post it, exactly as Aryeo does on the wire.
 
 The body is made up from the name of an activity, with a fresh id, or read from a file. Each
@@ -27,7 +26,10 @@ attempt has a connection of its own and three seconds. Exit status 1 unless each
 answered 2xx.
 
   aryeo-relay send ORDER_CREATED --ca certs/tls.crt
-  aryeo-relay send --body webhook.json --url https://relay.example.com/webhooks/aryeo --retry")]
+  aryeo-relay send --body webhook.json --url https://relay.example.com/webhooks/aryeo --retry";
+
+/// The flags of `send`.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// The activity of a made-up body, or a sample such as flat_order [default: LISTING_DELIVERED]
     #[arg(value_name = "ACTIVITY", conflicts_with_all = ["activity", "body"])]
@@ -46,11 +48,8 @@ pub struct Args {
         value_parser = url
     )]
     pub url: Uri,
-    /// How it is signed.
-    #[command(flatten)]
-    pub signature: SignatureArgs,
     /// Send no signature at all
-    #[arg(long, conflicts_with_all = ["secret_env", "secret_file"])]
+    #[arg(long, conflicts_with_all = ["secret_env", "secret_file"], help_heading = "Signature")]
     pub unsigned: bool,
     /// Try again as Aryeo does, after 10 s and after 100 s
     #[arg(long)]
@@ -64,6 +63,9 @@ pub struct Args {
     /// Trust any certificate: for a development certificate
     #[arg(long)]
     pub insecure: bool,
+    /// How it is signed.
+    #[command(flatten)]
+    pub signature: SignatureArgs,
 }
 
 /// Where the secret is looked for when no flag says so: what the shipped routes file calls it.

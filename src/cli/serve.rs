@@ -11,29 +11,41 @@ use tracing::level_filters::LevelFilter;
 
 use super::{Verdict, value};
 
-/// The flags of `serve`.
-#[derive(Debug, Clone, clap::Args)]
-#[command(
-    next_line_help = true,
-    long_about = "\
+/// What `help` says first.
+pub const ABOUT: &str = "\
 Run the relay: accept webhooks, store them, deliver them to the targets of the routes file.
 
 Everything in the routes file is in force again within a second of saving it. What needs a restart
 is a flag here. A flag given on the command line goes before its environment variable.
 
-SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once."
-)]
+SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
+
+/// The flags of `serve`.
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The routes file
-    #[arg(long, env = "RELAY_ROUTES", value_name = "FILE", default_value = "routes.yaml")]
+    #[arg(
+        long,
+        env = "RELAY_ROUTES",
+        hide_env_values = true,
+        value_name = "FILE",
+        default_value = "routes.yaml"
+    )]
     pub routes: PathBuf,
     /// Where webhooks come in; 0.0.0.0 where IPv6 is off
-    #[arg(long, env = "RELAY_LISTEN", value_name = "ADDRESS:PORT", default_value = "[::]:8443")]
+    #[arg(
+        long,
+        env = "RELAY_LISTEN",
+        hide_env_values = true,
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:8443"
+    )]
     pub listen: SocketAddr,
     /// Where probes and metrics are served; keep it off the public network
     #[arg(
         long,
         env = "RELAY_ADMIN",
+        hide_env_values = true,
         value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:9464"
     )]
@@ -43,6 +55,7 @@ pub struct Args {
     #[arg(
         long,
         env = "RELAY_TLS_CERT",
+        hide_env_values = true,
         value_name = "FILE",
         default_value = "certs/tls.crt",
         help_heading = "TLS"
@@ -52,6 +65,7 @@ pub struct Args {
     #[arg(
         long,
         env = "RELAY_TLS_KEY",
+        hide_env_values = true,
         value_name = "FILE",
         default_value = "certs/tls.key",
         help_heading = "TLS"
@@ -60,7 +74,7 @@ pub struct Args {
     /// Serve HTTP without TLS: something in front of the relay ends it
     #[arg(
         long,
-        env = "RELAY_PLAIN_HTTP",
+        env = "RELAY_PLAIN_HTTP", hide_env_values = true,
         value_parser = BoolishValueParser::new(),
         help_heading = "TLS"
     )]
@@ -80,6 +94,7 @@ pub struct Args {
     #[arg(
         long,
         env = "RELAY_LOG_FORMAT",
+        hide_env_values = true,
         value_enum,
         value_name = "FORMAT",
         default_value_t,
@@ -89,7 +104,7 @@ pub struct Args {
     /// The least severe level that is logged
     #[arg(
         long,
-        env = "RELAY_LOG_LEVEL",
+        env = "RELAY_LOG_LEVEL", hide_env_values = true,
         value_name = "LEVEL",
         default_value = "info",
         value_parser = level_parser(),
@@ -103,40 +118,52 @@ pub struct Args {
 #[command(next_help_heading = "Storage")]
 pub struct StorageArgs {
     /// The data directory, made if it is not there. One relay at a time can use it
-    #[arg(long, env = "RELAY_DATA", value_name = "DIR", default_value = "data")]
+    #[arg(
+        long,
+        env = "RELAY_DATA",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = "data"
+    )]
     pub data: PathBuf,
     /// Take a data directory in memory (tmpfs), which a power cut empties
-    #[arg(long, env = "RELAY_ALLOW_VOLATILE_DATA", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "RELAY_ALLOW_VOLATILE_DATA", hide_env_values = true, value_parser = BoolishValueParser::new())]
     pub allow_volatile_data: bool,
     /// How long a webhook is kept after its last delivery was settled
     #[arg(
         long,
-        env = "RELAY_RETAIN",
+        env = "RELAY_RETAIN", hide_env_values = true,
         value_name = "DURATION",
         default_value = "72h",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub retain: Duration,
     /// How long a webhook that no route wanted is kept
     #[arg(
         long,
-        env = "RELAY_RETAIN_UNROUTED",
+        env = "RELAY_RETAIN_UNROUTED", hide_env_values = true,
         value_name = "DURATION",
         default_value = "14d",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub retain_unrouted: Duration,
     /// How long a delivery that nobody tries any more is kept
     #[arg(
         long,
-        env = "RELAY_RETAIN_DEAD_LETTERS",
+        env = "RELAY_RETAIN_DEAD_LETTERS", hide_env_values = true,
         value_name = "DURATION",
         default_value = "90d",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub retain_dead_letters: Duration,
     /// How many webhooks are remembered to recognise a repeat; then the oldest go first
-    #[arg(long, env = "RELAY_DUPLICATES_MAX", value_name = "COUNT", default_value = "1000000")]
+    #[arg(
+        long,
+        env = "RELAY_DUPLICATES_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "1000000"
+    )]
     pub duplicates_max: NonZeroUsize,
 }
 
@@ -145,15 +172,27 @@ pub struct StorageArgs {
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
     /// Connections at once; further ones wait in the kernel
-    #[arg(long, env = "RELAY_CONNECTIONS_MAX", value_name = "COUNT", default_value = "10000")]
+    #[arg(
+        long,
+        env = "RELAY_CONNECTIONS_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "10000"
+    )]
     pub connections_max: NonZeroUsize,
     /// Requests being taken in at once; further ones are answered 503
-    #[arg(long, env = "RELAY_IN_FLIGHT_MAX", value_name = "COUNT", default_value = "1024")]
+    #[arg(
+        long,
+        env = "RELAY_IN_FLIGHT_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "1024"
+    )]
     pub in_flight_max: NonZeroUsize,
     /// Bytes of bodies being taken in at once; further ones are answered 503
     #[arg(
         long,
-        env = "RELAY_IN_FLIGHT_BYTES_MAX",
+        env = "RELAY_IN_FLIGHT_BYTES_MAX", hide_env_values = true,
         value_name = "SIZE",
         default_value = "256MiB",
         value_parser = value::size
@@ -162,7 +201,7 @@ pub struct LimitArgs {
     /// Bytes of bodies being delivered at once, shared fairly among the targets
     #[arg(
         long,
-        env = "RELAY_DELIVERY_MEMORY",
+        env = "RELAY_DELIVERY_MEMORY", hide_env_values = true,
         value_name = "SIZE",
         default_value = "64MiB",
         value_parser = value::size
@@ -177,37 +216,37 @@ pub struct TimeoutArgs {
     /// For a TLS handshake
     #[arg(
         long,
-        env = "RELAY_HANDSHAKE_TIMEOUT",
+        env = "RELAY_HANDSHAKE_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "10s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub handshake_timeout: Duration,
     /// For the head of a request
     #[arg(
         long,
-        env = "RELAY_HEADER_TIMEOUT",
+        env = "RELAY_HEADER_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "10s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub header_timeout: Duration,
     /// For the body of a request
     #[arg(
         long,
-        env = "RELAY_BODY_TIMEOUT",
+        env = "RELAY_BODY_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "20s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub body_timeout: Duration,
     /// For stopping in order; what is not done by then is done after the next start
     #[arg(
         long,
-        env = "RELAY_SHUTDOWN_TIMEOUT",
+        env = "RELAY_SHUTDOWN_TIMEOUT", hide_env_values = true,
         value_name = "DURATION",
         default_value = "20s",
-        value_parser = value::wait
+        value_parser = value::duration
     )]
     pub shutdown_timeout: Duration,
 }

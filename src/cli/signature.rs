@@ -1,14 +1,13 @@
 //! The flags that say how something is signed. A secret itself is never on the command line.
 
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 use http::HeaderName;
-use zeroize::Zeroizing;
 
 use super::Usage;
+use crate::config::{self, ProcessEnvironment};
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::signature::{Scheme, Secret, Signing, Verification};
 
@@ -86,24 +85,13 @@ pub fn from_env(name: &str) -> anyhow::Result<Secret> {
         let text = "--secret-env takes the name of an environment variable, not the secret";
         return Err(Usage(text.to_owned()).into());
     }
-    let value = std::env::var_os(name)
-        .with_context(|| format!("the environment variable {name} is not set"))?;
-    let value = Zeroizing::new(value.into_encoded_bytes());
-    Secret::new(format!("env:{name}"), &value)
-        .with_context(|| format!("the environment variable {name} is empty"))
+    let value = config::from_env(&ProcessEnvironment, name).map_err(anyhow::Error::msg)?;
+    Secret::new(format!("env:{name}"), &value).context("a secret can't be empty")
 }
 
-fn from_file(path: &PathBuf) -> anyhow::Result<Secret> {
-    let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => anyhow::anyhow!("there is no secret file {shown}"),
-        _ => anyhow::Error::new(error).context(format!("the secret file {shown} can't be read")),
-    })?;
-    let bytes = Zeroizing::new(bytes);
-    let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    Secret::new(format!("file:{shown}"), line)
-        .with_context(|| format!("the secret file {shown} is empty"))
+fn from_file(path: &Path) -> anyhow::Result<Secret> {
+    let value = config::from_file(path).map_err(anyhow::Error::msg)?;
+    Secret::new(format!("file:{}", path.display()), &value).context("a secret can't be empty")
 }
 
 #[cfg(test)]

@@ -31,7 +31,8 @@ use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::route::RoutingTable;
 
 pub use crate::config::problem::{Position, Problem, Problems, Severity};
-pub use crate::config::secret::{Environment, ProcessEnvironment, Secrets};
+pub use crate::config::secret::{Environment, ProcessEnvironment, Secrets, from_env, from_file};
+pub use crate::config::value::{duration, size};
 
 /// A file that can be used.
 #[derive(Debug)]

@@ -47,7 +47,7 @@ pub enum Secrets {
 }
 
 /// The bytes of a secret in a variable.
-pub(super) fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
     match env.var(name) {
         None => Err(format!("the environment variable {name} is not set")),
         Some(value) if value.is_empty() => Err(format!("the environment variable {name} is empty")),
@@ -59,7 +59,7 @@ pub(super) fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Ve
 }
 
 /// The bytes of a secret in a file, without the newline at its end.
-pub(super) fn from_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+pub fn from_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = read_file(path, SECRET_BYTES_MAX)?;
     if bytes.ends_with(b"\n") {
         bytes.pop();

@@ -35,7 +35,7 @@ const SIZE_UNITS: [(&str, u64); 7] = [
 ];
 
 /// `100ms`, `10s`, `1h30m`, `14d`.
-pub(super) fn duration(text: &str) -> Parsed<Duration> {
+pub fn duration(text: &str) -> Parsed<Duration> {
     let wrong = || format!("\"{text}\" is not a duration such as 100ms, 10s, 1h30m or 14d");
     let mut rest = text;
     let mut total: u64 = 0;
@@ -77,7 +77,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
 }
 
 /// `2MiB`, `64kB`.
-pub(super) fn size(text: &str) -> Parsed<u64> {
+pub fn size(text: &str) -> Parsed<u64> {
     let wrong = || format!("\"{text}\" is not a size such as 64kB or 2MiB");
     let (digits, unit) = split_digits(text);
     let unit = SIZE_UNITS.iter().find(|(name, _)| *name == unit);
