@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http::Uri;
 
-use super::clock::WallClock;
 use super::output::{Foreign, Output, Style, note};
 use super::sender::{Attempt, RETRY_WAITS, Sender, Trust};
 use super::signature::{SignatureArgs, from_env};
 use super::{Usage, Verdict, block_on, sample};
+use crate::app::clock::SystemClock;
 use crate::domain::known;
 use crate::domain::signature::Signing;
 use crate::domain::time::Clock as _;
@@ -102,7 +102,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 async fn send(args: &Args, content: &Content, signing: &Signing, sender: &Sender) -> Verdict {
-    let (out, clock) = (Output::new(), WallClock::default());
+    let (out, clock) = (Output::new(), SystemClock::start());
     let waits: &[Duration] = if args.retry { &RETRY_WAITS } else { &[] };
     let proof = match signing {
         Signing::None => "unsigned".to_owned(),
@@ -210,7 +210,7 @@ impl Content {
         }
     }
 
-    fn body(&self, clock: &WallClock) -> Bytes {
+    fn body(&self, clock: &SystemClock) -> Bytes {
         match self {
             Self::Bytes { bytes, .. } => bytes.clone(),
             Self::Sample(name) => {
