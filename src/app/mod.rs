@@ -178,7 +178,7 @@ impl App {
         let commits = Commits(metrics.commits());
         let store = open_store(&settings.store, &clock, commits).await?;
         opened.send_replace(Some(Arc::clone(&store)));
-        let ids = Arc::new(WebhookIds::after(store.newest().unwrap_or_default()));
+        let ids = Arc::new(WebhookIds::after(store.newest()));
         Ok(Self {
             settings,
             address,
@@ -259,15 +259,14 @@ async fn open_store(
     commits: Commits,
 ) -> anyhow::Result<Arc<EmbeddedStore>> {
     let settings = embedded::Settings {
-        dir: settings.data.clone(),
         allow_volatile: settings.allow_volatile,
         retain: settings.retain,
         retain_unrouted: settings.retain_unrouted,
         retain_dead_letters: settings.retain_dead_letters,
         duplicates_max: settings.duplicates_max,
         delivery_memory: settings.delivery_memory / 2,
-        segment_bytes: 64 * 1024 * 1024,
         observer: Arc::new(commits),
+        ..embedded::Settings::new(settings.data.clone())
     };
     let clock = Arc::clone(clock);
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(settings, clock)).await?;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::net::listener::{HandshakeResult, ListenerObserver};
-use crate::store::embedded::Observer;
+use crate::store::embedded::observer::Observer;
 use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
 
 /// Listens to the listener.
