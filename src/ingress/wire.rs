@@ -23,7 +23,9 @@ fn connect(rig: &Rig) -> DuplexStream {
         let ingress = Arc::clone(&ingress);
         async move { Ok::<_, Infallible>(ingress.serve(request, None).await) }
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+    // As the listener does: else hyper drops a request whose sender has closed already.
+    let connection =
+        http1::Builder::new().half_close(true).serve_connection(TokioIo::new(server), service);
     drop(rig.tracker.spawn(async move { drop(connection.await) }));
     client
 }
