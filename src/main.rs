@@ -1,3 +1,5 @@
 //! The executable.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    aryeo_relay::cli::main()
+}

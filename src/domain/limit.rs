@@ -11,6 +11,15 @@ pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// How much of a refused body is read and thrown away, so that the answer arrives.
 pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
 
+/// How long that may take.
+pub const DISCARD_WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// The names and values of the headers that are stored with a webhook.
+pub const KEPT_HEADERS_BYTES_MAX: usize = 16 * 1024;
+
+/// Failed verifications of a source in a row, without a success, that someone must look at.
+pub const FAILURES_IN_A_ROW: u32 = 3;
+
 /// The whole answer after the body was read: the sender's time-out is likely 3 s.
 pub const ANSWER_WAIT_MAX: Duration = Duration::from_millis(2_500);
 

@@ -36,7 +36,7 @@ pub const ANSWER_MAX: usize = 1024 * 1024;
 /// Shorter than the minute after which many servers and balancers close an idle connection.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 
-/// Header and read buffer of an HTTP/1.1 answer.
+/// Head and read buffer of an HTTP/1.1 answer; hyper may overshoot it by one read.
 const HTTP1_BUFFER_MAX: usize = 64 * 1024;
 
 const HTTP2_STREAM_WINDOW: u32 = 64 * 1024;
@@ -360,5 +360,258 @@ impl Write for Wire {
                 fault.note(Pin::new(stream).poll_write_vectored(context, slices))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::listener::{ListenerObserver, Server, bind};
+    use crate::net::testing::{Authority, Pair, client, deadline, limits, post, settings};
+    use http::Response;
+    use rustls::ServerConfig;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::watch;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_util::sync::CancellationToken;
+
+    struct Deaf;
+    impl ListenerObserver for Deaf {}
+
+    /// A target that answers with the head of the request as it saw it.
+    fn target(config: Option<Arc<ServerConfig>>) -> String {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let scheme = if config.is_some() { "https" } else { "http" };
+        let tracker = TaskTracker::new();
+        let server = Server {
+            listener,
+            tls: config.map(|config| watch::channel(config).1),
+            limits: limits(),
+            observer: Arc::new(Deaf),
+            stop_accepting: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            tracker: tracker.clone(),
+        };
+        let service = |request: Request<hyper::body::Incoming>, _| async move {
+            let size = request.uri().path().trim_start_matches('/').parse().unwrap_or(2);
+            Response::builder()
+                .status(if size == 302 { 302 } else { 200 })
+                .header("location", "/elsewhere")
+                .body(Full::new(Bytes::from(vec![b'x'; size])))
+                .unwrap()
+        };
+        drop(tracker.spawn(server.serve(service)));
+        format!("{scheme}://{address}/")
+    }
+
+    /// A target that reads a request's head, writes `answer`, then hangs or closes.
+    async fn raw(answer: &'static [u8], hang: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(TaskTracker::new().spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\nbody") {
+                assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0);
+            }
+            stream.write_all(answer).await.unwrap();
+            if hang {
+                std::future::pending::<()>().await;
+            }
+        }));
+        format!("http://{address}/")
+    }
+
+    async fn failure(client: &Client, url: &str) -> SendFailure {
+        client.send(post(url, "body"), deadline()).await.unwrap_err()
+    }
+
+    async fn soon(client: &Client, url: &str) -> SendFailure {
+        let deadline = Instant::now() + Duration::from_millis(200);
+        client.send(post(url, "body"), deadline).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_answer_comes_back_as_it_is() {
+        let url = target(None);
+        let client = client(None);
+        let answer = client.send(post(&format!("{url}5000"), "body"), deadline()).await.unwrap();
+        assert_eq!((answer.status, answer.excerpt.len()), (StatusCode::OK, EXCERPT_MAX));
+        let answer = client.send(post(&format!("{url}302"), "body"), deadline()).await.unwrap();
+        assert_eq!(answer.status, StatusCode::FOUND, "redirects are not followed");
+        assert_eq!(answer.headers.get("location").unwrap(), "/elsewhere");
+    }
+
+    #[tokio::test]
+    async fn a_target_that_is_not_there_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        for url in [format!("http://{address}/"), "http://crm.invalid/".to_owned()] {
+            let got = failure(&client(None), &url).await;
+            assert!(matches!(got, SendFailure::Refused(_)), "{url}: {got:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_target_that_hangs_times_out() {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf";
+        for answer in [&b""[..], b"HTTP/1.1 200", head] {
+            let url = raw(answer, true).await;
+            assert_eq!(soon(&client(None), &url).await, SendFailure::Timeout);
+        }
+        // In the TLS handshake, for the request and for the connection alone.
+        let authority = Authority::new();
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/", silent.local_addr().unwrap());
+        let client = client(Some(authority.client_config()));
+        assert_eq!(soon(&client, &url).await, SendFailure::Timeout);
+        let mut short = settings(Some(authority.client_config()));
+        short.connect_timeout = Duration::from_millis(100);
+        assert_eq!(failure(&Client::new(short), &url).await, SendFailure::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_is_a_reset() {
+        let short = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf";
+        for answer in [&b""[..], b"HTTP/1.1 20", b"SSH-2.0-OpenSSH\r\n\r\n", short] {
+            let url = raw(answer, false).await;
+            let got = failure(&client(None), &url).await;
+            assert!(matches!(got, SendFailure::Reset(_)), "{got:?}");
+        }
+        // Closed in the TLS handshake.
+        let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/", closing.local_addr().unwrap());
+        drop(TaskTracker::new().spawn(async move { drop(closing.accept().await) }));
+        let got = failure(&client(Some(Authority::new().client_config())), &url).await;
+        assert!(matches!(got, SendFailure::Reset(_)), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_too_large() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        drop(TaskTracker::new().spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            while stream.write_all(&[b'x'; 10_000]).await.is_ok() {}
+        }));
+        assert_eq!(failure(&client(None), &url).await, SendFailure::AnswerTooLarge);
+        let url = target(None);
+        let client = client(None);
+        let just = client.send(post(&format!("{url}{ANSWER_MAX}"), ""), deadline()).await;
+        assert_eq!(just.unwrap().excerpt.len(), EXCERPT_MAX);
+        let more = format!("{url}{}", ANSWER_MAX + 1);
+        assert_eq!(failure(&client, &more).await, SendFailure::AnswerTooLarge);
+        let head = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(500_000)).leak();
+        let url = raw(head.as_bytes(), true).await;
+        assert_eq!(failure(&client, &url).await, SendFailure::AnswerTooLarge);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_must_be_the_targets_own() {
+        let authority = Authority::new();
+        let url = target(Some(authority.issue(&["crm.internal"]).server_config()));
+        let stranger = client(Some(Authority::new().client_config()));
+        for client in [stranger, client(Some(authority.client_config())), client(None)] {
+            let got = failure(&client, &url).await;
+            assert!(matches!(got, SendFailure::Tls(_)), "{got:?}");
+        }
+        let mut named = settings(Some(authority.client_config()));
+        named.server_name = Some(tls::server_name("crm.internal").unwrap());
+        Client::new(named).send(post(&url, ""), deadline()).await.unwrap();
+        // Not TLS at all.
+        let plain = target(None).replace("http:", "https:");
+        let got = failure(&client(Some(authority.client_config())), &plain).await;
+        assert!(matches!(got, SendFailure::Tls(_)), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn a_target_may_demand_our_certificate() {
+        let authority = Authority::new();
+        let Pair { certificate, key } = authority.issue(&["relay"]);
+        let ca = Some(authority.certificate.as_bytes());
+        let identity = Some((certificate.as_bytes(), key.as_bytes()));
+        let known = tls::client_config(tls::TargetTls { ca, identity }).unwrap();
+        for alpn in ["h2", "http/1.1"] {
+            let pair = authority.issue(&["127.0.0.1"]);
+            let url = target(Some(authority.demanding_server(&pair, alpn.as_bytes())));
+            client(Some(Arc::clone(&known))).send(post(&url, ""), deadline()).await.unwrap();
+            for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+                let unknown = authority.client_with(version, &[alpn.as_bytes()]);
+                let got = failure(&client(Some(unknown)), &url).await;
+                assert!(matches!(got, SendFailure::Tls(_)), "{alpn} {version:?}: {got:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_are_kept_and_http2_shares_one() {
+        let authority = Authority::new();
+        for alpn in [&b"h2"[..], b"http/1.1"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("https://{}/", listener.local_addr().unwrap());
+            let pair = authority.issue(&["127.0.0.1"]);
+            let config = pair.server_config();
+            // Only one connection is ever accepted.
+            drop(TaskTracker::new().spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                let stream = TlsAcceptor::from(config).accept(stream).await.unwrap();
+                let executor = TrackedExecutor(TaskTracker::new());
+                let service = hyper::service::service_fn(|_| async {
+                    Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("ok"))))
+                });
+                let http = hyper_util::server::conn::auto::Builder::new(executor);
+                http.serve_connection(TokioIo::new(stream), service).await.unwrap();
+            }));
+            let config = authority.client_with(&rustls::version::TLS13, &[alpn]);
+            let client = client(Some(config));
+            for _ in 0..3 {
+                let answer = client.send(post(&url, ""), deadline()).await.unwrap();
+                assert_eq!(&answer.excerpt[..], b"ok");
+            }
+            if alpn == b"h2" {
+                let (one, two) = (post(&url, ""), post(&url, ""));
+                let (one, two) =
+                    tokio::join!(client.send(one, deadline()), client.send(two, deadline()));
+                assert!(one.is_ok() && two.is_ok());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stale_pooled_connection_is_replaced_unseen() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let (sender, mut requests) = tokio::sync::mpsc::channel(200);
+        drop(TaskTracker::new().spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\nbody") {
+                    if stream.read_buf(&mut head).await.unwrap() == 0 {
+                        break;
+                    }
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                drop(stream); // Though it said that it would stay.
+                sender.send(()).await.unwrap();
+            }
+        }));
+        let client = client(None);
+        for round in 0..50 {
+            let got = client.send(post(&url, "body"), deadline()).await;
+            assert!(got.is_ok(), "round {round}: {got:?}");
+            requests.recv().await.unwrap();
+            // News of the close has arrived when news of something later has.
+            let later = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = later.local_addr().unwrap();
+            let (connected, accepted) = tokio::join!(TcpStream::connect(address), later.accept());
+            drop((connected.unwrap(), accepted.unwrap()));
+        }
+        assert!(requests.try_recv().is_err(), "each request was seen once");
     }
 }

@@ -30,7 +30,8 @@ use super::TrackedExecutor;
 use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo};
 use super::stream::ReadAhead;
 
-/// The head of a request, and how much of a body is buffered ahead of its reader.
+/// The head of a request, and how much of a body is buffered ahead of its reader. hyper may
+/// overshoot it by one read.
 const HTTP1_BUFFER_MAX: usize = 64 * 1024;
 
 const HTTP2_STREAMS_MAX: u32 = 128;
@@ -235,10 +236,13 @@ impl Phase {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn waits_for_head(&self) -> bool {
+        !self.used.load(Ordering::Relaxed)
+            || (self.in_head.load(Ordering::Relaxed) && self.active.load(Ordering::Relaxed) == 0)
+    }
+
     fn patience(&self, limits: &ListenerLimits) -> Duration {
-        let waits_for_head = !self.used.load(Ordering::Relaxed)
-            || (self.in_head.load(Ordering::Relaxed) && self.active.load(Ordering::Relaxed) == 0);
-        if waits_for_head { limits.header_timeout } else { limits.idle_timeout }
+        if self.waits_for_head() { limits.header_timeout } else { limits.idle_timeout }
     }
 }
 
@@ -305,7 +309,8 @@ impl<'a> Watch<'a> {
             let deadline = self.deadline;
             if now < deadline {
                 self.alarm.as_mut().reset(deadline);
-            } else if self.said_goodbye {
+            } else if self.said_goodbye || self.phase.waits_for_head() {
+                // There is no answer to lose.
                 return Verdict::Drop;
             } else {
                 self.said_goodbye = true;

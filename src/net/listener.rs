@@ -1,16 +1,15 @@
 //! Accepting connections within limits, and ending in two steps.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
+use rustix::net::SocketFlags;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -165,7 +164,7 @@ impl<O: ListenerObserver> Server<O> {
                 }
             }
         }
-        self.accept_backlog(&slots, &protocols, &service).await;
+        self.accept_backlog(&slots, &protocols, &service);
     }
 
     /// A place for one more connection; none if told to stop.
@@ -182,7 +181,7 @@ impl<O: ListenerObserver> Server<O> {
     }
 
     /// Takes in what has connected already: closing the socket would reset it.
-    async fn accept_backlog<S, F, B>(
+    fn accept_backlog<S, F, B>(
         &self,
         slots: &Arc<Semaphore>,
         protocols: &Arc<Protocols>,
@@ -193,12 +192,13 @@ impl<O: ListenerObserver> Server<O> {
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         while let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
-            let next = poll_fn(|context| match self.listener.poll_accept(context) {
-                Poll::Ready(accepted) => Poll::Ready(accepted.ok()),
-                Poll::Pending => Poll::Ready(None),
-            });
-            let Some((stream, addr)) = next.await else { break };
+            // The socket itself is asked: the runtime may not have heard of the newest yet.
+            let Ok(accepted) = rustix::net::accept_with(&self.listener, flags) else { break };
+            let stream = std::net::TcpStream::from(accepted);
+            let Ok(addr) = stream.peer_addr() else { continue };
+            let Ok(stream) = TcpStream::from_std(stream) else { continue };
             self.open(stream, addr, slot, protocols, service);
         }
     }
@@ -233,4 +233,370 @@ impl<O: ListenerObserver> Server<O> {
 fn is_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::body;
+    use crate::net::testing::{
+        Authority, Event, PATIENCE, Recorder, client, deadline, limits, post,
+    };
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::{Notify, mpsc};
+    use tokio::time::{Instant, timeout};
+
+    struct Harness {
+        addr: SocketAddr,
+        events: mpsc::Receiver<Event>,
+        stop: CancellationToken,
+        drain: CancellationToken,
+        tracker: TaskTracker,
+        /// Requests to `/wait` are answered after this.
+        go: Arc<Notify>,
+        waiting: Arc<Notify>,
+    }
+
+    fn start(tls: Option<Arc<ServerConfig>>, limits: ListenerLimits) -> Harness {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (sender, events) = mpsc::channel(1000);
+        let harness = Harness {
+            addr: listener.local_addr().unwrap(),
+            events,
+            stop: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            go: Arc::new(Notify::new()),
+            waiting: Arc::new(Notify::new()),
+        };
+        let server = Server {
+            listener,
+            tls: tls.map(|config| watch::channel(config).1),
+            limits,
+            observer: Arc::new(Recorder(sender)),
+            stop_accepting: harness.stop.clone(),
+            drain: harness.drain.clone(),
+            tracker: harness.tracker.clone(),
+        };
+        let (go, waiting) = (Arc::clone(&harness.go), Arc::clone(&harness.waiting));
+        let service = move |mut request: Request<Incoming>, peer: PeerInfo| {
+            let (go, waiting) = (Arc::clone(&go), Arc::clone(&waiting));
+            async move {
+                if request.uri().path() == "/wait" {
+                    waiting.notify_one();
+                    go.notified().await;
+                }
+                let version = request.version();
+                let read = body::read(request.body_mut(), None, 1 << 20, deadline()).await;
+                let got = read.map(|bytes| bytes.len());
+                let text = format!("{version:?} tls={} {got:?} {}", peer.tls, peer.addr.ip());
+                Response::new(Full::new(Bytes::from(text)))
+            }
+        };
+        drop(harness.tracker.spawn(server.serve(service)));
+        harness
+    }
+
+    impl Harness {
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.addr).await.unwrap()
+        }
+
+        async fn event(&mut self, wanted: Event) {
+            let seen = async {
+                while self.events.recv().await.expect("the listener is there") != wanted {}
+            };
+            timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("no {wanted:?}"));
+        }
+
+        async fn ended(self) {
+            self.tracker.close();
+            timeout(PATIENCE, self.tracker.wait()).await.expect("all connections end");
+        }
+    }
+
+    async fn to_end(stream: &mut TcpStream) -> String {
+        let mut got = Vec::new();
+        // A reset is an end, too.
+        let read = timeout(PATIENCE, stream.read_to_end(&mut got)).await.expect("the end");
+        drop(read);
+        String::from_utf8(got).unwrap()
+    }
+
+    async fn answer(stream: &mut TcpStream) -> String {
+        let mut got = Vec::new();
+        while !got.ends_with(b"127.0.0.1") {
+            let read = timeout(PATIENCE, stream.read_buf(&mut got)).await.expect("an answer");
+            assert_ne!(read.unwrap(), 0, "{}", String::from_utf8_lossy(&got));
+        }
+        String::from_utf8(got).unwrap()
+    }
+
+    const POST: &[u8] = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nok";
+
+    #[tokio::test]
+    async fn both_tls_versions_and_both_http_versions_are_served() {
+        let authority = Authority::new();
+        let mut harness = start(Some(authority.issue(&["127.0.0.1"]).server_config()), limits());
+        let url = format!("https://{}/", harness.addr);
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            for (alpn, expected) in [
+                (&[b"h2".as_slice(), b"http/1.1"][..], "HTTP/2.0"),
+                (&[b"h2"], "HTTP/2.0"),
+                (&[b"http/1.1"], "HTTP/1.1"),
+                (&[], "HTTP/1.1"),
+            ] {
+                let client = client(Some(authority.client_with(version, alpn)));
+                let answer = client.send(post(&url, "four"), deadline()).await.unwrap();
+                let expected = format!("{expected} tls=true Ok(4) 127.0.0.1");
+                assert_eq!(answer.excerpt, expected.as_bytes());
+                harness.event(Event::Handshake(HandshakeResult::Ok)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_certificate_in_force_is_shown_to_new_connections() {
+        let (one, two) = (Authority::new(), Authority::new());
+        let (sender, config) = watch::channel(one.issue(&["127.0.0.1"]).server_config());
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("https://{}/", listener.local_addr().unwrap());
+        let tracker = TaskTracker::new();
+        let (events, _kept) = mpsc::channel(100);
+        let server = Server {
+            listener,
+            tls: Some(config),
+            limits: limits(),
+            observer: Arc::new(Recorder(events)),
+            stop_accepting: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            tracker: tracker.clone(),
+        };
+        let service = |_, _| async { Response::new(Full::new(Bytes::new())) };
+        drop(tracker.spawn(server.serve(service)));
+        let old = client(Some(one.client_config()));
+        old.send(post(&url, ""), deadline()).await.unwrap();
+        sender.send(two.issue(&["127.0.0.1"]).server_config()).unwrap();
+        old.send(post(&url, ""), deadline()).await.expect("an open connection stays");
+        client(Some(two.client_config())).send(post(&url, ""), deadline()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn handshakes_end_in_four_ways() {
+        let authority = Authority::new();
+        let config = authority.issue(&["127.0.0.1"]).server_config();
+        let short = Duration::from_millis(100);
+        let limits = ListenerLimits { handshake_timeout: short, ..limits() };
+        let mut harness = start(Some(config), limits);
+        let mut silent = harness.connect().await;
+        harness.event(Event::Handshake(HandshakeResult::Timeout)).await;
+        assert_eq!(to_end(&mut silent).await, "");
+        harness.event(Event::Closed).await;
+        drop(harness.connect().await);
+        harness.event(Event::Handshake(HandshakeResult::Closed)).await;
+        let mut plain = harness.connect().await;
+        plain.write_all(POST).await.unwrap();
+        harness.event(Event::Handshake(HandshakeResult::Failed)).await;
+        harness.event(Event::Closed).await;
+        harness.drain.cancel();
+        harness.stop.cancel();
+        harness.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_head_must_come_in_time_but_a_connection_may_idle() {
+        let short = Duration::from_millis(100);
+        let quick = ListenerLimits { header_timeout: short, ..limits() };
+        let harness = start(None, quick.clone());
+        for sent in ["", "POST / HT", "POST / HTTP/1.1\r\nhost: a\r\n"] {
+            let mut stream = harness.connect().await;
+            stream.write_all(sent.as_bytes()).await.unwrap();
+            assert_eq!(to_end(&mut stream).await, "", "{sent:?}");
+        }
+        // The second head, too.
+        let mut stream = harness.connect().await;
+        stream.write_all(POST).await.unwrap();
+        answer(&mut stream).await;
+        stream.write_all(b"POST / HT").await.unwrap();
+        assert_eq!(to_end(&mut stream).await, "");
+        // But between requests there is more time.
+        let idle = Duration::from_millis(500);
+        let harness = start(None, ListenerLimits { idle_timeout: idle, ..quick });
+        let mut stream = harness.connect().await;
+        stream.write_all(POST).await.unwrap();
+        let since = Instant::now();
+        answer(&mut stream).await;
+        assert_eq!(to_end(&mut stream).await, "");
+        assert!(since.elapsed() >= idle);
+    }
+
+    #[tokio::test]
+    async fn a_request_in_work_is_not_idle_until_its_time_is_over() {
+        let short = Duration::from_millis(100);
+        let quick = ListenerLimits { header_timeout: short, ..limits() };
+        let harness = start(None, quick);
+        let mut stream = harness.connect().await;
+        stream
+            .write_all(b"POST /wait HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+            .await
+            .unwrap();
+        harness.waiting.notified().await;
+        let later = Instant::now() + short * 3;
+        tokio::time::sleep_until(later).await;
+        stream.write_all(b"ok").await.unwrap();
+        harness.go.notify_one();
+        assert!(answer(&mut stream).await.contains("Ok(2)"));
+    }
+
+    #[tokio::test]
+    async fn at_the_limit_the_next_connection_waits() {
+        let mut harness = start(None, ListenerLimits { connections_max: 1, ..limits() });
+        let first = harness.connect().await;
+        harness.event(Event::Full).await;
+        let mut second = harness.connect().await;
+        second.write_all(POST).await.unwrap();
+        assert!(harness.events.try_recv().is_err(), "the second is not accepted");
+        drop(first);
+        assert!(answer(&mut second).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_closes_its_half_is_answered() {
+        let harness = start(None, limits());
+        let mut stream = harness.connect().await;
+        stream.write_all(&to_wait()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        harness.waiting.notified().await;
+        harness.go.notify_one();
+        assert!(to_end(&mut stream).await.contains("Ok(2)"));
+    }
+
+    fn to_wait() -> Vec<u8> {
+        String::from_utf8_lossy(POST).replacen("POST /", "POST /wait", 1).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn plain_http2_is_served_and_large_heads_are_refused() {
+        let harness = start(None, limits());
+        let io = hyper_util::rt::TokioIo::new(harness.connect().await);
+        let executor = crate::net::TrackedExecutor(harness.tracker.clone());
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        drop(harness.tracker.spawn(connection));
+        let response = send.send_request(post("http://a/", "abc")).await.unwrap();
+        assert_eq!(response.version(), http::Version::HTTP_2);
+        let mut stream = harness.connect().await;
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(100_000));
+        drop(stream.write_all(head.as_bytes()).await);
+        assert!(to_end(&mut stream).await.starts_with("HTTP/1.1 431"));
+        let mut stream = harness.connect().await;
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "y".repeat(50_000));
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+        let mut interim = [0; 25];
+        stream.read_exact(&mut interim).await.unwrap();
+        assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"ok").await.unwrap();
+        assert!(answer(&mut stream).await.contains("Ok(2)"));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_told_from_one_that_is_wrong() {
+        let harness = start(None, limits());
+        for (body, expected) in [
+            ("content-length: 9\r\n\r\nhalf", "Disconnected"),
+            ("transfer-encoding: chunked\r\n\r\n5\r\nha", "Disconnected"),
+            ("transfer-encoding: chunked\r\n\r\nrubbish\r\n", "Malformed"),
+        ] {
+            let mut stream = harness.connect().await;
+            let head = "POST / HTTP/1.1\r\nhost: a\r\n";
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let got = to_end(&mut stream).await;
+            assert!(got.contains(expected), "{body:?}: {got:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_connections_idle_out_and_drain_too() {
+        let authority = Authority::new();
+        let config = authority.issue(&["127.0.0.1"]).server_config();
+        let idle_timeout = Duration::from_millis(200);
+        let quick = ListenerLimits { idle_timeout, ..limits() };
+        for (limits, drain) in [(quick, false), (limits(), true)] {
+            let mut harness = start(Some(Arc::clone(&config)), limits);
+            let client = client(Some(authority.client_config()));
+            let url = format!("https://{}/", harness.addr);
+            let answer = client.send(post(&url, "four"), deadline()).await.unwrap();
+            assert!(answer.excerpt.starts_with(b"HTTP/2.0"));
+            if drain {
+                harness.drain.cancel();
+            }
+            harness.event(Event::Closed).await;
+            harness.stop.cancel();
+            harness.drain.cancel();
+            harness.ended().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn it_ends_in_two_steps() {
+        let mut harness = start(None, limits());
+        let mut idle = harness.connect().await;
+        idle.write_all(POST).await.unwrap();
+        answer(&mut idle).await;
+        let mut busy = harness.connect().await;
+        busy.write_all(&to_wait()).await.unwrap();
+        harness.waiting.notified().await;
+        let fresh = harness.connect().await;
+        harness.stop.cancel();
+        for _ in 0..3 {
+            harness.event(Event::Opened).await;
+        }
+        while TcpStream::connect(harness.addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        idle.write_all(POST).await.unwrap();
+        answer(&mut idle).await;
+        harness.drain.cancel();
+        assert_eq!(to_end(&mut idle).await, "");
+        harness.go.notify_one();
+        let last = to_end(&mut busy).await;
+        assert!(last.contains("Ok(2)") && last.contains("connection: close"), "{last}");
+        harness.ended().await;
+        drop(fresh);
+    }
+
+    #[tokio::test]
+    async fn what_waits_in_the_backlog_is_accepted_before_the_socket_closes() {
+        let mut harness = start(None, limits());
+        // On one thread, the listener does not run before we wait.
+        harness.stop.cancel();
+        let blocking = std::net::TcpStream::connect(harness.addr).unwrap();
+        blocking.set_nonblocking(true).unwrap();
+        let mut stream = TcpStream::from_std(blocking).unwrap();
+        stream.write_all(POST).await.unwrap();
+        assert!(answer(&mut stream).await.contains("Ok(2)"));
+        harness.event(Event::Opened).await;
+    }
+
+    #[tokio::test]
+    async fn the_default_address_serves_ipv4_as_well() {
+        let listener = bind("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (connected, accepted) =
+            tokio::join!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)), listener.accept());
+        connected.unwrap();
+        assert_eq!(accepted.unwrap().1.ip().to_canonical(), Ipv4Addr::LOCALHOST);
+        let error = bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn an_aborted_connection_is_not_our_failure() {
+        assert!(is_peers(&io::ErrorKind::ConnectionAborted.into()));
+        let no_files = rustix::io::Errno::MFILE.raw_os_error();
+        assert!(!is_peers(&io::Error::from_raw_os_error(no_files)));
+    }
 }

@@ -196,4 +196,61 @@ mod tests {
         far.read_to_string(&mut got).await.unwrap();
         assert!("abcd".starts_with(&got));
     }
+
+    /// Counts the reads that gave something.
+    struct Counted<S>(S, usize);
+
+    impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let polled = Pin::new(&mut self.0).poll_read(context, out);
+            self.1 += usize::from(polled.is_ready());
+            polled
+        }
+    }
+
+    impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(context, bytes)
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(context)
+        }
+        fn poll_shutdown(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(context)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_webhook_of_26_kb_is_one_read_under_tls() {
+        let authority = crate::net::testing::Authority::new();
+        let config = authority.issue(&["relay"]).server_config();
+        let (far, near) = tokio::io::duplex(256 * 1024);
+        let connector = tokio_rustls::TlsConnector::from(authority.client_config());
+        let name = rustls::pki_types::ServerName::try_from("relay").unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
+        let near = ReadAhead::new(Counted(near, 0));
+        let (client, server) = tokio::join!(connector.connect(name, far), acceptor.accept(near));
+        let (mut client, mut server) = (client.unwrap(), server.unwrap());
+        let reads = |server: &tokio_rustls::server::TlsStream<ReadAhead<Counted<_>>>| {
+            server.get_ref().0.get_ref().1
+        };
+        let before = reads(&server);
+        client.write_all(&[7; 26_000]).await.unwrap();
+        client.flush().await.unwrap();
+        let mut got = vec![0; 26_000];
+        server.read_exact(&mut got).await.unwrap();
+        assert_eq!(reads(&server) - before, 1);
+        assert_eq!(server.get_ref().0.buffered_capacity(), 0);
+    }
 }

@@ -385,3 +385,140 @@ fn date(unix: i64) -> String {
         .and_then(|date| date.format(&Rfc3339).ok())
         .unwrap_or_else(|| format!("{unix} (unix seconds)"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::{Authority, Pair};
+
+    const NAMES: Names<'_> = Names { certificate: "tls.crt", key: "tls.key" };
+
+    fn load(certificate: &str, key: &str, now: i64) -> Result<LoadedCertificate, TlsError> {
+        load_server_config(certificate.as_bytes(), key.as_bytes(), NAMES, now)
+    }
+
+    #[test]
+    fn a_good_pair_is_loaded_with_its_facts() {
+        let pair = Authority::new().issue_between(
+            &["relay.example.com", "127.0.0.1", "::1"],
+            1_000_000_000,
+            2_000_000_000,
+        );
+        let loaded = load(&pair.certificate, &pair.key, 1_500_000_000).unwrap();
+        assert_eq!(loaded.not_before_unix, 1_000_000_000);
+        assert_eq!(loaded.not_after_unix, 2_000_000_000);
+        assert_eq!(loaded.names, "relay.example.com, 127.0.0.1, ::1");
+        assert_eq!(loaded.config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        assert!(loaded.config.ticketer.enabled());
+        let both = format!("{}{}", pair.key, pair.certificate);
+        load(&both, &both, 1_500_000_000).expect("one file with both is common");
+        load(&pair.certificate, &pair.key, 0).expect("not yet valid is served");
+    }
+
+    #[test]
+    fn each_mistake_has_its_message() {
+        let authority = Authority::new();
+        let pair = authority.issue_between(&["a"], 0, 1_000_000_000);
+        let Pair { certificate, key } = &pair;
+        let other = authority.issue(&["a"]).key;
+        let broken = certificate.replacen("MII", "!!!", 1);
+        let not_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let locked =
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let odd = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        for (certificate, key, expected) in [
+            (key.as_str(), key.as_str(), "tls.crt: no certificate in it"),
+            ("", key, "tls.crt: no certificate in it"),
+            (&broken, key, "tls.crt: not valid PEM"),
+            (not_der, key, "tls.crt: the certificate can't be used"),
+            (certificate, certificate, "tls.key: no private key in it"),
+            (certificate, &format!("{key}{other}"), "tls.key: 2 private keys in it"),
+            (certificate, locked, "tls.key: the private key is encrypted"),
+            (certificate, odd, "tls.key: the private key can't be used"),
+            (
+                certificate,
+                &other,
+                "tls.key: the private key does not belong to the certificate in tls.crt",
+            ),
+            (certificate, key, "tls.crt: the certificate expired on 2001-09-09T01:46:40Z"),
+        ] {
+            let error = load(certificate, key, 1_000_000_000).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error:?} should be {expected:?}");
+        }
+    }
+
+    #[test]
+    fn files_are_named_in_messages() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("c"), directory.path().join("k"));
+        let error = load_server_files(&certificate, &key, 0).unwrap_err();
+        assert!(matches!(&error, TlsError::Missing { name } if name.ends_with("/c")), "{error}");
+        let pair = Authority::new().issue(&["a"]);
+        std::fs::write(&certificate, &pair.certificate).unwrap();
+        let error = load_server_files(&certificate, &key, 0).unwrap_err();
+        assert!(matches!(&error, TlsError::Missing { name } if name.ends_with("/k")), "{error}");
+        std::fs::create_dir(&key).unwrap();
+        let error = load_server_files(&certificate, &key, 0).unwrap_err();
+        assert!(matches!(&error, TlsError::Unreadable { .. }), "{error}");
+        std::fs::remove_dir(&key).unwrap();
+        std::fs::write(&key, &pair.key).unwrap();
+        load_server_files(&certificate, &key, 0).unwrap();
+    }
+
+    #[test]
+    fn a_targets_settings_are_checked() {
+        let authority = Authority::new();
+        let pair = authority.issue(&["a"]);
+        let ca = Some(authority.certificate.as_bytes());
+        let identity = Some((pair.certificate.as_bytes(), pair.key.as_bytes()));
+        let target = TargetTls { ca, identity };
+        let config = client_config(target).unwrap();
+        assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        assert_eq!(format!("{target:?}"), "TargetTls { ca: true, identity: true }");
+        let error = client_config(TargetTls { ca: Some(b"nothing"), identity }).unwrap_err();
+        assert!(matches!(error, TlsError::NoCertificate { .. }), "{error}");
+        let other = authority.issue(&["a"]).key;
+        let identity = Some((pair.certificate.as_bytes(), other.as_bytes()));
+        let error = client_config(TargetTls { ca, identity }).unwrap_err();
+        assert!(matches!(error, TlsError::KeyMismatch { .. }), "{error}");
+        // Whatever this system has: roots, or the message that says how to get them.
+        match client_config(TargetTls::default()) {
+            Ok(_) => {}
+            Err(error) => assert!(matches!(error, TlsError::NoSystemRoots { .. }), "{error}"),
+        }
+    }
+
+    #[test]
+    fn server_names_are_names_or_addresses() {
+        assert!(matches!(server_name("crm.internal").unwrap(), ServerName::DnsName(_)));
+        assert!(matches!(server_name("[::1]").unwrap(), ServerName::IpAddress(_)));
+        assert!(matches!(server_name("10.0.0.1").unwrap(), ServerName::IpAddress(_)));
+        assert!(matches!(server_name("a b").unwrap_err(), TlsError::BadServerName { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_second_handshake_is_resumed() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let authority = Authority::new();
+        let server = authority.issue(&["relay"]).server_config();
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let client = authority.client_with(version, &[b"h2"]);
+            let mut kinds = Vec::new();
+            for _ in 0..2 {
+                let (far, near) = tokio::io::duplex(64 * 1024);
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(&client));
+                let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&server));
+                let (client, server) = tokio::join!(
+                    connector.connect(server_name("relay").unwrap(), far),
+                    acceptor.accept(near)
+                );
+                let (mut client, mut server) = (client.unwrap(), server.unwrap());
+                server.write_all(b"x").await.unwrap();
+                server.flush().await.unwrap();
+                client.read_u8().await.unwrap();
+                kinds.push(server.get_ref().1.handshake_kind());
+            }
+            assert_eq!(kinds[1], Some(rustls::HandshakeKind::Resumed), "{version:?}");
+        }
+    }
+}

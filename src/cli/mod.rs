@@ -1,0 +1,171 @@
+//! What an operator types: the commands, their flags, what they print and how they exit.
+//!
+//! Each command has a file with its `Args` and its `run`. What the demonstration shares with them
+//! stands beside them: [`sender`] acts as Aryeo, [`receiver`] as a target, [`sample`] has what they
+//! exchange, and [`certificate`] makes what both trust.
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+pub mod certificate;
+pub mod check;
+pub mod clock;
+pub mod demo;
+pub mod output;
+pub mod receive;
+pub mod receiver;
+pub mod sample;
+pub mod send;
+pub mod sender;
+pub mod serve;
+pub mod signal;
+pub mod signature;
+pub mod value;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "aryeo-relay",
+    version,
+    about = "A durable webhook relay for Aryeo: verifies, stores, routes, re-signs and delivers.",
+    after_help = EXIT_STATUS,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Results go to stdout, errors and logs to stderr. Colours only on a terminal, and not with NO_COLOR.
+Exit status: 0 good, 1 the answer is no or it could not be done, 2 wrong usage.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the relay
+    #[command(long_about = serve::ABOUT)]
+    Serve(Box<serve::Args>),
+    /// Show the main job end to end, on this machine, in one command
+    #[command(long_about = demo::ABOUT)]
+    Demo(demo::Args),
+    /// Validate a routes file
+    Check(check::Args),
+    /// Act as Aryeo: sign a webhook and post it
+    #[command(long_about = send::ABOUT)]
+    Send(send::Args),
+    /// Act as a target: take webhooks in, verify and print them
+    #[command(long_about = receive::ABOUT)]
+    Receive(receive::Args),
+    /// Make a self-signed certificate for development
+    #[command(long_about = certificate::ABOUT)]
+    Certificate(certificate::Args),
+}
+
+/// How a command that could be carried out has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Good.
+    Yes,
+    /// The answer is no.
+    No,
+}
+
+/// What was asked for can't be meant: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// Runs what the command line asks for.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            // Nobody reads the help any more: that is no failure of ours.
+            drop(error.print());
+            return ExitCode::from(code);
+        }
+    };
+    match run(&cli.command) {
+        Ok(Verdict::Yes) => ExitCode::SUCCESS,
+        Ok(Verdict::No) => ExitCode::from(1),
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<Verdict> {
+    match command {
+        Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Send(args) => send::run(args),
+        Command::Receive(args) => receive::run(args),
+        Command::Certificate(args) => certificate::run(args),
+    }
+}
+
+/// Runs a small command's future: one thread is enough for it.
+fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime can't be started")?;
+    Ok(runtime.block_on(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_flag_has_a_help_text() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+                assert!(arg.get_help().is_some(), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn no_flag_takes_a_secret() {
+        let usable =
+            |id: &str| !id.contains("secret") || id.ends_with("env") || id.ends_with("file");
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| arg.get_action().takes_values()) {
+                assert!(usable(arg.get_id().as_str()), "{} {}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            &["aryeo-relay"][..],
+            &["aryeo-relay", "serv"],
+            &["aryeo-relay", "send", "--url", "ftp://x"],
+            &["aryeo-relay", "send", "--secret-env", "A", "--secret-file", "b"],
+            &["aryeo-relay", "receive", "--status", "99"],
+            &["aryeo-relay", "serve", "--retain", "soon"],
+        ] {
+            let error = Cli::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! `serve`: runs the relay.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
+use tracing::level_filters::LevelFilter;
+
+use super::{Verdict, value};
+
+/// What `help` says first.
+pub const ABOUT: &str = "\
+Run the relay: accept webhooks, store them, deliver them to the targets of the routes file.
+
+Everything in the routes file is in force again within a second of saving it. What needs a restart
+is a flag here. A flag given on the command line goes before its environment variable.
+
+SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
+
+/// The flags of `serve`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The routes file
+    #[arg(
+        long,
+        env = "RELAY_ROUTES",
+        hide_env_values = true,
+        value_name = "FILE",
+        default_value = "routes.yaml"
+    )]
+    pub routes: PathBuf,
+    /// Where webhooks come in; 0.0.0.0 where IPv6 is off
+    #[arg(
+        long,
+        env = "RELAY_LISTEN",
+        hide_env_values = true,
+        value_name = "ADDRESS:PORT",
+        default_value = "[::]:8443"
+    )]
+    pub listen: SocketAddr,
+    /// Where probes and metrics are served; keep it off the public network
+    #[arg(
+        long,
+        env = "RELAY_ADMIN",
+        hide_env_values = true,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:9464"
+    )]
+    pub admin: SocketAddr,
+
+    /// The certificate and its chain, PEM. Aryeo verifies the whole chain
+    #[arg(
+        long,
+        env = "RELAY_TLS_CERT",
+        hide_env_values = true,
+        value_name = "FILE",
+        default_value = "certs/tls.crt",
+        help_heading = "TLS"
+    )]
+    pub tls_cert: PathBuf,
+    /// The certificate's key, PEM
+    #[arg(
+        long,
+        env = "RELAY_TLS_KEY",
+        hide_env_values = true,
+        value_name = "FILE",
+        default_value = "certs/tls.key",
+        help_heading = "TLS"
+    )]
+    pub tls_key: PathBuf,
+    /// Serve HTTP without TLS: something in front of the relay ends it
+    #[arg(
+        long,
+        env = "RELAY_PLAIN_HTTP", hide_env_values = true,
+        value_parser = BoolishValueParser::new(),
+        help_heading = "TLS"
+    )]
+    pub plain_http: bool,
+
+    /// What is kept and for how long.
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    /// What is let in at once.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// How long is waited.
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+
+    /// How log lines are written to stderr
+    #[arg(
+        long,
+        env = "RELAY_LOG_FORMAT",
+        hide_env_values = true,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t,
+        help_heading = "Logs"
+    )]
+    pub log_format: LogFormat,
+    /// The least severe level that is logged
+    #[arg(
+        long,
+        env = "RELAY_LOG_LEVEL", hide_env_values = true,
+        value_name = "LEVEL",
+        default_value = "info",
+        value_parser = level_parser(),
+        help_heading = "Logs"
+    )]
+    pub log_level: LevelFilter,
+}
+
+/// What is kept and for how long.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Storage")]
+pub struct StorageArgs {
+    /// The data directory, made if it is not there. One relay at a time can use it
+    #[arg(
+        long,
+        env = "RELAY_DATA",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = "data"
+    )]
+    pub data: PathBuf,
+    /// Take a data directory in memory (tmpfs), which a power cut empties
+    #[arg(long, env = "RELAY_ALLOW_VOLATILE_DATA", hide_env_values = true, value_parser = BoolishValueParser::new())]
+    pub allow_volatile_data: bool,
+    /// How long a webhook is kept after its last delivery was settled
+    #[arg(
+        long,
+        env = "RELAY_RETAIN", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "72h",
+        value_parser = value::duration
+    )]
+    pub retain: Duration,
+    /// How long a webhook that no route wanted is kept
+    #[arg(
+        long,
+        env = "RELAY_RETAIN_UNROUTED", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "14d",
+        value_parser = value::duration
+    )]
+    pub retain_unrouted: Duration,
+    /// How long a delivery that nobody tries any more is kept
+    #[arg(
+        long,
+        env = "RELAY_RETAIN_DEAD_LETTERS", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "90d",
+        value_parser = value::duration
+    )]
+    pub retain_dead_letters: Duration,
+    /// How many webhooks are remembered to recognise a repeat; then the oldest go first
+    #[arg(
+        long,
+        env = "RELAY_DUPLICATES_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "1000000"
+    )]
+    pub duplicates_max: NonZeroUsize,
+}
+
+/// What is let in at once.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Connections at once; further ones wait in the kernel
+    #[arg(
+        long,
+        env = "RELAY_CONNECTIONS_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "10000"
+    )]
+    pub connections_max: NonZeroUsize,
+    /// Requests being taken in at once; further ones are answered 503
+    #[arg(
+        long,
+        env = "RELAY_IN_FLIGHT_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "1024"
+    )]
+    pub in_flight_max: NonZeroUsize,
+    /// Bytes of bodies being taken in at once; further ones are answered 503
+    #[arg(
+        long,
+        env = "RELAY_IN_FLIGHT_BYTES_MAX", hide_env_values = true,
+        value_name = "SIZE",
+        default_value = "256MiB",
+        value_parser = value::size
+    )]
+    pub in_flight_bytes_max: u64,
+    /// Bytes of bodies being delivered at once, shared fairly among the targets
+    #[arg(
+        long,
+        env = "RELAY_DELIVERY_MEMORY", hide_env_values = true,
+        value_name = "SIZE",
+        default_value = "64MiB",
+        value_parser = value::size
+    )]
+    pub delivery_memory: u64,
+}
+
+/// How long is waited.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Time-outs")]
+pub struct TimeoutArgs {
+    /// For a TLS handshake
+    #[arg(
+        long,
+        env = "RELAY_HANDSHAKE_TIMEOUT", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = value::duration
+    )]
+    pub handshake_timeout: Duration,
+    /// For the head of a request
+    #[arg(
+        long,
+        env = "RELAY_HEADER_TIMEOUT", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = value::duration
+    )]
+    pub header_timeout: Duration,
+    /// For the body of a request
+    #[arg(
+        long,
+        env = "RELAY_BODY_TIMEOUT", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "20s",
+        value_parser = value::duration
+    )]
+    pub body_timeout: Duration,
+    /// For stopping in order; what is not done by then is done after the next start
+    #[arg(
+        long,
+        env = "RELAY_SHUTDOWN_TIMEOUT", hide_env_values = true,
+        value_name = "DURATION",
+        default_value = "20s",
+        value_parser = value::duration
+    )]
+    pub shutdown_timeout: Duration,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["error", "warn", "info", "debug", "trace", "off"])
+        .try_map(|level| level.parse::<LevelFilter>())
+}
+
+/// Runs the relay until it is told to stop.
+pub fn run(_args: &Args) -> anyhow::Result<Verdict> {
+    anyhow::bail!("`serve` is not in this build yet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args as _, CommandFactory as _, FromArgMatches as _};
+
+    fn parsed(flags: &[&str]) -> Result<Args, clap::Error> {
+        // Without the environment, which may have settings of its own.
+        let command = Args::augment_args(clap::Command::new("serve")).mut_args(|arg| arg.env(None));
+        let line = std::iter::once("serve").chain(flags.iter().copied());
+        command.try_get_matches_from(line).and_then(|matches| Args::from_arg_matches(&matches))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_design() {
+        let args = parsed(&[]).unwrap();
+        assert_eq!(args.routes.to_str(), Some("routes.yaml"));
+        assert_eq!(args.listen.to_string(), "[::]:8443");
+        assert_eq!(args.admin.to_string(), "127.0.0.1:9464");
+        assert!(!args.plain_http && !args.storage.allow_volatile_data);
+        assert_eq!(args.storage.retain.as_secs(), 72 * 3600);
+        assert_eq!(args.storage.retain_unrouted.as_secs(), 14 * 86_400);
+        assert_eq!(args.storage.retain_dead_letters.as_secs(), 90 * 86_400);
+        assert_eq!(args.storage.duplicates_max.get(), 1_000_000);
+        assert_eq!(args.limits.connections_max.get(), 10_000);
+        assert_eq!(args.limits.in_flight_max.get(), 1024);
+        assert_eq!(args.limits.in_flight_bytes_max, 256 << 20);
+        assert_eq!(args.limits.delivery_memory, 64 << 20);
+        assert_eq!(args.timeouts.body_timeout.as_secs(), 20);
+        assert_eq!(args.log_format, LogFormat::Text);
+        assert_eq!(args.log_level, LevelFilter::INFO);
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let flags = ["--plain-http", "--retain", "1h30m", "--log-level", "debug"];
+        let args = parsed(&flags).unwrap();
+        assert!(args.plain_http);
+        assert_eq!(args.storage.retain.as_secs(), 5400);
+        assert_eq!(args.log_level, LevelFilter::DEBUG);
+        for wrong in [
+            ["--listen", "8443"],
+            ["--in-flight-max", "0"],
+            ["--body-timeout", "0s"],
+            ["--log-level", "loud"],
+        ] {
+            assert!(parsed(&wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn every_flag_reads_the_environment_by_its_name() {
+        for command in crate::cli::Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|_| command.get_name() == "serve") {
+                let Some(flag) = arg.get_long().filter(|flag| *flag != "help") else { continue };
+                let name = format!("RELAY_{}", flag.to_uppercase().replace('-', "_"));
+                assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(&*name), "{flag}");
+            }
+        }
+    }
+}

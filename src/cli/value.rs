@@ -1,0 +1,38 @@
+//! Durations and sizes of flags: written as in the routes file, and never zero.
+
+use std::time::Duration;
+
+use crate::config;
+
+/// A duration that is not zero, such as `1h30m`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match config::duration(text)? {
+        Duration::ZERO => Err("it must be longer than zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// A size in bytes that is not zero, such as `64MiB`.
+pub fn size(text: &str) -> Result<u64, String> {
+    match config::size(text)? {
+        0 => Err("it must be larger than zero".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_zero() {
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        for text in ["0s", "soon", ""] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        for text in ["0B", "big", "512", ""] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! From what is written to what it means: the routing table, or every reason why there is none.
+//!
+//! Names, references, ranges and secrets are checked here. A problem is reported and the work goes
+//! on with what can be used, so that one run finds them all.
+
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use zeroize::Zeroizing;
+
+use crate::config::position::{Entry, Node};
+use crate::config::problem::{Position, Report};
+use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
+use crate::config::secret::{self, Environment, SECRET_BYTES_MAX, Secrets};
+use crate::config::value::{self, Parsed};
+use crate::config::{route, source, target};
+use crate::domain::limit::DELIVERIES_PER_WEBHOOK_MAX;
+use crate::domain::pattern::{Pattern, Patterns};
+use crate::domain::request::is_reserved;
+use crate::domain::route::{RoutingTable, Unrouted};
+use crate::domain::signature::{SIGNATURE, Scheme, Secret, TIMESTAMP};
+use crate::domain::webhook::Header;
+
+/// A rotation needs two.
+const SECRETS_MAX: usize = 16;
+
+/// Headers of one target or route.
+const HEADERS_MAX: usize = 64;
+
+/// Names or patterns in one list.
+const PATTERNS_MAX: usize = 1000;
+
+/// Every source is a label of a dozen metrics.
+const SOURCES_MAX: usize = 1000;
+
+/// A place in the tree that follows what was deserialised from it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot<'a> {
+    pub(super) at: Position,
+    node: Option<&'a Node>,
+}
+
+impl<'a> Spot<'a> {
+    pub(super) fn new(node: &'a Node) -> Self {
+        Self { at: node.at, node: Some(node) }
+    }
+
+    /// The value of a key; where it is missing, the place of its map.
+    pub(super) fn key(self, key: &str) -> Self {
+        self.below(self.node.and_then(|node| node.get(key)).map(|entry| &entry.value))
+    }
+
+    /// The value of an entry by number.
+    pub(super) fn entry(self, index: usize) -> Self {
+        self.below(self.raw_entry(index).map(|entry| &entry.value))
+    }
+
+    /// The place of an entry's key.
+    pub(super) fn entry_key(self, index: usize) -> Position {
+        self.raw_entry(index).map_or(self.at, |entry| entry.key_at)
+    }
+
+    /// An item of a list.
+    pub(super) fn item(self, index: usize) -> Self {
+        self.below(self.node.and_then(|node| node.items().get(index)))
+    }
+
+    fn raw_entry(self, index: usize) -> Option<&'a Entry> {
+        self.node.and_then(|node| node.entries().get(index))
+    }
+
+    fn below(self, node: Option<&'a Node>) -> Self {
+        Self { at: node.map_or(self.at, |node| node.at), node }
+    }
+}
+
+/// What compiling needs besides the file.
+pub(super) struct Context<'a> {
+    pub(super) report: &'a mut Report,
+    pub(super) env: &'a dyn Environment,
+    pub(super) secrets: Secrets,
+    /// Relative paths are relative to it.
+    pub(super) folder: &'a Path,
+}
+
+/// Compiles a file. `original` still has what was taken out of `pruned` because it is wrong.
+///
+/// The table is of use only if the report has no error.
+pub(super) fn compile(
+    file: &File,
+    original: &Node,
+    pruned: &Node,
+    sha256: [u8; 32],
+    context: &mut Context<'_>,
+) -> RoutingTable {
+    let root = Spot::new(pruned);
+    for (key, names) in [("sources", SOURCES_MAX), ("targets", DELIVERIES_PER_WEBHOOK_MAX)] {
+        context.count(original, key, names);
+    }
+    context.count(original, "routes", usize::MAX);
+    let sources = source::compile(&file.sources, root.key("sources"), context);
+    let signatures: Vec<_> = sources.iter().map(|source| source.verify.header.clone()).collect();
+    let targets = target::compile(&file.targets, root.key("targets"), &signatures, context);
+    let known = route::Known {
+        sources: names(original, "sources"),
+        target_names: names(original, "targets"),
+        targets: targets.iter().map(|target| (&*target.name, target)).collect(),
+    };
+    let routes = route::compile(&file.routes, root.key("routes"), &known, context);
+    let unrouted = match file.unrouted.as_ref().map(|text| &*text.0) {
+        None | Some("keep") => Unrouted::Keep,
+        Some("drop") => Unrouted::Drop,
+        Some(other) => {
+            let message = format!("unrouted: expected keep or drop, found \"{other}\"");
+            context.report.error(root.key("unrouted").at, message);
+            Unrouted::Keep
+        }
+    };
+    RoutingTable::new(sources, targets, routes, unrouted, sha256)
+}
+
+fn names<'a>(original: &'a Node, key: &str) -> HashSet<&'a str> {
+    let entries = original.get(key).map(|entry| entry.value.entries()).unwrap_or_default();
+    entries.iter().map(|entry| &*entry.key).collect()
+}
+
+impl Context<'_> {
+    /// What was parsed, or its problem reported.
+    pub(super) fn take<T>(&mut self, at: Position, parsed: Parsed<T>) -> Option<T> {
+        parsed.map_err(|message| self.report.error(at, message)).ok()
+    }
+
+    fn count(&mut self, original: &Node, key: &str, max: usize) {
+        let Some(entry) = original.get(key) else { return };
+        let count = entry.value.entries().len() + entry.value.items().len();
+        if count == 0 {
+            self.report
+                .error(entry.key_at, format!("\"{key}\" is empty: there must be at least one"));
+        } else if count > max {
+            self.report.error(entry.key_at, format!("more than {max} {key}"));
+        }
+    }
+
+    /// A duration within bounds.
+    pub(super) fn duration(
+        &mut self,
+        what: &str,
+        text: Option<&Text>,
+        spot: Spot<'_>,
+        bounds: &RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let duration = self.take(spot.at, value::duration(&text?.0))?;
+        if bounds.contains(&duration) {
+            return Some(duration);
+        }
+        let [from, to, found] =
+            [*bounds.start(), *bounds.end(), duration].map(value::show_duration);
+        self.report.error(spot.at, format!("{what} must be between {from} and {to}, not {found}"));
+        None
+    }
+
+    /// A number within bounds.
+    pub(super) fn integer<T: TryFrom<i64>>(
+        &mut self,
+        what: &str,
+        integer: &schema::Integer,
+        spot: Spot<'_>,
+        bounds: &RangeInclusive<i64>,
+    ) -> Option<T> {
+        let number = integer.0;
+        if bounds.contains(&number)
+            && let Ok(number) = T::try_from(number)
+        {
+            return Some(number);
+        }
+        let (from, to) = (bounds.start(), bounds.end());
+        self.report.error(spot.at, format!("{what} must be between {from} and {to}, not {number}"));
+        None
+    }
+
+    /// The path of a file, relative to the routes file.
+    pub(super) fn path(&mut self, text: &Text, at: Position) -> Option<PathBuf> {
+        if text.0.is_empty() {
+            self.report.error(at, "the path of the file is empty");
+            return None;
+        }
+        Some(self.folder.join(&text.0))
+    }
+
+    /// Something outside of the file that could not be had.
+    pub(super) fn unresolved(&mut self, at: Position, message: String) {
+        match self.secrets {
+            Secrets::Resolve => self.report.error(at, message),
+            Secrets::Warn => self.report.warning(at, message),
+        }
+    }
+
+    /// The secrets of `verify` or `sign`; at least one.
+    pub(super) fn secrets(
+        &mut self,
+        list: Option<&[schema::Secret]>,
+        spot: Spot<'_>,
+    ) -> Vec<Secret> {
+        let secrets_spot = spot.key("secrets");
+        let Some(list) = list else {
+            self.report.error(spot.at, "this scheme needs \"secrets\"");
+            return Vec::new();
+        };
+        if list.is_empty() || list.len() > SECRETS_MAX {
+            let message = format!("\"secrets\" takes between 1 and {SECRETS_MAX}");
+            self.report.error(secrets_spot.at, message);
+            return Vec::new();
+        }
+        let numbered = list.iter().enumerate();
+        numbered
+            .filter_map(|(index, secret)| self.secret(secret, secrets_spot.item(index)))
+            .collect()
+    }
+
+    fn secret(&mut self, secret: &schema::Secret, spot: Spot<'_>) -> Option<Secret> {
+        let (label, bytes) = match (&secret.env, &secret.file, &secret.value) {
+            (Some(Text(name)), None, None) => {
+                (format!("env:{name}"), secret::from_env(self.env, name))
+            }
+            (None, Some(text), None) => {
+                let path = self.path(text, spot.key("file").at)?;
+                (format!("file:{}", text.0), secret::from_file(&path))
+            }
+            (None, None, Some(Text(text))) => {
+                let at = spot.key("value").at;
+                if text.is_empty() || text.len() > SECRET_BYTES_MAX {
+                    let message = format!("a secret has between 1 and {SECRET_BYTES_MAX} bytes");
+                    self.report.error(at, message);
+                    return None;
+                }
+                self.report.warning(
+                    at,
+                    "a secret in the file itself: {env: NAME} or {file: PATH} hide it",
+                );
+                ("value".to_owned(), Ok(Zeroizing::new(text.clone().into_bytes())))
+            }
+            _ => {
+                self.report.error(
+                    spot.at,
+                    "a secret is one of {env: NAME}, {file: PATH} or {value: TEXT}",
+                );
+                return None;
+            }
+        };
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(message) => {
+                self.unresolved(spot.at, message);
+                if self.secrets == Secrets::Resolve {
+                    return None;
+                }
+                let mut stand_in = Zeroizing::new(vec![0; 32]);
+                getrandom::fill(&mut stand_in).ok()?;
+                stand_in
+            }
+        };
+        Secret::new(label, &bytes)
+    }
+
+    /// The header that carries a signature.
+    pub(super) fn signature_header(
+        &mut self,
+        scheme: Scheme,
+        text: Option<&Text>,
+        spot: Spot<'_>,
+    ) -> Option<HeaderName> {
+        let Some(text) = text else { return Some(SIGNATURE) };
+        let at = spot.key("header").at;
+        let name = self.take(at, value::header_name(&text.0))?;
+        let taken = scheme == Scheme::AryeoTimestamped && name == TIMESTAMP;
+        if is_reserved(&name) || taken {
+            self.report.error(at, format!("the header \"{}\" can't carry a signature", text.0));
+            return None;
+        }
+        Some(name)
+    }
+
+    /// The operator's headers. `taken` are names that a scheme sets.
+    pub(super) fn headers(
+        &mut self,
+        settings: &Named<HeaderSetting>,
+        spot: Spot<'_>,
+        taken: &[HeaderName],
+        owner: HeadersOf,
+    ) -> Vec<Header> {
+        if settings.0.len() > HEADERS_MAX {
+            self.report.error(spot.at, format!("more than {HEADERS_MAX} headers"));
+        }
+        let mut headers: Vec<Header> = Vec::new();
+        for (index, (text, setting)) in settings.0.iter().enumerate().take(HEADERS_MAX) {
+            let (key_at, spot) = (spot.entry_key(index), spot.entry(index));
+            let name = self.take(key_at, value::header_name(text));
+            let value = match (setting, owner) {
+                (HeaderSetting::Text(text), _) => self.take(spot.at, value::header_text(text)),
+                (HeaderSetting::Secret(secret), HeadersOf::Target) => {
+                    self.header_secret(secret, spot)
+                }
+                (HeaderSetting::Secret(_), HeadersOf::Route) => {
+                    self.report.error(
+                        spot.at,
+                        "a route's headers are stored with its deliveries and can't be secret: \
+                         use the target's",
+                    );
+                    None
+                }
+            };
+            let Some(name) = name else { continue };
+            if is_reserved(&name) || taken.contains(&name) {
+                self.report.error(key_at, format!("the header \"{text}\" is set by the relay"));
+            } else if headers.iter().any(|(known, _)| *known == name) {
+                self.report.error(key_at, format!("the header \"{text}\" is there already"));
+            } else if let Some(value) = value {
+                headers.push((name, value));
+            }
+        }
+        headers
+    }
+
+    fn header_secret(
+        &mut self,
+        header: &schema::HeaderSecret,
+        spot: Spot<'_>,
+    ) -> Option<HeaderValue> {
+        let bytes = match (&header.env, &header.file) {
+            (Some(Text(name)), None) => secret::from_env(self.env, name),
+            (None, Some(text)) => secret::from_file(&self.path(text, spot.key("file").at)?),
+            _ => {
+                let message = "a header's value is text or one of {env: NAME} and {file: PATH}";
+                self.report.error(spot.at, message);
+                return None;
+            }
+        };
+        let bytes = bytes.map_err(|message| self.unresolved(spot.at, message)).ok()?;
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            self.report.error(spot.at, "a header's value has only printable ASCII characters");
+            return None;
+        };
+        let prefix = header.prefix.as_ref().map_or("", |Text(prefix)| prefix);
+        let whole = Zeroizing::new(format!("{prefix}{text}"));
+        let mut value = self.take(spot.at, value::header_value(&whole))?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+
+    /// A name or a list of names and patterns.
+    pub(super) fn patterns(
+        &mut self,
+        what: &str,
+        list: Option<&OneOrMany>,
+        spot: Spot<'_>,
+    ) -> Option<Patterns> {
+        let list = listed(list?, spot);
+        if list.is_empty() || list.len() > PATTERNS_MAX {
+            let message = format!(
+                "\"{what}\" takes between 1 and {PATTERNS_MAX} names; leave it out for any"
+            );
+            self.report.error(spot.at, message);
+            return None;
+        }
+        for (text, at) in &list {
+            self.take(*at, value::pattern(text));
+        }
+        Some(Patterns::new(list.iter().map(|(text, _)| text)))
+    }
+
+    /// That each name of `list` is one of `known`.
+    pub(super) fn known_sources(
+        &mut self,
+        list: Option<&OneOrMany>,
+        spot: Spot<'_>,
+        known: &HashSet<&str>,
+    ) {
+        for (text, at) in list.map(|list| listed(list, spot)).unwrap_or_default() {
+            let pattern = Pattern::new(text.strip_prefix('!').unwrap_or(text));
+            match pattern.exact() {
+                Some(name) if !known.contains(name) => {
+                    self.report.error(at, format!("unknown source \"{name}\""));
+                }
+                None if !known.iter().any(|name| pattern.matches(name)) => {
+                    self.report.warning(at, format!("no source matches \"{text}\""));
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+}
+
+/// Each name of a list with its place.
+fn listed<'a>(list: &'a OneOrMany, spot: Spot<'_>) -> Vec<(&'a str, Position)> {
+    match list {
+        OneOrMany::One(text) => vec![(text, spot.at)],
+        OneOrMany::Many(list) => {
+            let numbered = list.iter().enumerate();
+            numbered.map(|(index, Text(text))| (&**text, spot.item(index).at)).collect()
+        }
+    }
+}
+
+/// Whose headers they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadersOf {
+    /// Rendered at acceptance and stored: never secret.
+    Route,
+    /// Read from the table in force at each attempt.
+    Target,
+}

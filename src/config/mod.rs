@@ -1,0 +1,149 @@
+//! `routes.yaml`: read, checked and compiled into a [`RoutingTable`].
+//!
+//! [`load`] is what a server does, [`check`] what an operator asks; both say the same. The way of a
+//! file: [`position`] reads the text as a tree that knows places; [`shape`] finds every problem of
+//! form in it; [`schema`] deserialises the text (or, after problems, what is left of the tree);
+//! [`compile`], [`source`], [`target`] and [`route`] find every problem of meaning and resolve
+//! secrets by [`secret`]; [`value`] reads single values; [`problem`] is what all of them report.
+
+mod compile;
+mod position;
+mod problem;
+mod route;
+mod schema;
+mod secret;
+mod shape;
+mod source;
+mod target;
+mod value;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::compile::Context;
+use crate::config::position::Node;
+use crate::config::problem::Report;
+use crate::config::schema::SchemaError;
+use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
+use crate::domain::route::RoutingTable;
+
+pub use crate::config::problem::{Position, Problem, Problems, Severity};
+pub use crate::config::secret::{Environment, ProcessEnvironment, Secrets, from_env, from_file};
+pub use crate::config::value::{duration, size};
+
+/// A file that can be used.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it says.
+    pub table: RoutingTable,
+    /// What somebody should look at; no errors.
+    pub warnings: Vec<Problem>,
+}
+
+/// Loads a file.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, warnings included, in file order.
+pub fn load(path: &Path, env: &dyn Environment, secrets: Secrets) -> Result<Loaded, Problems> {
+    let mut bytes = Vec::new();
+    let file = File::open(path);
+    // One byte more than is allowed tells a file that is too large.
+    let read = file.and_then(|f| f.take(ROUTES_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => load_bytes(&bytes, path, env, secrets),
+        Err(error) => {
+            let mut report = Report::new(path);
+            report.file_error(format!("the file can't be read: {error}"));
+            Err(report.finish())
+        }
+    }
+}
+
+/// Loads a file whose content has been read already. `path` names it in problems; relative paths in
+/// the file are relative to its folder.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_bytes(
+    bytes: &[u8],
+    path: &Path,
+    env: &dyn Environment,
+    secrets: Secrets,
+) -> Result<Loaded, Problems> {
+    let mut report = Report::new(path);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut context = Context { report: &mut report, env, secrets, folder };
+    let table = compile_bytes(bytes, &mut context);
+    let failed = report.has_failed();
+    let problems = report.finish();
+    match table {
+        Some(table) if !failed => Ok(Loaded { table, warnings: problems.into_iter().collect() }),
+        _ => Err(problems),
+    }
+}
+
+/// Everything that is wrong with a file: its errors and warnings, in file order.
+pub fn check(path: &Path, env: &dyn Environment, secrets: Secrets) -> Problems {
+    match load(path, env, secrets) {
+        Ok(loaded) => loaded.warnings.into(),
+        Err(problems) => problems,
+    }
+}
+
+fn compile_bytes(bytes: &[u8], context: &mut Context<'_>) -> Option<RoutingTable> {
+    let text = decode(bytes, context.report)?;
+    let tree = position::parse(text, context.report)?;
+    let pruned = shape::check(&tree, context.report)?;
+    let file = match read_twice(text, &pruned, context.report.has_failed()) {
+        Ok(file) => file,
+        Err(error) => {
+            context.report.error(error.position, error.message);
+            return None;
+        }
+    };
+    let sha256 = Sha256::digest(bytes).into();
+    Some(compile::compile(&file, &tree, &pruned, sha256, context))
+}
+
+/// Deserialises the text; where it has problems already, what is left of the tree.
+fn read_twice(text: &str, tree: &Node, failed: bool) -> Result<schema::File, SchemaError> {
+    let of_tree = schema::from_node(tree)?;
+    if failed {
+        return Ok(of_tree);
+    }
+    let of_text = schema::from_text(text)?;
+    if of_text == of_tree {
+        return Ok(of_text);
+    }
+    // What was checked would not be what is used: better refused than half understood.
+    let message =
+        "not every reader of YAML takes this for the same: write it more simply".to_owned();
+    Err(SchemaError { position: Position::START, message })
+}
+
+fn decode<'a>(bytes: &'a [u8], report: &mut Report) -> Option<&'a str> {
+    if bytes.len() > ROUTES_FILE_BYTES_MAX {
+        report.file_error(format!("the file is larger than {ROUTES_FILE_BYTES_MAX} bytes"));
+        return None;
+    }
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            let (good, _) = bytes.split_at_checked(error.valid_up_to())?;
+            let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let last = good.rsplit(|byte| *byte == b'\n').next().unwrap_or(good);
+            let column = String::from_utf8_lossy(last).chars().count() + 1;
+            report.error(Position { line, column }, "the file is not UTF-8");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,373 @@
+//! `routes.yaml` as `serde_yaml` deserialises it. The only file that knows that crate.
+//!
+//! The types are as strict as [`crate::config::shape`], which finds every problem of form with its
+//! position before this runs; a test holds the two together. What is text here (durations, URLs) is
+//! understood by [`crate::config::compile`].
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::{Mapping, Value};
+
+use crate::config::position::{Kind, Meaning, Node, meaning};
+use crate::config::problem::Position;
+
+/// The whole file.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) sources: Named<Source>,
+    pub(super) targets: Named<Target>,
+    pub(super) routes: Vec<Route>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) unrouted: Option<Text>,
+}
+
+/// `sources.NAME`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Source {
+    pub(super) path: Text,
+    pub(super) verify: Scheme,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) body_limit: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) rate_limit: Option<Text>,
+    #[serde(default)]
+    pub(super) duplicates: Duplicates,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) silence_after: Option<Text>,
+}
+
+/// `verify` and `sign`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Scheme {
+    pub(super) scheme: Text,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) secrets: Option<Vec<Secret>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) header: Option<Text>,
+}
+
+/// `{env: NAME}`, `{file: PATH}` or `{value: "…"}`.
+#[derive(PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Secret {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) env: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) file: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) value: Option<Text>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// `duplicates`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Duplicates {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) activities: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) bare: Option<Text>,
+}
+
+/// `targets.NAME`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Target {
+    pub(super) url: Text,
+    pub(super) sign: Scheme,
+    #[serde(default)]
+    pub(super) headers: Named<HeaderSetting>,
+    #[serde(default)]
+    pub(super) forward_headers: Vec<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) timeout: Option<Text>,
+    #[serde(default)]
+    pub(super) retry: Retry,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) concurrency: Option<Integer>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) rate_limit: Option<Text>,
+    #[serde(default)]
+    pub(super) tls: Tls,
+}
+
+/// The value of a header.
+#[derive(PartialEq)]
+pub(super) enum HeaderSetting {
+    /// Text as it is.
+    Text(String),
+    /// From outside the file.
+    Secret(HeaderSecret),
+}
+
+impl fmt::Debug for HeaderSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HeaderSetting(…)")
+    }
+}
+
+/// `{env: NAME, prefix: "Bearer "}` or `{file: PATH}`.
+#[derive(PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HeaderSecret {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) env: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) file: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) prefix: Option<Text>,
+}
+
+/// `retry`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retry {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) first: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) max: Option<Text>,
+    #[serde(default, rename = "for", deserialize_with = "present")]
+    pub(super) keep_for: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) give_up_on: Option<Vec<Integer>>,
+}
+
+/// `tls`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) ca: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) certificate: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) key: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) server_name: Option<Text>,
+}
+
+/// One of `routes`.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    pub(super) name: Text,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) source: Option<OneOrMany>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) activity: Option<OneOrMany>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) resource: Option<OneOrMany>,
+    pub(super) to: Vec<Text>,
+    #[serde(default)]
+    pub(super) headers: Named<HeaderSetting>,
+    #[serde(default, rename = "final", deserialize_with = "present")]
+    pub(super) end: Option<bool>,
+}
+
+/// Text, and nothing that YAML takes for a number, a boolean or nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Text(pub(super) String);
+
+/// A whole number in decimal.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Integer(pub(super) i64);
+
+/// A name or a list of names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<Text>),
+}
+
+/// A map in file order that has no name twice.
+#[derive(Debug, PartialEq)]
+pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+/// Why it could not be deserialised.
+#[derive(Debug)]
+pub(super) struct SchemaError {
+    pub(super) position: Position,
+    pub(super) message: String,
+}
+
+/// Deserialises the text.
+pub(super) fn from_text(text: &str) -> Result<File, SchemaError> {
+    serde_yaml::from_str(text).map_err(|error| explain(&error))
+}
+
+/// Deserialises what is left of a tree after everything wrong was taken out.
+pub(super) fn from_node(node: &Node) -> Result<File, SchemaError> {
+    serde_yaml::from_value(to_value(node)).map_err(|error| explain(&error))
+}
+
+fn explain(error: &serde_yaml::Error) -> SchemaError {
+    let position = error.location().map_or(Position::START, |location| Position {
+        line: location.line().max(1),
+        column: location.column().max(1),
+    });
+    let message = format!("not every reader of YAML takes this: {error}");
+    SchemaError { position, message }
+}
+
+fn to_value(node: &Node) -> Value {
+    match &node.kind {
+        Kind::Broken => Value::Null,
+        Kind::List(items) => Value::Sequence(items.iter().map(to_value).collect()),
+        Kind::Map(entries) => {
+            let pairs =
+                entries.iter().map(|entry| (Value::from(&*entry.key), to_value(&entry.value)));
+            Value::Mapping(pairs.collect::<Mapping>())
+        }
+        Kind::Scalar { text, plain: false } => Value::from(&**text),
+        Kind::Scalar { text, plain: true } => match meaning(text) {
+            Meaning::Boolean(value) => Value::from(value),
+            Meaning::Integer(value) => Value::from(value),
+            Meaning::Null | Meaning::Number => Value::Null,
+            Meaning::Text => Value::from(&**text),
+        },
+    }
+}
+
+/// A key that is there has a value: nothing at all does not mean the default.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Texts;
+
+        impl Visitor<'_> for Texts {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_owned()))
+            }
+        }
+
+        // Not `deserialize_str`, which takes a number without quotes for text.
+        from.deserialize_any(Texts)
+    }
+}
+
+impl<'de> Deserialize<'de> for Integer {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        i64::deserialize(from).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = OneOrMany;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name or a list of names")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany::One(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<OneOrMany, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(OneOrMany::Many)
+            }
+        }
+
+        from.deserialize_any(Either)
+    }
+}
+
+impl<'de> Deserialize<'de> for HeaderSetting {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = HeaderSetting;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text, {env: NAME} or {file: PATH}")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<HeaderSetting, E> {
+                Ok(HeaderSetting::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<HeaderSetting, A::Error> {
+                HeaderSecret::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(HeaderSetting::Secret)
+            }
+        }
+
+        from.deserialize_any(Either)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = Named<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
+                let mut names = std::collections::HashSet::new();
+                let mut entries = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, T>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(de::Error::custom(format!("duplicate key \"{name}\"")));
+                    }
+                    entries.push((name, value));
+                }
+                Ok(Named(entries))
+            }
+        }
+
+        from.deserialize_map(InOrder(PhantomData))
+    }
+}
+
+/// What `serde_yaml` takes a scalar without quotes for.
+#[cfg(test)]
+pub(super) fn meaning_for_test(text: &str) -> Meaning {
+    match serde_yaml::from_str::<Value>(text).expect("a scalar") {
+        Value::Bool(value) => Meaning::Boolean(value),
+        Value::Null => Meaning::Null,
+        Value::Number(number) => number.as_i64().map_or(Meaning::Number, Meaning::Integer),
+        Value::String(_) => Meaning::Text,
+        other => panic!("{other:?} is not a scalar"),
+    }
+}
+
+/// Whether `serde_yaml` takes the text for YAML at all.
+#[cfg(test)]
+pub(super) fn is_yaml_for_test(text: &str) -> bool {
+    serde_yaml::from_str::<Value>(text).is_ok()
+}

@@ -1,0 +1,135 @@
+//! Where secrets and other files come from, and reading them.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+/// A secret longer than this is a wrong file.
+pub(super) const SECRET_BYTES_MAX: usize = 64 * 1024;
+
+/// A bundle of all public authorities is a quarter of this.
+pub(super) const PEM_BYTES_MAX: usize = 1024 * 1024;
+
+/// Where environment variables come from.
+pub trait Environment {
+    /// The value of a variable, if it is set and text.
+    fn var(&self, name: &str) -> Option<String>;
+}
+
+/// The environment of this process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads secrets' variables")]
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+impl Environment for HashMap<String, String> {
+    fn var(&self, name: &str) -> Option<String> {
+        self.get(name).cloned()
+    }
+}
+
+/// What happens to secrets and TLS files that can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secrets {
+    /// They are errors.
+    Resolve,
+    /// They are warnings, as for a check where the secrets are not. Something random that proves
+    /// nothing to anybody stands in for each.
+    Warn,
+}
+
+/// The bytes of a secret in a variable.
+pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+    match env.var(name) {
+        None => Err(format!("the environment variable {name} is not set")),
+        Some(value) if value.is_empty() => Err(format!("the environment variable {name} is empty")),
+        Some(value) if value.len() > SECRET_BYTES_MAX => {
+            Err(format!("the environment variable {name} is longer than {SECRET_BYTES_MAX} bytes"))
+        }
+        Some(value) => Ok(Zeroizing::new(value.into_bytes())),
+    }
+}
+
+/// The bytes of a secret in a file, without the newline at its end.
+pub fn from_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let mut bytes = read_file(path, SECRET_BYTES_MAX)?;
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+        if bytes.ends_with(b"\r") {
+            bytes.pop();
+        }
+    }
+    if bytes.is_empty() { Err(format!("{} is empty", path.display())) } else { Ok(bytes) }
+}
+
+/// The bytes of a file of at most `bytes_max`.
+pub(super) fn read_file(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+    let failed = |error: std::io::Error| format!("{} can't be read: {error}", path.display());
+    // Asked before opening: a pipe without a writer would hold the load for ever.
+    let kind = std::fs::metadata(path).map_err(failed)?;
+    if !kind.is_file() {
+        return Err(format!("{} is not a file", path.display()));
+    }
+    // Full size at once, so that no copy of a secret is left behind by growing.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
+    let file = File::open(path).map_err(failed)?;
+    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > bytes_max {
+        return Err(format!("{} is larger than {bytes_max} bytes", path.display()));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_newline_at_the_end_of_a_file_is_dropped_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        for (content, expected) in [
+            ("abc", Some("abc")),
+            ("abc\n", Some("abc")),
+            ("abc\r\n", Some("abc")),
+            ("abc\n\n", Some("abc\n")),
+            (" abc ", Some(" abc ")),
+            ("abc\r", Some("abc\r")),
+            ("", None),
+            ("\n", None),
+            ("\r\n", None),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let read = from_file(&path).ok().map(|bytes| bytes.to_vec());
+            assert_eq!(read.as_deref(), expected.map(str::as_bytes), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(from_file(folder.path()).unwrap_err().ends_with("is not a file"));
+        assert!(from_file(Path::new("/dev/zero")).unwrap_err().ends_with("is not a file"));
+        assert!(from_file(&folder.path().join("none")).unwrap_err().contains("can't be read"));
+        let path = folder.path().join("large");
+        std::fs::write(&path, vec![b'x'; SECRET_BYTES_MAX + 1]).unwrap();
+        assert!(from_file(&path).unwrap_err().contains("larger than"));
+    }
+
+    #[test]
+    fn a_variable_that_is_unset_or_empty_is_no_secret() {
+        let env =
+            HashMap::from([("A".to_owned(), "x".to_owned()), ("B".to_owned(), String::new())]);
+        assert_eq!(from_env(&env, "A").unwrap().as_slice(), b"x");
+        assert_eq!(from_env(&env, "B").unwrap_err(), "the environment variable B is empty");
+        assert_eq!(from_env(&env, "C").unwrap_err(), "the environment variable C is not set");
+    }
+}

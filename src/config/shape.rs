@@ -1,0 +1,331 @@
+//! Which keys there are and what kind of value each takes; finds every problem of form at once.
+//!
+//! [`check`] returns the tree without what is wrong, so that the rest can be looked at for problems
+//! of meaning in the same run. What a later version brings is refused by its name.
+
+use crate::config::position::{Entry, Kind, Meaning, Node, meaning};
+use crate::config::problem::{Position, Report};
+
+/// What kind of value is expected.
+enum Shape {
+    Boolean,
+    /// Text, a map or a record.
+    Header,
+    Integer,
+    List(&'static Self),
+    Map(&'static str, &'static Self),
+    OneOrMany,
+    Record(&'static Record),
+    /// Text; what it says.
+    Text(&'static str),
+}
+
+/// A map with known keys.
+struct Record {
+    noun: &'static str,
+    keys: &'static [Key],
+    /// Of no use without one of the keys that are written.
+    whole: bool,
+}
+
+struct Key {
+    name: &'static str,
+    presence: Presence,
+    shape: Shape,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Presence {
+    Mandatory,
+    /// Comes with a later version.
+    NotYet,
+    Optional,
+}
+
+const fn must(name: &'static str, shape: Shape) -> Key {
+    Key { name, presence: Presence::Mandatory, shape }
+}
+
+const fn may(name: &'static str, shape: Shape) -> Key {
+    Key { name, presence: Presence::Optional, shape }
+}
+
+const fn not_yet(name: &'static str) -> Key {
+    Key { name, presence: Presence::NotYet, shape: Shape::Boolean }
+}
+
+const DURATION: Shape = Shape::Text("a duration such as 10s");
+const RATE: Shape = Shape::Text("a rate such as 100/s");
+const HEADERS: Shape = Shape::Map("names of headers", &Shape::Header);
+const HEADER_NAME: Shape = Shape::Text("the name of a header");
+const VARIABLE: Shape = Shape::Text("the name of an environment variable");
+const PATH: Shape = Shape::Text("the path of a file");
+
+static FILE: Record = Record {
+    noun: "the file",
+    keys: &[
+        must("sources", Shape::Map("names of sources", &Shape::Record(&SOURCE))),
+        must("targets", Shape::Map("names of targets", &Shape::Record(&TARGET))),
+        must("routes", Shape::List(&Shape::Record(&ROUTE))),
+        may("unrouted", Shape::Text("keep or drop")),
+        not_yet("defaults"),
+    ],
+    whole: false,
+};
+
+static SOURCE: Record = Record {
+    noun: "a source",
+    keys: &[
+        must("path", Shape::Text("a path such as /webhooks/aryeo")),
+        must("verify", Shape::Record(&VERIFY)),
+        may("body_limit", Shape::Text("a size such as 2MiB")),
+        may("rate_limit", RATE),
+        may("duplicates", Shape::Record(&DUPLICATES)),
+        may("silence_after", DURATION),
+        not_yet("require_headers"),
+        not_yet("activity"),
+        not_yet("allow_from"),
+        not_yet("client_certificate"),
+    ],
+    whole: false,
+};
+
+static VERIFY: Record = Record {
+    noun: "verify",
+    keys: &[
+        must("scheme", Shape::Text("the name of a scheme")),
+        may("secrets", Shape::List(&Shape::Record(&SECRET))),
+        may("header", HEADER_NAME),
+    ],
+    whole: false,
+};
+
+static SIGN: Record = Record {
+    noun: "sign",
+    keys: &[
+        must("scheme", Shape::Text("the name of a scheme")),
+        may("secrets", Shape::List(&Shape::Record(&SECRET))),
+        may("header", HEADER_NAME),
+    ],
+    whole: false,
+};
+
+static SECRET: Record = Record {
+    noun: "a secret",
+    keys: &[may("env", VARIABLE), may("file", PATH), may("value", Shape::Text("the secret"))],
+    whole: true,
+};
+
+static DUPLICATES: Record = Record {
+    noun: "duplicates",
+    keys: &[may("activities", DURATION), may("bare", DURATION)],
+    whole: false,
+};
+
+static TARGET: Record = Record {
+    noun: "a target",
+    keys: &[
+        must("url", Shape::Text("a url")),
+        must("sign", Shape::Record(&SIGN)),
+        may("headers", HEADERS),
+        may("forward_headers", Shape::List(&HEADER_NAME)),
+        may("timeout", DURATION),
+        may("retry", Shape::Record(&RETRY)),
+        may("concurrency", Shape::Integer),
+        may("rate_limit", RATE),
+        may("tls", Shape::Record(&TLS)),
+        not_yet("backlog_limit"),
+        not_yet("paused"),
+    ],
+    whole: false,
+};
+
+static HEADER: Record = Record {
+    noun: "a header's value",
+    keys: &[may("env", VARIABLE), may("file", PATH), may("prefix", Shape::Text("text"))],
+    whole: true,
+};
+
+static RETRY: Record = Record {
+    noun: "retry",
+    keys: &[
+        may("first", DURATION),
+        may("max", DURATION),
+        may("for", DURATION),
+        may("give_up_on", Shape::List(&Shape::Integer)),
+    ],
+    whole: false,
+};
+
+static TLS: Record = Record {
+    noun: "tls",
+    keys: &[
+        may("ca", PATH),
+        may("certificate", PATH),
+        may("key", PATH),
+        may("server_name", Shape::Text("a host name")),
+    ],
+    whole: false,
+};
+
+static ROUTE: Record = Record {
+    noun: "a route",
+    keys: &[
+        must("name", Shape::Text("a name")),
+        may("source", Shape::OneOrMany),
+        may("activity", Shape::OneOrMany),
+        may("resource", Shape::OneOrMany),
+        must("to", Shape::List(&Shape::Text("the name of a target"))),
+        may("headers", HEADERS),
+        may("final", Shape::Boolean),
+        not_yet("when"),
+    ],
+    whole: false,
+};
+
+/// Reports every problem of form. `None` if nothing usable is left.
+pub(super) fn check(root: &Node, report: &mut Report) -> Option<Node> {
+    Checker { report }.value(root, &Shape::Record(&FILE), "the file", root.at)
+}
+
+struct Checker<'a> {
+    report: &'a mut Report,
+}
+
+impl Checker<'_> {
+    /// `what` names the value in messages; `owner` is where its absence of keys is reported.
+    fn value(&mut self, node: &Node, shape: &Shape, what: &str, owner: Position) -> Option<Node> {
+        let kind = match (shape, &node.kind) {
+            (_, Kind::Broken) => return None,
+            (Shape::Record(record), Kind::Map(entries)) => self.record(entries, record, owner)?,
+            (Shape::Header, Kind::Map(entries)) => self.record(entries, &HEADER, owner)?,
+            (Shape::Map(_, shape), Kind::Map(entries)) => self.map(entries, shape),
+            // A heading whose entries are all commented out.
+            (Shape::Record(record), _) if node.is_blank() => self.record(&[], record, owner)?,
+            (Shape::Map(..), _) if node.is_blank() => Kind::Map(Vec::new()),
+            (Shape::List(_), _) if node.is_blank() => Kind::List(Vec::new()),
+            (Shape::List(shape), Kind::List(items)) => self.list(items, shape, what)?,
+            (Shape::OneOrMany, Kind::List(items)) => {
+                self.list(items, &Shape::Text("a name"), what)?
+            }
+            (_, Kind::Scalar { text, plain }) if fits(shape, text, *plain) => node.kind.clone(),
+            (_, found) => {
+                self.report.error(node.at, format!("{what}: {}", mismatch(shape, found)));
+                return None;
+            }
+        };
+        Some(Node { at: node.at, kind })
+    }
+
+    fn record(&mut self, entries: &[Entry], record: &Record, owner: Position) -> Option<Kind> {
+        let mut kept = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let known = record.keys.iter().find(|key| key.name == &*entry.key);
+            let key = match known {
+                Some(key) if key.presence != Presence::NotYet => key,
+                Some(key) => {
+                    let message = format!("\"{}\" is not supported by this version", key.name);
+                    self.report.error(entry.key_at, message);
+                    continue;
+                }
+                None => {
+                    let message = unknown_key(&entry.key, record);
+                    self.report.error(entry.key_at, message);
+                    continue;
+                }
+            };
+            if let Some(value) = self.value(&entry.value, &key.shape, key.name, entry.key_at) {
+                kept.push(Entry { value, ..entry.clone_key() });
+            }
+        }
+        let mandatory = record.keys.iter().filter(|key| key.presence == Presence::Mandatory);
+        let mut complete = !record.whole || kept.len() == entries.len();
+        for key in mandatory {
+            if !entries.iter().any(|entry| &*entry.key == key.name) {
+                self.report.error(owner, format!("{} needs \"{}\"", record.noun, key.name));
+            }
+            complete &= kept.iter().any(|entry| &*entry.key == key.name);
+        }
+        complete.then_some(Kind::Map(kept))
+    }
+
+    fn map(&mut self, entries: &[Entry], shape: &Shape) -> Kind {
+        let mut kept = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let what = format!("\"{}\"", entry.key);
+            if let Some(value) = self.value(&entry.value, shape, &what, entry.key_at) {
+                kept.push(Entry { value, ..entry.clone_key() });
+            }
+        }
+        Kind::Map(kept)
+    }
+
+    fn list(&mut self, items: &[Node], shape: &Shape, what: &str) -> Option<Kind> {
+        let kept: Vec<_> =
+            items.iter().filter_map(|item| self.value(item, shape, what, item.at)).collect();
+        // Empty for our reasons is not empty as written, which is another problem.
+        (!kept.is_empty() || items.is_empty()).then_some(Kind::List(kept))
+    }
+}
+
+impl Entry {
+    fn clone_key(&self) -> Self {
+        let value = Node { at: self.value.at, kind: Kind::Broken };
+        Self { key: self.key.clone(), key_at: self.key_at, value }
+    }
+}
+
+fn fits(shape: &Shape, text: &str, plain: bool) -> bool {
+    match shape {
+        Shape::Boolean => plain && matches!(meaning(text), Meaning::Boolean(_)),
+        Shape::Integer => plain && matches!(meaning(text), Meaning::Integer(_)),
+        Shape::Header | Shape::OneOrMany | Shape::Text(_) => {
+            !plain || meaning(text) == Meaning::Text
+        }
+        Shape::List(_) | Shape::Map(..) | Shape::Record(_) => false,
+    }
+}
+
+fn unknown_key(key: &str, record: &Record) -> String {
+    let keys = record.keys.iter().filter(|key| key.presence != Presence::NotYet);
+    let known: Vec<_> = keys.map(|key| key.name).collect();
+    format!("unknown key \"{key}\": {} has {}", record.noun, known.join(", "))
+}
+
+fn mismatch(shape: &Shape, found: &Kind) -> String {
+    let expected = match shape {
+        Shape::Boolean => "true or false",
+        Shape::Header => "text, {env: NAME} or {file: PATH}",
+        Shape::Integer => "a whole number",
+        Shape::List(_) => "a list, as in [a, b]",
+        Shape::Map(names, _) => return format!("expected a map of {names}, found {}", kind(found)),
+        Shape::OneOrMany => "a name or a list of names",
+        Shape::Record(_) => "a map of keys",
+        Shape::Text(what) => what,
+    };
+    let text_wanted = matches!(
+        shape,
+        Shape::Header | Shape::OneOrMany | Shape::Text("text" | "a name" | "the secret")
+    );
+    let hint = match found {
+        Kind::Scalar { text, plain: true } if text_wanted && !text.is_empty() => ": quote it",
+        _ => "",
+    };
+    format!("expected {expected}, found {}{hint}", kind(found))
+}
+
+fn kind(found: &Kind) -> String {
+    match found {
+        Kind::Broken => "something else".to_owned(),
+        Kind::List(_) => "a list".to_owned(),
+        Kind::Map(_) => "a map".to_owned(),
+        Kind::Scalar { plain: false, .. } => "text".to_owned(),
+        // Never the text itself: it could be a secret in a wrong place.
+        Kind::Scalar { text, plain: true } => match meaning(text) {
+            Meaning::Boolean(value) => format!("{value}"),
+            Meaning::Null => "nothing".to_owned(),
+            Meaning::Integer(_) | Meaning::Number => "a number".to_owned(),
+            Meaning::Text => "text".to_owned(),
+        },
+    }
+}

@@ -1,0 +1,345 @@
+//! The corpus in `tests/data/routes`, the shipped file, and that no input does harm.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::route::{Subject, Unrouted};
+use crate::domain::signature::{Scheme, Signing};
+use crate::domain::source::DuplicateWindows;
+use crate::domain::webhook::Resource;
+
+/// Every variable is set, unless its name says otherwise.
+struct TestEnvironment;
+
+impl Environment for TestEnvironment {
+    fn var(&self, name: &str) -> Option<String> {
+        match name {
+            _ if name.starts_with("UNSET_") => None,
+            _ if name.starts_with("EMPTY_") => Some(String::new()),
+            _ => Some(format!("value of {name}")),
+        }
+    }
+}
+
+fn corpus(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new("tests/data/routes").join(folder);
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|path| path.extension().unwrap() == "yaml").collect();
+    files.sort();
+    files
+}
+
+fn load_file(path: &Path) -> Result<Loaded, Problems> {
+    load(path, &TestEnvironment, Secrets::Resolve)
+}
+
+fn load_text(text: &str) -> Result<Loaded, Problems> {
+    load_bytes(text.as_bytes(), Path::new("routes.yaml"), &TestEnvironment, Secrets::Resolve)
+}
+
+#[track_caller]
+fn problems_of(text: &str) -> String {
+    load_text(text).expect_err("it has errors").to_string()
+}
+
+/// Writes the expected texts anew instead of comparing them: look at the difference before
+/// committing it.
+fn is_blessed() -> bool {
+    std::env::var_os("BLESS").is_some()
+}
+
+#[test]
+fn every_bad_file_is_told_exactly_what_is_wrong_with_it() {
+    let files = corpus("bad");
+    assert!(files.len() >= 30, "{} files", files.len());
+    let mut differences = Vec::new();
+    for path in files {
+        let problems = load_file(&path).expect_err(&path.display().to_string());
+        let folder = format!("{}/", path.parent().unwrap().display());
+        let parent = "tests/data/routes/bad/../";
+        let found = format!("{problems}\n").replace(parent, "../").replace(&folder, "");
+        let text = path.with_extension("txt");
+        if is_blessed() {
+            fs::write(&text, &found).unwrap();
+        }
+        let expected = fs::read_to_string(&text).unwrap_or_default();
+        if found != expected {
+            differences.push(format!("{}\nexpected:\n{expected}found:\n{found}", path.display()));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn every_good_file_loads() {
+    let files = corpus("good");
+    assert!(!files.is_empty());
+    for path in files {
+        let loaded = load_file(&path).map_err(|problems| problems.to_string());
+        let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(loaded.table.sha256, <[u8; 32]>::from(Sha256::digest(fs::read(&path).unwrap())));
+        let allowed = usize::from(path.ends_with("every-key.yaml"));
+        assert_eq!(loaded.warnings.len(), allowed, "{}: {:?}", path.display(), loaded.warnings);
+    }
+}
+
+#[test]
+fn every_key_reaches_the_table() {
+    let loaded = load_file(Path::new("tests/data/routes/good/every-key.yaml")).unwrap();
+    let table = loaded.table;
+    let source = table.source("/webhooks/aryeo").unwrap();
+    assert_eq!(source.verify.scheme, Scheme::AryeoTimestamped);
+    let labels: Vec<_> = source.verify.secrets.iter().map(|secret| secret.label()).collect();
+    assert_eq!(labels, ["env:NEW", "file:../files/secret.txt", "value"]);
+    assert_eq!(source.verify.header, "x-aryeo-signature");
+    assert_eq!(source.body_bytes_max, 64_000);
+    assert_eq!(source.rate_limit, value::rate("100/s").ok());
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let windows = DuplicateWindows { activities: hours(48), bare: Duration::from_secs(300) };
+    assert_eq!(source.duplicates, windows);
+    assert_eq!(source.silence_after, Duration::from_secs(5400));
+
+    let crm = &table.targets["crm"];
+    assert_eq!(crm.url, "https://crm.internal:8443/hooks/aryeo?tenant=a");
+    let Signing::With { scheme, secret, header } = &crm.sign else { panic!("{:?}", crm.sign) };
+    assert_eq!((*scheme, secret.label()), (Scheme::AryeoTimestamped, "env:CRM_NEW"));
+    assert_eq!(header, "x-signature");
+    let headers: HashMap<_, _> =
+        crm.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    assert_eq!(headers["x-braces"], "{a}");
+    assert_eq!(headers["authorization"], "Bearer value of TOKEN");
+    assert_eq!(headers["x-from-file"], "from a file");
+    assert!(headers["authorization"].is_sensitive() && !headers["x-tenant"].is_sensitive());
+    assert_eq!(crm.forward_headers, ["x-request-id", "x-aryeo-event"]);
+    assert_eq!(crm.timeout, Duration::from_millis(2500));
+    assert_eq!((crm.retry.first, crm.retry.max), (Duration::from_millis(100), hours(2)));
+    assert_eq!((crm.retry.keep_for, &*crm.retry.give_up_on), (hours(14 * 24), &[404, 410][..]));
+    assert_eq!((crm.concurrency, crm.rate_limit), (3, value::rate("600/m").ok()));
+    let identity = crm.tls.identity.as_ref().unwrap();
+    assert!(identity.key.starts_with(b"-----BEGIN PRIVATE KEY"));
+    assert_eq!(crm.tls.ca.as_ref(), Some(&identity.certificate));
+    assert_eq!(crm.tls.server_name.as_deref(), Some("crm.example"));
+
+    let route = &table.routes()[0];
+    assert!(route.end && route.resource.is_some() && route.source.is_some());
+    assert_eq!(route.headers[0].1, "orders");
+    assert_eq!(route.to, [Arc::from("crm"), Arc::from("lake")]);
+    assert_eq!(table.unrouted, Unrouted::Drop);
+}
+
+#[test]
+fn what_is_left_out_has_the_documented_default() {
+    let table = load_file(Path::new("tests/data/routes/good/minimal.yaml")).unwrap().table;
+    let source = table.source("/").unwrap();
+    assert_eq!(source.body_bytes_max, 2 * 1024 * 1024);
+    assert_eq!(source.verify.header, "signature");
+    assert_eq!(source.silence_after, Duration::from_secs(86_400));
+    assert_eq!(source.duplicates, DuplicateWindows::default());
+    let target = &table.targets["crm"];
+    assert_eq!((target.timeout, target.concurrency), (Duration::from_secs(10), 16));
+    assert_eq!(target.retry, crate::domain::retry::RetrySchedule::default());
+    assert_eq!((target.rate_limit, source.rate_limit), (None, None));
+    assert_eq!(table.unrouted, Unrouted::Keep);
+}
+
+#[test]
+fn the_shipped_file_is_clean_without_its_secrets_and_routes_as_it_says() {
+    let path = Path::new("routes.yaml");
+    let nothing = HashMap::new();
+    let problems = check(path, &nothing, Secrets::Warn);
+    assert_eq!((problems.errors(), problems.warnings()), (0, 8), "{problems}");
+    assert_eq!(check(path, &nothing, Secrets::Resolve).errors(), 8);
+    let loaded = load_file(path).unwrap();
+    assert_eq!(loaded.warnings, []);
+    let reached = |activity| {
+        let resource = Resource::default();
+        let subject = Subject { source: "aryeo", activity, resource: &resource };
+        let deliveries = loaded.table.route(subject);
+        deliveries.iter().map(|delivery| delivery.target.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(reached(None), "warehouse");
+    assert_eq!(reached(Some("LISTING_DELIVERED")), "warehouse media-site crm");
+    assert_eq!(reached(Some("ORDER_PLACED")), "warehouse crm billing chat-notifier");
+    assert_eq!(reached(Some("ORDER_VIEWED")), "warehouse");
+    assert_eq!(reached(Some("APPOINTMENT_CUSTOMER_REMINDER_SENT")), "warehouse");
+}
+
+#[test]
+fn a_stand_in_for_a_missing_secret_proves_nothing_to_anybody() {
+    let path = Path::new("routes.yaml");
+    let secrets = || {
+        let loaded = load(path, &HashMap::new(), Secrets::Warn).unwrap();
+        loaded.table.sources[0].verify.secrets.clone()
+    };
+    assert_ne!(secrets(), secrets());
+}
+
+#[test]
+fn no_problem_shows_a_secret() {
+    let text = r#"
+sources:
+  a: { path: /, verify: { scheme: aryeo, secrets: [{ value: 12345678 }, { value: s3cr3t, env: B }] } }
+targets:
+  t:
+    url: "https://u:s3cr3t@host/"
+    sign: { scheme: aryeo, secrets: [{ value: s3cr3t }], secret: s3cr3t }
+    headers: { X-A: { env: "A", prefix: "s3cr3t é" } }
+routes: [{ name: r, to: [t] }]
+"#;
+    let problems = problems_of(text);
+    assert!(!problems.contains("s3cr3t") && !problems.contains("value of"), "{problems}");
+    assert!(!problems.contains("12345678"), "{problems}");
+}
+
+#[test]
+fn a_file_that_is_missing_too_large_or_a_folder_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("routes.yaml");
+    let name = path.display();
+    let said = || load_file(&path).unwrap_err().to_string();
+    assert!(said().starts_with(&format!("{name}: error: the file can't be read: No such file")));
+    fs::write(&path, vec![b'#'; ROUTES_FILE_BYTES_MAX + 1]).unwrap();
+    assert_eq!(said(), format!("{name}: error: the file is larger than 16777216 bytes"));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(said().starts_with(&format!("{name}: error: the file can't be read: ")), "{}", said());
+}
+
+#[test]
+fn ten_thousand_routes_load() {
+    let mut text = fs::read_to_string("tests/data/routes/good/minimal.yaml").unwrap();
+    let (head, _) = text.split_once("routes:").unwrap();
+    let routes: String = (0..10_000)
+        .map(|n| format!("  - {{ name: r{n}, activity: [A{n}, \"B{n}_*\"], to: [crm] }}\n"))
+        .collect();
+    text = format!("{head}routes:\n{routes}");
+    assert_eq!(load_text(&text).unwrap().table.routes().len(), 10_000);
+}
+
+// === two readers, one file ===
+
+/// Holds [`shape`] and [`schema`] together over one text. Says whether both take it.
+///
+/// Where only one of the two parsers takes it for YAML, or [`position`] refuses what a routes file
+/// has no use for (aliases, tags), there is nothing to compare.
+fn compare(text: &str) -> bool {
+    let mut report = Report::new(Path::new("f"));
+    let tree = position::parse(text, &mut report).filter(|_| !report.has_failed());
+    let Some(tree) = tree.filter(|_| schema::is_yaml_for_test(text)) else { return false };
+    let pruned = shape::check(&tree, &mut report);
+    let file = schema::from_text(text);
+    assert_eq!(
+        !report.has_failed(),
+        file.is_ok(),
+        "shape: {:?}\nschema: {file:?}\n{text}",
+        report.finish()
+    );
+    if let Ok(file) = &file {
+        let again = schema::from_node(&pruned.expect("no problem")).expect("the same tree");
+        assert_eq!(*file, again, "the two readers read different values in\n{text}");
+    } else if let Some(pruned) = pruned {
+        schema::from_node(&pruned).expect("what is left has no problem of form");
+    }
+    file.is_ok()
+}
+
+#[test]
+fn the_two_readers_agree_on_every_file_of_the_corpus() {
+    for path in [corpus("good"), corpus("bad"), vec!["routes.yaml".into()]].concat() {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let both = compare(text.strip_prefix('\u{feff}').unwrap_or(&text));
+        let is_good = !path.parent().unwrap().ends_with("bad");
+        assert!(both || !is_good, "{}", path.display());
+    }
+}
+
+#[test]
+fn what_the_parsers_take_for_different_things_is_refused() {
+    let text = fs::read_to_string("tests/data/routes/good/base.yaml").unwrap();
+    let problems = problems_of(&text.replace("[crm, billing]", "[crm,:billing]"));
+    assert!(problems.contains(": error: not every reader of YAML takes this: "), "{problems}");
+}
+
+#[test]
+fn what_deserves_a_look_is_a_warning_and_no_error() {
+    let text = fs::read_to_string("tests/data/routes/good/base.yaml").unwrap();
+    let text = text
+        .replace("    path: /webhooks/aryeo\n", "    path: /a\n    duplicates: { bare: 10s }\n")
+        .replace("{ env: CRM_SECRET }", "{ value: x }")
+        .replace("to: [crm, billing]", "to: [crm, crm]\n    source: \"z*\"");
+    let warnings = load_text(&text).unwrap().warnings;
+    let texts: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "routes.yaml:4:25: warning: bare is shorter than 2m, so that the sender's own retries are \
+             delivered again",
+            "routes.yaml:10:47: warning: a secret in the file itself: {env: NAME} or {file: PATH} hide it",
+            "routes.yaml:18:15: warning: target \"crm\" is in this list already",
+            "routes.yaml:19:13: warning: no source matches \"z*\"",
+        ]
+    );
+}
+
+/// A good file, broken in small ways that keep it YAML more often than not.
+fn mutated() -> impl Strategy<Value = String> {
+    let texts: Vec<String> = corpus("good")
+        .into_iter()
+        .chain(["routes.yaml".into()])
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let piece = prop_oneof![
+        "[ \n:{}\\[\\],*&!|>'\"#?%@~-]{1,3}",
+        "[a-z0-9_./]{1,6}",
+        Just("null".to_owned()),
+        Just("- ".to_owned()),
+        Just(": ".to_owned()),
+        Just("\n  ".to_owned()),
+        Just("\t".to_owned()),
+        Just(String::new()),
+        "\\PC{1,2}",
+    ];
+    let edit = (any::<prop::sample::Index>(), 0..12_usize, piece);
+    (prop::sample::select(texts), prop::collection::vec(edit, 0..4)).prop_map(|(text, edits)| {
+        let mut chars: Vec<char> = text.chars().collect();
+        for (index, length, piece) in edits {
+            let from = index.index(chars.len() + 1);
+            let to = (from + length).min(chars.len());
+            chars.splice(from..to, piece.chars());
+        }
+        chars.into_iter().collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) })]
+
+    #[test]
+    fn no_text_makes_loading_panic(text in "\\PC*|[ \n\t:{}\\[\\],*&!|>'\"#?%a-]*") {
+        prop_assert!(load_text(&text).map_or_else(|problems| problems.errors() > 0, |_| true));
+    }
+
+    #[test]
+    fn no_bytes_make_loading_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let path = Path::new("routes.yaml");
+        drop(load_bytes(&bytes, path, &TestEnvironment, Secrets::Resolve));
+    }
+
+    #[test]
+    fn no_broken_file_makes_loading_panic_or_fail_without_a_reason(text in mutated()) {
+        if let Err(problems) = load_text(&text) {
+            prop_assert!(problems.errors() > 0);
+        }
+    }
+
+    #[test]
+    fn the_two_readers_agree_on_broken_files(text in mutated()) {
+        compare(&text);
+    }
+}

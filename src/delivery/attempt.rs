@@ -1,0 +1,234 @@
+//! One attempt: request, exchange, outcome, settlement.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, RETRY_AFTER};
+use http::{HeaderValue, Method, Request};
+use http_body_util::Full;
+use tokio::time::Instant;
+
+use super::Random;
+use super::client::{Outgoing, SendRequest};
+use crate::domain::delivery::{Progress, Settlement, settle};
+use crate::domain::limit::ANSWER_EXCERPT_BYTES_MAX;
+use crate::domain::outcome::{Attempt, Outcome, holds_lane, retry_after};
+use crate::domain::request::{self, Content};
+use crate::domain::target::Target;
+use crate::domain::time::{Clock, Timestamp};
+use crate::net::client::{Answer, SendFailure};
+use crate::store::{Delivery, Lease, Store};
+use crate::telemetry::metrics::TargetMetrics;
+
+/// After a panic a delivery waits so long: it neither spins nor keeps the others from their turn.
+const PANIC_WAIT: Duration = Duration::from_secs(60);
+
+/// What all attempts of a lane share.
+pub(super) struct Tools<S> {
+    /// Where deliveries are settled.
+    pub(super) store: Arc<S>,
+    /// The time.
+    pub(super) clock: Arc<dyn Clock>,
+    /// For the jitter of retries.
+    pub(super) random: Random,
+    /// The target's.
+    pub(super) metrics: TargetMetrics,
+}
+
+/// Until when the lane is to hold still, if the target asked for it.
+pub(super) type Hold = Option<Timestamp>;
+
+/// Makes one attempt and settles its delivery. Cut off, the lease lapses.
+pub(super) async fn run<S: Store, C: SendRequest>(
+    tools: &Tools<S>,
+    client: &C,
+    target: &Target,
+    lease: Lease,
+) -> Hold {
+    let began = Began::now(tools);
+    let exchanged = {
+        let mut exchange = pin!(exchange(client, target, &lease.delivery, began.at, began.instant));
+        // One delivery that makes us panic must not stand in the way of the others for ever.
+        poll_fn(|context| {
+            match catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(context))) {
+                Ok(polled) => polled.map(Some),
+                Err(_) => Poll::Ready(None),
+            }
+        })
+        .await
+    };
+    let now = tools.clock.now();
+    let Some(result) = exchanged else {
+        tracing::error!(
+            webhook_id = %id(&lease.delivery),
+            target_name = &*target.name,
+            "an attempt panicked; its delivery is tried again later"
+        );
+        tools.store.settle(lease, None, Settlement::Retry { at: now.plus(PANIC_WAIT) });
+        return None;
+    };
+    let came_to = CameTo::of(result, target, now);
+    let attempts = lease.delivery.attempts.saturating_add(1);
+    let progress = Progress { attempts, started_at: lease.delivery.started_at };
+    let settlement =
+        settle(came_to.outcome, progress, &target.retry, came_to.not_before, now, (tools.random)());
+    let attempt = Attempt {
+        at: began.at,
+        duration: began.instant.elapsed(),
+        outcome: came_to.outcome,
+        status: came_to.status,
+        excerpt: came_to.excerpt,
+    };
+    tools.metrics.attempted(attempt.outcome, attempt.duration);
+    tools.metrics.settled(settlement, now.since(lease.delivery.webhook.received_at));
+    log(&lease.delivery, &attempt, attempts, settlement);
+    tools.store.settle(lease, Some(attempt), settlement);
+    came_to.hold
+}
+
+/// An attempt in flight, counted until it is dropped, however it ends.
+struct Began<'a> {
+    at: Timestamp,
+    instant: Instant,
+    metrics: &'a TargetMetrics,
+}
+
+impl<'a> Began<'a> {
+    fn now<S>(tools: &'a Tools<S>) -> Self {
+        tools.metrics.attempt_began();
+        Self { at: tools.clock.now(), instant: Instant::now(), metrics: &tools.metrics }
+    }
+}
+
+impl Drop for Began<'_> {
+    fn drop(&mut self) {
+        self.metrics.attempt_over();
+    }
+}
+
+async fn exchange<C: SendRequest>(
+    client: &C,
+    target: &Target,
+    delivery: &Delivery,
+    now: Timestamp,
+    began: Instant,
+) -> Result<Answer, SendFailure> {
+    client.send(build(target, delivery, now), began + target.timeout).await
+}
+
+/// The request of the delivery's next attempt.
+fn build(target: &Target, delivery: &Delivery, now: Timestamp) -> Outgoing {
+    let webhook = &delivery.webhook;
+    let content = Content {
+        webhook_id: webhook.id,
+        again: delivery.again,
+        source: &webhook.source,
+        activity: webhook.activity.as_deref(),
+        resource: &webhook.resource,
+        received_at: webhook.received_at,
+        inbound: &webhook.headers,
+        route_headers: &delivery.headers,
+        body: &webhook.body,
+        attempt: delivery.attempts.saturating_add(1),
+    };
+    let mut request = Request::new(Full::new(webhook.body.clone()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = target.url.clone();
+    *request.headers_mut() = request::headers(target, &content, now);
+    // Said even of an empty body: some servers answer 411 without it.
+    request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(webhook.body.len()));
+    request
+}
+
+/// What an exchange came to.
+struct CameTo {
+    outcome: Outcome,
+    status: Option<u16>,
+    excerpt: Bytes,
+    not_before: Option<Timestamp>,
+    hold: Hold,
+}
+
+impl CameTo {
+    fn of(result: Result<Answer, SendFailure>, target: &Target, now: Timestamp) -> Self {
+        let answer = match result {
+            Ok(answer) => answer,
+            Err(failure) => return Self::failed(&failure),
+        };
+        let status = answer.status.as_u16();
+        let outcome = Outcome::of_status(status, &target.retry.give_up_on);
+        if outcome == Outcome::Delivered {
+            let excerpt = Bytes::new();
+            return Self { outcome, status: Some(status), excerpt, not_before: None, hold: None };
+        }
+        let asked = answer.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
+        let not_before = retry_after(asked, now, target.retry.max);
+        Self {
+            outcome,
+            status: Some(status),
+            excerpt: short(&answer.excerpt),
+            not_before,
+            hold: not_before.filter(|_| holds_lane(status)),
+        }
+    }
+
+    fn failed(failure: &SendFailure) -> Self {
+        let outcome = match failure {
+            SendFailure::Refused(_) => Outcome::Refused,
+            SendFailure::Timeout => Outcome::Timeout,
+            SendFailure::Tls(_) => Outcome::Tls,
+            SendFailure::Reset(_) => Outcome::Reset,
+            SendFailure::AnswerTooLarge => Outcome::AnswerTooLarge,
+        };
+        let excerpt = short(failure.to_string().as_bytes());
+        Self { outcome, status: None, excerpt, not_before: None, hold: None }
+    }
+}
+
+// Copied, so that what is kept does not keep a larger buffer alive.
+fn short(text: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(text.get(..ANSWER_EXCERPT_BYTES_MAX).unwrap_or(text))
+}
+
+/// The id as the target knows it.
+fn id(delivery: &Delivery) -> String {
+    match delivery.again {
+        0 => delivery.webhook_id().to_string(),
+        n => format!("{}.{n}", delivery.webhook_id()),
+    }
+}
+
+/// The one event of an attempt. Never headers, secrets, bodies, nor what the target wrote.
+fn log(delivery: &Delivery, attempt: &Attempt, number: u32, settlement: Settlement) {
+    macro_rules! event {
+        ($level:ident, $message:literal $(, $($field:tt)+)?) => {
+            tracing::$level!(
+                webhook_id = %id(delivery),
+                activity = delivery.webhook.activity.as_deref(),
+                target_name = &*delivery.target,
+                attempt = number,
+                outcome = attempt.outcome.name(),
+                status = attempt.status,
+                duration_ms = u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
+                settlement = settlement.name(),
+                $($($field)+,)?
+                $message
+            )
+        };
+    }
+    match settlement {
+        Settlement::Delivered => event!(info, "delivered"),
+        Settlement::Retry { at } | Settlement::Redriven { at } => {
+            event!(warn, "not delivered, to be tried again", next_attempt_at = %at);
+        }
+        Settlement::DeadLetter(cause) => {
+            event!(error, "not delivered, now a dead letter", cause = cause.name());
+        }
+        Settlement::Discarded => event!(warn, "discarded"),
+    }
+}

@@ -1,0 +1,92 @@
+//! Deliveries whose target is gone from the table: counted, warned about, and ended in the end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::retry::RetrySchedule;
+use crate::domain::route::RoutingTable;
+use crate::domain::time::Clock;
+use crate::store::Store;
+use crate::telemetry::metrics::SharedMetrics;
+
+const EVERY: Duration = Duration::from_secs(60);
+
+/// So many are ended at once, so that nobody has to wait for it.
+const STEP: usize = 100;
+
+/// Looks after deliveries to targets that are not in the table.
+pub(super) struct Sweep<S> {
+    pub(super) store: Arc<S>,
+    pub(super) table: watch::Receiver<Arc<RoutingTable>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: SharedMetrics,
+    pub(super) stop: CancellationToken,
+}
+
+impl<S: Store> Sweep<S> {
+    /// Sweeps from `first` on, every minute and when the table changes.
+    pub(super) async fn run(mut self, first: Instant) {
+        let mut warned = HashSet::new();
+        let mut next = first;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = super::changed(&mut self.table) => {}
+                () = sleep_until(next) => {}
+            }
+            next = Instant::now() + EVERY;
+            self.once(&mut warned).await;
+        }
+    }
+
+    async fn once(&mut self, warned: &mut HashSet<Box<str>>) {
+        let table = Arc::clone(&self.table.borrow_and_update());
+        let mut lanes = self.store.lanes();
+        lanes.retain(|lane| lane.pending > 0 && !table.targets.contains_key(&*lane.target));
+        warned.retain(|target| lanes.iter().any(|lane| lane.target == *target));
+        for lane in lanes {
+            if warned.insert(lane.target.clone()) {
+                tracing::warn!(
+                    target_name = &*lane.target,
+                    pending = lane.pending,
+                    "the routing table has no such target: its deliveries wait until it is back"
+                );
+            }
+            let ended = self.expire(&lane.target).await;
+            if ended > 0 {
+                tracing::error!(
+                    target_name = &*lane.target,
+                    dead_letters = ended,
+                    cause = Cause::TargetRemoved.name(),
+                    "the target did not come back: its deliveries are dead letters now"
+                );
+            }
+        }
+    }
+
+    async fn expire(&self, target: &str) -> usize {
+        let keep_for = RetrySchedule::default().keep_for;
+        let settled = self.metrics.target(target);
+        let mut ended = 0;
+        // Asked before each step: the target may be back.
+        while !self.stop.is_cancelled() && !self.table.borrow().targets.contains_key(target) {
+            let before = self.clock.now().minus(keep_for);
+            let step = self.store.expire(target, before, STEP, Cause::TargetRemoved).await;
+            for _ in 0..step {
+                settled.settled(Settlement::DeadLetter(Cause::TargetRemoved), Duration::ZERO);
+            }
+            ended += step;
+            if step < STEP {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        ended
+    }
+}

@@ -1,0 +1,434 @@
+//! A store in memory and a scripted network, for the tests of this module.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Uri};
+use http_body_util::BodyExt;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Network, Outgoing, SendRequest};
+use super::{Dispatcher, Parts};
+use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::outcome::Attempt;
+use crate::domain::retry::RetrySchedule;
+use crate::domain::route::{RoutingTable, Unrouted};
+use crate::domain::signature::Signing;
+use crate::domain::source::DuplicateWindows;
+use crate::domain::target::{Target, TargetTls};
+use crate::domain::time::{Clock, Timestamp};
+use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
+use crate::net::client::{Answer, SendFailure};
+use crate::store::claims::{Claim, Claimed};
+use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Store};
+use crate::telemetry::metrics::SharedMetrics;
+
+pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+/// Wall-clock time that follows tokio's.
+pub(super) struct FakeClock(Instant);
+
+impl Clock for FakeClock {
+    fn now(&self) -> Timestamp {
+        START.plus(self.0.elapsed())
+    }
+
+    fn at_least(&self, _: Timestamp) {}
+}
+
+/// A delivery that was settled.
+#[derive(Debug, Clone)]
+pub(super) struct Settled {
+    pub(super) delivery: Delivery,
+    pub(super) attempt: Option<Attempt>,
+    pub(super) settlement: Settlement,
+}
+
+#[derive(Default)]
+struct Held {
+    due: BTreeMap<(Arc<str>, Timestamp, u64), Delivery>,
+    settled: Vec<Settled>,
+    leased: usize,
+    count: u64,
+}
+
+struct Inner {
+    clock: Arc<FakeClock>,
+    held: Mutex<Held>,
+    more: Notify,
+}
+
+impl Inner {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap()
+    }
+
+    fn add(&self, delivery: Delivery) {
+        let mut held = self.held();
+        held.count += 1;
+        let key = (Arc::clone(&delivery.target), delivery.due_at, held.count);
+        held.due.insert(key, delivery);
+        drop(held);
+        self.more.notify_waiters();
+    }
+}
+
+impl LeaseOwner for Inner {
+    fn lapse(&self, delivery: &Delivery) {
+        self.held().leased -= 1;
+        self.add(delivery.clone());
+    }
+}
+
+/// A store that forgets when it is dropped.
+pub(super) struct FakeStore(Arc<Inner>);
+
+impl FakeStore {
+    pub(super) fn pending(&self) -> usize {
+        let held = self.0.held();
+        held.due.len() + held.leased
+    }
+
+    pub(super) fn leased(&self) -> usize {
+        self.0.held().leased
+    }
+
+    pub(super) fn settled(&self) -> Vec<Settled> {
+        self.0.held().settled.clone()
+    }
+
+    pub(super) fn settlements(&self) -> Vec<Settlement> {
+        self.settled().iter().map(|settled| settled.settlement).collect()
+    }
+}
+
+impl Store for FakeStore {
+    async fn claim(&self, _: DuplicateKey, _: DuplicateWindows) -> Claim {
+        pending().await
+    }
+
+    async fn commit(&self, _: Webhook, _: Claimed) -> Result<(), CommitError> {
+        Err(CommitError::Closed)
+    }
+
+    async fn lease(&self, target: &str, max: usize) -> Vec<Lease> {
+        assert!(max > 0);
+        assert!(
+            *target != *"breaks" || self.0.clock.0.elapsed() > Duration::ZERO,
+            "as its name says"
+        );
+        loop {
+            let more = self.0.more.notified();
+            let first = {
+                let mut held = self.0.held();
+                let now = self.0.clock.now();
+                let mine: Vec<_> =
+                    held.due.keys().filter(|key| *key.0 == *target).take(max).cloned().collect();
+                let first = mine.first().map(|key| key.1);
+                let due: Vec<_> = mine.into_iter().filter(|key| key.1 <= now).collect();
+                if !due.is_empty() {
+                    held.leased += due.len();
+                    let take = |key| held.due.remove(&key).unwrap();
+                    let owner = || Arc::clone(&self.0) as Arc<dyn LeaseOwner>;
+                    let taken: Vec<_> = due.into_iter().map(take).collect();
+                    return taken.into_iter().map(|d| Lease::new(d, owner())).collect();
+                }
+                first.map(|first| Instant::now() + first.since(now))
+            };
+            tokio::select! {
+                () = more => {}
+                () = sleep_until(first.unwrap_or_else(Instant::now)), if first.is_some() => {}
+            }
+        }
+    }
+
+    fn settle(&self, lease: Lease, attempt: Option<Attempt>, settlement: Settlement) {
+        let mut delivery = lease.into_delivery();
+        let settled = Settled { delivery: delivery.clone(), attempt, settlement };
+        delivery.attempts += u32::from(settled.attempt.is_some());
+        let mut held = self.0.held();
+        held.leased -= 1;
+        held.settled.push(settled);
+        drop(held);
+        if let Settlement::Retry { at } = settlement {
+            self.0.add(Delivery { due_at: at, ..delivery });
+        }
+    }
+
+    async fn expire(&self, target: &str, before: Timestamp, max: usize, cause: Cause) -> usize {
+        let mut held = self.0.held();
+        let old = |delivery: &Delivery| *delivery.target == *target && delivery.started_at < before;
+        let keys: Vec<_> =
+            held.due.iter().filter(|(_, d)| old(d)).map(|(key, _)| key.clone()).take(max).collect();
+        for key in &keys {
+            let delivery = held.due.remove(key).unwrap();
+            let settlement = Settlement::DeadLetter(cause);
+            held.settled.push(Settled { delivery, attempt: None, settlement });
+        }
+        keys.len()
+    }
+
+    fn lanes(&self) -> Vec<LaneCounts> {
+        let mut counts: BTreeMap<Box<str>, u64> = BTreeMap::new();
+        for key in self.0.held().due.keys() {
+            *counts.entry((*key.0).into()).or_default() += 1;
+        }
+        let lane = |(target, pending)| LaneCounts { target, pending, ..LaneCounts::default() };
+        counts.into_iter().map(lane).collect()
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    async fn close(&self) {}
+}
+
+/// What a target does with a request.
+pub(super) enum Reply {
+    After(Duration, Result<Answer, SendFailure>),
+    Panic,
+}
+
+/// An answer at once.
+pub(super) fn status(status: u16) -> Reply {
+    slow(Duration::ZERO, status)
+}
+
+/// An answer after some time.
+pub(super) fn slow(wait: Duration, status: u16) -> Reply {
+    Reply::After(wait, Ok(answer(status, &[])))
+}
+
+pub(super) fn answer(status: u16, headers: &[(&'static str, &str)]) -> Answer {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.insert(*name, value.parse().unwrap());
+    }
+    let excerpt = Bytes::from_static(&[b'x'; 1500]);
+    Answer { status: StatusCode::from_u16(status).unwrap(), headers: map, excerpt }
+}
+
+/// A request that was sent.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    pub(super) target: Arc<str>,
+    pub(super) url: Uri,
+    pub(super) attempt: u32,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    /// Since the start.
+    pub(super) at: Duration,
+    /// Attempts of this target in flight, this one included.
+    pub(super) in_flight: usize,
+    /// Which client.
+    pub(super) client: usize,
+}
+
+type Script = dyn Fn(&Sent) -> Reply + Send + Sync;
+
+/// A network that answers by a script and writes down what was sent.
+#[derive(Clone)]
+pub(super) struct FakeNetwork {
+    script: Arc<Script>,
+    start: Instant,
+    sent: Arc<Mutex<Vec<Sent>>>,
+    clients: Arc<Mutex<usize>>,
+    in_flight: Arc<Mutex<BTreeMap<Arc<str>, usize>>>,
+}
+
+pub(super) struct FakeClient {
+    network: FakeNetwork,
+    target: Arc<str>,
+    number: usize,
+}
+
+impl FakeNetwork {
+    pub(super) fn new(script: impl Fn(&Sent) -> Reply + Send + Sync + 'static) -> Self {
+        Self {
+            script: Arc::new(script),
+            start: Instant::now(),
+            sent: Arc::default(),
+            clients: Arc::default(),
+            in_flight: Arc::default(),
+        }
+    }
+}
+
+impl Network for FakeNetwork {
+    type Client = FakeClient;
+
+    fn client(&self, target: &Target) -> FakeClient {
+        let mut number = self.clients.lock().unwrap();
+        *number += 1;
+        FakeClient { network: self.clone(), target: Arc::clone(&target.name), number: *number }
+    }
+}
+
+struct InFlight<'a>(&'a FakeClient);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        *self.0.network.in_flight.lock().unwrap().get_mut(&self.0.target).unwrap() -= 1;
+    }
+}
+
+impl SendRequest for FakeClient {
+    async fn send(&self, request: Outgoing, deadline: Instant) -> Result<Answer, SendFailure> {
+        let in_flight = {
+            let mut all = self.network.in_flight.lock().unwrap();
+            let mine = all.entry(Arc::clone(&self.target)).or_default();
+            *mine += 1;
+            *mine
+        };
+        let _guard = InFlight(self);
+        let (parts, body) = request.into_parts();
+        let sent = Sent {
+            target: Arc::clone(&self.target),
+            url: parts.uri,
+            attempt: parts.headers["relay-attempt"].to_str().unwrap().parse().unwrap(),
+            headers: parts.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+            at: self.network.start.elapsed(),
+            in_flight,
+            client: self.number,
+        };
+        let reply = (self.network.script)(&sent);
+        self.network.sent.lock().unwrap().push(sent);
+        let (wait, result) = match reply {
+            Reply::After(wait, result) => (wait, result),
+            Reply::Panic => panic!("as the script says"),
+        };
+        if Instant::now() + wait > deadline {
+            sleep_until(deadline).await;
+            return Err(SendFailure::Timeout);
+        }
+        sleep(wait).await;
+        result
+    }
+}
+
+/// A dispatcher that runs, with everything around it.
+pub(super) struct World {
+    pub(super) store: Arc<FakeStore>,
+    pub(super) table: watch::Sender<Arc<RoutingTable>>,
+    pub(super) network: FakeNetwork,
+    pub(super) metrics: SharedMetrics,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: JoinSet<()>,
+    ids: WebhookIds,
+}
+
+impl World {
+    /// Runs a dispatcher for these targets.
+    pub(super) fn new(
+        targets: Vec<Target>,
+        script: impl Fn(&Sent) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let network = FakeNetwork::new(script);
+        Self::over(targets, network.clone(), network)
+    }
+
+    /// Runs a dispatcher over another network.
+    pub(super) fn over<N: Network>(
+        targets: Vec<Target>,
+        delivers_by: N,
+        seen_by: FakeNetwork,
+    ) -> Self {
+        let clock = Arc::new(FakeClock(Instant::now()));
+        let inner =
+            Inner { clock: Arc::clone(&clock), held: Mutex::default(), more: Notify::new() };
+        let store = Arc::new(FakeStore(Arc::new(inner)));
+        let (table, receiver) = watch::channel(table(targets));
+        let metrics = SharedMetrics::default();
+        let parts = Parts {
+            store: Arc::clone(&store),
+            table: receiver,
+            clock,
+            metrics: Arc::clone(&metrics),
+            random: || u64::MAX,
+            memory_bytes_max: 64 << 20,
+        };
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Dispatcher::new(parts, delivers_by).run(stop.clone()));
+        Self { store, table, network: seen_by, metrics, stop, tasks, ids: WebhookIds::default() }
+    }
+
+    /// Puts another table in force.
+    pub(super) fn reload(&self, targets: Vec<Target>) {
+        self.table.send_replace(table(targets));
+    }
+
+    /// A delivery that is due, accepted `age` ago.
+    pub(super) fn add(&self, target: &str, age: Duration) {
+        let now = self.store.0.clock.now();
+        let started_at = now.minus(age);
+        let webhook = Webhook {
+            id: self.ids.next(started_at, 7),
+            received_at: started_at,
+            source: "aryeo".into(),
+            path: "/webhooks/aryeo".into(),
+            peer: None,
+            secret: "env:A".into(),
+            table: [0; 8],
+            activity: Some("ORDER_CREATED".into()),
+            activity_id: true,
+            resource: Resource::default(),
+            duplicate_key: DuplicateKey::from_bytes([0; 16]),
+            headers: Vec::new(),
+            body: Bytes::from_static(b"{\"a\": 1}"),
+            deliveries: Vec::new(),
+        };
+        self.store.0.add(Delivery {
+            webhook: Arc::new(webhook),
+            number: 0,
+            again: 0,
+            target: target.into(),
+            headers: Arc::new([]),
+            attempts: 0,
+            started_at,
+            due_at: now,
+        });
+    }
+
+    /// What was sent so far, to this target.
+    pub(super) fn sent(&self, target: &str) -> Vec<Sent> {
+        let sent = self.network.sent.lock().unwrap();
+        sent.iter().filter(|sent| *sent.target == *target).cloned().collect()
+    }
+
+    /// Stops, and waits for the end.
+    pub(super) async fn stopped(&mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+fn table(targets: Vec<Target>) -> Arc<RoutingTable> {
+    Arc::new(RoutingTable::new(Vec::new(), targets, Vec::new(), Unrouted::Keep, [0; 32]))
+}
+
+/// A target with everything at its default.
+pub(super) fn target(name: &str) -> Target {
+    Target {
+        name: name.into(),
+        url: format!("http://{name}.test/hook?tenant=1").parse().unwrap(),
+        sign: Signing::None,
+        headers: Vec::new(),
+        forward_headers: Vec::new(),
+        timeout: Duration::from_secs(10),
+        retry: RetrySchedule::default(),
+        concurrency: 16,
+        rate_limit: None,
+        tls: TargetTls::default(),
+    }
+}

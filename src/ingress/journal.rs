@@ -1,0 +1,195 @@
+//! One event and one count per request.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::answer::Answer;
+use crate::ingress::answer::{Outcome, Refusal, Taken};
+use crate::ingress::sources::SourceState;
+use crate::telemetry::metrics::{AnswerMetrics, Metrics};
+
+/// Refusals of one kind that are logged one by one within [`LOG_WINDOW`]; the rest is counted.
+const LOGGED_PER_WINDOW: u32 = 10;
+const LOG_WINDOW: Duration = Duration::from_secs(10);
+
+/// Of a path without a source, so much is logged.
+const PATH_CHARS_MAX: usize = 200;
+
+/// A request, as far as its log line is concerned.
+#[derive(Debug, Clone)]
+pub(super) struct Exchange {
+    began: Instant,
+    peer: Option<SocketAddr>,
+    /// Once it is known.
+    pub(super) source: Option<Arc<SourceState>>,
+    /// Where it leads to no source.
+    path: Option<Box<str>>,
+    /// Of its body, once that was read.
+    pub(super) bytes: usize,
+    /// The sender was told to send its body.
+    pub(super) body_wanted: bool,
+}
+
+impl Exchange {
+    pub(super) fn begin(peer: Option<SocketAddr>) -> Self {
+        let began = Instant::now();
+        Self { began, peer, source: None, path: None, bytes: 0, body_wanted: false }
+    }
+
+    /// Remembers a path without a source; the query string is never logged.
+    pub(super) fn lost_way(&mut self, path: &str) {
+        self.path = Some(path.chars().take(PATH_CHARS_MAX).collect());
+    }
+
+    fn source_name(&self) -> &str {
+        self.source.as_ref().map_or("none", |state| &*state.source.name)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a log line shows three decimals")]
+    fn duration_ms(&self) -> f64 {
+        self.began.elapsed().as_micros() as f64 / 1000.0
+    }
+}
+
+/// Records how requests ended.
+#[derive(Debug)]
+pub(super) struct Journal {
+    no_source: AnswerMetrics,
+    refusals: [Mutex<LogLimit>; Answer::ALL.len()],
+    alarms: Mutex<LogLimit>,
+}
+
+impl Journal {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        Self {
+            no_source: metrics.no_source(),
+            refusals: Answer::ALL.map(|_| Mutex::default()),
+            alarms: Mutex::default(),
+        }
+    }
+
+    /// A request was answered.
+    pub(super) fn answered(&self, exchange: &Exchange, outcome: &Outcome) {
+        let answer = match outcome {
+            Ok(taken) => taken.answer,
+            Err(refusal) => refusal.answer,
+        };
+        let duration = exchange.began.elapsed();
+        match &exchange.source {
+            Some(state) => state.metrics.answered(answer, duration),
+            None => self.no_source.answered(answer, duration),
+        }
+        match outcome {
+            Ok(taken) => log_taken(exchange, taken, "webhook"),
+            Err(refusal) => self.log_refusal(exchange, refusal),
+        }
+    }
+
+    /// What became of a webhook whose sender was told [`Answer::StoreUnavailable`] because it took
+    /// too long.
+    pub(super) fn ended_late(&self, exchange: &Exchange, outcome: &Outcome) {
+        match outcome {
+            Ok(taken) => log_taken(exchange, taken, "webhook, after its sender was told 503"),
+            Err(refusal) => self.log_refusal(exchange, refusal),
+        }
+    }
+
+    fn log_refusal(&self, exchange: &Exchange, refusal: &Refusal) {
+        let now = Instant::now();
+        if let Some(alarm) = refusal.alarm
+            && let Some(suppressed) = admit(&self.alarms, now)
+        {
+            let Exchange { peer, path, bytes, .. } = exchange;
+            return tracing::error!(
+                source = exchange.source_name(),
+                answer = refusal.answer.name(),
+                reason = refusal.reason,
+                path = path.as_deref(),
+                bytes,
+                duration_ms = exchange.duration_ms(),
+                peer = peer.map(|peer| tracing::field::display(peer.ip())),
+                suppressed,
+                "{alarm}"
+            );
+        }
+        let position = Answer::ALL.iter().position(|known| *known == refusal.answer);
+        let limit = position.and_then(|position| self.refusals.get(position));
+        if let Some(suppressed) = limit.and_then(|limit| admit(limit, now)) {
+            let Exchange { peer, path, bytes, .. } = exchange;
+            tracing::warn!(
+                source = exchange.source_name(),
+                answer = refusal.answer.name(),
+                reason = refusal.reason,
+                path = path.as_deref(),
+                bytes,
+                duration_ms = exchange.duration_ms(),
+                peer = peer.map(|peer| tracing::field::display(peer.ip())),
+                suppressed,
+                "request refused"
+            );
+        }
+    }
+}
+
+fn log_taken(exchange: &Exchange, taken: &Taken, message: &'static str) {
+    tracing::info!(
+        webhook_id = taken.webhook_id.map(tracing::field::display),
+        source = exchange.source_name(),
+        activity = taken.activity.as_deref(),
+        answer = taken.answer.name(),
+        bytes = exchange.bytes,
+        duration_ms = exchange.duration_ms(),
+        deliveries = (!taken.deliveries.is_empty()).then_some(&*taken.deliveries),
+        peer = exchange.peer.map(|peer| tracing::field::display(peer.ip())),
+        "{message}"
+    );
+}
+
+fn admit(limit: &Mutex<LogLimit>, now: Instant) -> Option<u64> {
+    limit.lock().unwrap_or_else(PoisonError::into_inner).admit(now)
+}
+
+/// Keeps a flood of refusals from filling the disk with log lines.
+#[derive(Debug, Default)]
+struct LogLimit {
+    window_began: Option<Instant>,
+    logged: u32,
+    suppressed: u64,
+}
+
+impl LogLimit {
+    /// Whether to log one now, and how many were not logged since the last one that was.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.window_began.is_none_or(|began| now.duration_since(began) >= LOG_WINDOW) {
+            self.window_began = Some(now);
+            self.logged = 0;
+        }
+        if self.logged == LOGGED_PER_WINDOW {
+            self.suppressed += 1;
+            return None;
+        }
+        self.logged += 1;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_logged_by_its_first_lines_and_then_by_its_number() {
+        let mut limit = LogLimit::default();
+        let start = Instant::now();
+        let flood = |limit: &mut LogLimit, at| (0..1000).filter_map(|_| limit.admit(at)).collect();
+        let first: Vec<u64> = flood(&mut limit, start);
+        assert_eq!(first, [0; 10]);
+        assert_eq!(limit.admit(start + Duration::from_secs(9)), None);
+        let second: Vec<u64> = flood(&mut limit, start + LOG_WINDOW);
+        assert_eq!(second, [991, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(limit.admit(start + LOG_WINDOW * 5), Some(990));
+    }
+}

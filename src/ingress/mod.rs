@@ -1,0 +1,194 @@
+//! The face to the sender: takes webhooks in.
+//!
+//! Reading order: [`receive`] is the way of a webhook, step by step; [`limit`] says what is let in,
+//! [`sources`] what is remembered of each source, [`headers`] what is kept of a request, [`answer`]
+//! what the sender is told, [`journal`] what the operator is.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::EXPECT;
+use http::{Request, Response, Version};
+use http_body::Body;
+use http_body_util::Full;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::domain::answer::Answer;
+use crate::domain::limit::{DISCARD_BYTES_MAX, DISCARD_WAIT_MAX};
+use crate::domain::route::RoutingTable;
+use crate::domain::time::Clock;
+use crate::domain::webhook::WebhookIds;
+use crate::ingress::answer::Told;
+use crate::ingress::journal::{Exchange, Journal};
+use crate::ingress::limit::Budget;
+use crate::ingress::sources::Snapshot;
+use crate::net::body;
+use crate::store::{Health, Store};
+use crate::telemetry::metrics::SharedMetrics;
+
+mod answer;
+mod headers;
+mod journal;
+mod limit;
+mod receive;
+mod sources;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+/// What an ingress is built from.
+pub struct Setting<S> {
+    /// Where webhooks are kept.
+    pub store: Arc<S>,
+    /// The routing table in force.
+    pub tables: watch::Receiver<Arc<RoutingTable>>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where ids come from, after the newest that is stored.
+    pub ids: Arc<WebhookIds>,
+    /// Where counts go.
+    pub metrics: SharedMetrics,
+    /// Runs what no sender may cancel; to be waited for before the store is closed.
+    pub tracker: TaskTracker,
+    /// What is let in.
+    pub limits: IngressLimits,
+}
+
+impl<S> fmt::Debug for Setting<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Setting").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// What is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IngressLimits {
+    /// Requests from before their body is read until their commit has ended.
+    pub in_flight_max: usize,
+    /// Bytes of their bodies.
+    pub in_flight_bytes_max: usize,
+    /// For a whole body to arrive.
+    pub body_timeout: Duration,
+    /// The peers are the clients themselves rather than a proxy: unverified requests are bounded
+    /// for each address.
+    pub peers_are_clients: bool,
+}
+
+impl Default for IngressLimits {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 1024,
+            in_flight_bytes_max: 256 * 1024 * 1024,
+            body_timeout: Duration::from_secs(20),
+            peers_are_clients: true,
+        }
+    }
+}
+
+/// Takes webhooks in: verifies, routes, commits, and only then says so.
+pub struct Ingress<S> {
+    store: Arc<S>,
+    tables: watch::Receiver<Arc<RoutingTable>>,
+    current: Mutex<Arc<Snapshot>>,
+    clock: Arc<dyn Clock>,
+    ids: Arc<WebhookIds>,
+    metrics: SharedMetrics,
+    journal: Journal,
+    tracker: TaskTracker,
+    limits: IngressLimits,
+    budget: Arc<Budget>,
+    shutting_down: AtomicBool,
+}
+
+impl<S> fmt::Debug for Ingress<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ingress").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl<S: Store> Ingress<S> {
+    /// An ingress that takes webhooks in at once; all its metrics are at zero.
+    pub fn new(setting: Setting<S>) -> Arc<Self> {
+        let Setting { store, tables, clock, ids, metrics, tracker, limits } = setting;
+        let table = Arc::clone(&tables.borrow());
+        Arc::new(Self {
+            current: Mutex::new(Arc::new(Snapshot::new(table, &metrics, None))),
+            journal: Journal::new(&metrics),
+            budget: Budget::new(limits.in_flight_max, limits.in_flight_bytes_max),
+            shutting_down: AtomicBool::new(false),
+            store,
+            tables,
+            clock,
+            ids,
+            metrics,
+            tracker,
+            limits,
+        })
+    }
+
+    /// Answers one request. Dropping the future after the body was read cancels nothing.
+    pub async fn serve<B>(
+        self: &Arc<Self>,
+        request: Request<B>,
+        peer: Option<SocketAddr>,
+    ) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes> + Send + Unpin,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, mut body) = request.into_parts();
+        let is_http1 = head.version <= Version::HTTP_11;
+        let awaits_go_ahead = head.headers.contains_key(EXPECT);
+        let mut exchange = Exchange::begin(peer);
+        let refusal = match self.receive(head, &mut body, &mut exchange, peer).await {
+            Ok(told) => return answer::response(told, false),
+            Err(refusal) => refusal,
+        };
+        let told = Told::from(&refusal);
+        self.journal.answered(&exchange, &Err(refusal));
+        // Asking for more would tell a sender that waits for it to go ahead.
+        let may_ask = exchange.body_wanted || !awaits_go_ahead;
+        let whole = body.is_end_stream() || (may_ask && discard(&mut body, told.answer).await);
+        answer::response(told, is_http1 && !whole)
+    }
+
+    /// From now on every request is told that the relay is stopping.
+    pub fn shut_down(&self) {
+        self.shutting_down.store(true, Ordering::Relaxed);
+    }
+
+    /// Shows in the metrics what the store knows of each source: to be called at the start, for the
+    /// last webhook's time, and every few seconds, for the reach of duplicates.
+    pub fn observe(&self, health: &Health) {
+        self.snapshot().observe(health);
+    }
+
+    /// The table in force and what goes with it.
+    fn snapshot(&self) -> Arc<Snapshot> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked under the lock, so that nobody brings an older table back.
+        let table = self.tables.borrow();
+        if !Arc::ptr_eq(&table, &current.table) {
+            let table = Arc::clone(&table);
+            *current = Arc::new(Snapshot::new(table, &self.metrics, Some(&current)));
+        }
+        Arc::clone(&current)
+    }
+}
+
+/// Reads and throws away some of a refused body, so that the answer arrives; true if it ended.
+async fn discard<B: Body<Data = Bytes> + Unpin>(body: &mut B, answer: Answer) -> bool {
+    // Nothing more is to come, or not in time.
+    if matches!(answer, Answer::BadRequest | Answer::Timeout) {
+        return false;
+    }
+    body::drain(body, DISCARD_BYTES_MAX, Instant::now() + DISCARD_WAIT_MAX).await
+}

@@ -1,0 +1,267 @@
+//! Taking in a webhook: the steps in the order in which trust is gained.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Method};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::domain::activity;
+use crate::domain::answer::Answer;
+use crate::domain::limit::ANSWER_WAIT_MAX;
+use crate::domain::route::{Subject, Unrouted};
+use crate::domain::signature::Verified;
+use crate::domain::source::Source;
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook};
+use crate::ingress::Ingress;
+use crate::ingress::answer::{Outcome, Refusal, Taken, Told};
+use crate::ingress::headers;
+use crate::ingress::journal::Exchange;
+use crate::ingress::limit::Place;
+use crate::ingress::sources::{Snapshot, SourceState};
+use crate::net::body::{self, BodyError};
+use crate::store::Store;
+use crate::store::claims::Claim;
+
+/// Into what a body's error can be turned.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl<S: Store> Ingress<S> {
+    /// Takes in one webhook. Each step may refuse; nothing is remembered before the commit.
+    ///
+    /// An error is a refusal from before the body was read; from there on all is decided, recorded
+    /// and told by a task that no sender can cancel.
+    pub(super) async fn receive<B>(
+        self: &Arc<Self>,
+        head: Parts,
+        body: &mut B,
+        exchange: &mut Exchange,
+        peer: Option<std::net::SocketAddr>,
+    ) -> Result<Told, Refusal>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
+    {
+        let snapshot = self.snapshot();
+        let state = find_source(&snapshot, &head, exchange)?;
+        only_post(&head.method)?;
+        let mut place = self.enter(body, &state.source, &head.headers, peer)?;
+        let bytes = self.read(body, &state.source, &head.headers, exchange).await?;
+        place.shrink(bytes.len());
+
+        // From here on a sender that hangs up cancels nothing.
+        let ingress = Arc::clone(self);
+        let work = async move {
+            let now = ingress.clock.now();
+            let source = &state.source;
+            let verified = state.verify(&head.headers, &bytes, now)?;
+            place.verified();
+            state.turn().await?;
+            let path = head.uri.path();
+            let key = DuplicateKey::new(&source.name, path, &verified.digest);
+            let claimed = match ingress.store.claim(key, source.duplicates).await {
+                Claim::Duplicate(first) => return Ok(Taken::duplicate(first)),
+                Claim::First(claimed) => claimed,
+            };
+            let facts = activity::read(&bytes);
+            let resource = Resource { object: facts.resource_type, id: facts.resource_id };
+            let activity = facts.activity.as_deref();
+            let subject = Subject { source: &source.name, activity, resource: &resource };
+            let deliveries = snapshot.table.route(subject);
+            let unrouted = deliveries.is_empty();
+            if unrouted && snapshot.table.unrouted == Unrouted::Drop {
+                state.metrics.unrouted();
+                return Ok(Taken::dropped(facts.activity));
+            }
+            let webhook = Webhook {
+                id: ingress.ids.next(now, fastrand::u64(..)),
+                received_at: now,
+                source: Arc::clone(&source.name),
+                path: path.into(),
+                peer: peer.map(|peer| peer.ip().to_string().into()),
+                secret: secret_label(source, verified),
+                table: first_eight(&snapshot.table.sha256),
+                activity: facts.activity,
+                activity_id: facts.activity_id,
+                resource,
+                duplicate_key: key,
+                headers: headers::kept(&head.headers, &source.verify),
+                body: bytes,
+                deliveries,
+            };
+            let taken = Taken::accepted(&webhook);
+            ingress.store.commit(webhook, claimed).await?;
+            state.count_accepted(&taken, unrouted, now);
+            Ok(taken)
+        };
+        Ok(self.detached(exchange.clone(), work).await)
+    }
+
+    /// A place in the budget, before a byte of the body is asked for.
+    fn enter<B: Body>(
+        &self,
+        body: &B,
+        source: &Source,
+        headers: &HeaderMap,
+        peer: Option<std::net::SocketAddr>,
+    ) -> Result<Place, Refusal> {
+        let announced = body.size_hint();
+        let limit = source.body_bytes_max;
+        let fits = |length: u64| usize::try_from(length).ok().filter(|length| *length <= limit);
+        if fits(announced.lower()).is_none() {
+            return Err(too_large(source, headers));
+        }
+        if self.shutting_down.load(Ordering::Relaxed) {
+            return Err(Answer::ShuttingDown.into());
+        }
+        // One without a length may become as large as is allowed.
+        let bytes = announced.exact().and_then(fits).unwrap_or(limit);
+        let counted = peer.filter(|_| self.limits.peers_are_clients);
+        self.budget.enter(bytes, counted).ok_or_else(|| Answer::Overloaded.into())
+    }
+
+    /// Reads the body, bounded in bytes and time.
+    async fn read<B>(
+        &self,
+        body: &mut B,
+        source: &Source,
+        headers: &HeaderMap,
+        exchange: &mut Exchange,
+    ) -> Result<Bytes, Refusal>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
+    {
+        exchange.body_wanted = true;
+        let announced = body.size_hint().exact();
+        let deadline = Instant::now() + self.limits.body_timeout;
+        match body::read(body, announced, source.body_bytes_max, deadline).await {
+            Ok(bytes) => {
+                exchange.bytes = bytes.len();
+                Ok(bytes)
+            }
+            Err(BodyError::TooLarge { .. }) => Err(too_large(source, headers)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Runs the work on one webhook to its end on a task of its own, and waits for the answer: its
+    /// outcome, or that it took too long.
+    async fn detached(
+        self: &Arc<Self>,
+        exchange: Exchange,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) -> Told {
+        let deadline = Instant::now() + ANSWER_WAIT_MAX;
+        let (tell, told) = oneshot::channel();
+        let ingress = Arc::clone(self);
+        drop(self.tracker.spawn(async move {
+            let mut work = pin!(work);
+            let in_time = timeout_at(deadline, &mut work).await;
+            let late = in_time.is_err();
+            let outcome = in_time.unwrap_or_else(|_| Err(took_too_long()));
+            // The sender may be gone; then nobody wants to know.
+            let _nobody = tell.send(Told::from(&outcome));
+            ingress.journal.answered(&exchange, &outcome);
+            if late {
+                let outcome = work.await;
+                ingress.journal.ended_late(&exchange, &outcome);
+            }
+        }));
+        told.await.unwrap_or_else(|_| {
+            tracing::error!("the work on a webhook ended without an answer");
+            Told::from(&Refusal::from(Answer::StoreUnavailable))
+        })
+    }
+}
+
+impl Taken {
+    fn accepted(webhook: &Webhook) -> Self {
+        Self {
+            answer: Answer::Accepted,
+            webhook_id: Some(webhook.id),
+            activity: webhook.activity.clone(),
+            deliveries: join_targets(&webhook.deliveries),
+        }
+    }
+
+    fn dropped(activity: Option<Box<str>>) -> Self {
+        Self { answer: Answer::Dropped, webhook_id: None, activity, deliveries: String::new() }
+    }
+
+    fn duplicate(first: crate::domain::webhook::WebhookId) -> Self {
+        Self {
+            answer: Answer::Duplicate,
+            webhook_id: Some(first),
+            activity: None,
+            deliveries: String::new(),
+        }
+    }
+}
+
+impl SourceState {
+    fn count_accepted(&self, taken: &Taken, unrouted: bool, at: Timestamp) {
+        self.metrics.accepted(taken.activity.as_deref(), at);
+        if unrouted {
+            self.metrics.unrouted();
+        }
+    }
+}
+
+/// The source on this path, whatever the method.
+fn find_source(
+    snapshot: &Snapshot,
+    head: &Parts,
+    exchange: &mut Exchange,
+) -> Result<Arc<SourceState>, Refusal> {
+    if let Some(state) = snapshot.source(head.uri.path()) {
+        exchange.source = Some(Arc::clone(state));
+        return Ok(Arc::clone(state));
+    }
+    exchange.lost_way(head.uri.path());
+    let alarm = snapshot.is_signed(&head.headers).then_some(
+        "a signed request came to a path that no source has: if this is the sender, its webhooks \
+         are being lost",
+    );
+    Err(Refusal { alarm, ..Answer::NotFound.into() })
+}
+
+fn only_post(method: &Method) -> Result<(), Refusal> {
+    if method == Method::POST { Ok(()) } else { Err(Answer::MethodNotAllowed.into()) }
+}
+
+fn too_large(source: &Source, headers: &HeaderMap) -> Refusal {
+    let alarm = headers.contains_key(&source.verify.header).then_some(
+        "a signed request was larger than the source's body_limit: if this is the sender, its \
+         webhooks are being lost",
+    );
+    Refusal { alarm, ..Answer::TooLarge.into() }
+}
+
+fn took_too_long() -> Refusal {
+    Refusal::because(Answer::StoreUnavailable, "it took too long; it goes on")
+}
+
+fn secret_label(source: &Source, verified: Verified) -> Box<str> {
+    source.verify.secrets.get(verified.secret).map_or("", |secret| secret.label()).into()
+}
+
+fn first_eight(sha256: &[u8; 32]) -> [u8; 8] {
+    let [a, b, c, d, e, f, g, h, ..] = *sha256;
+    [a, b, c, d, e, f, g, h]
+}
+
+fn join_targets(deliveries: &[NewDelivery]) -> String {
+    let mut names = String::with_capacity(deliveries.iter().map(|d| d.target.len() + 1).sum());
+    for delivery in deliveries {
+        if !names.is_empty() {
+            names.push(',');
+        }
+        names.push_str(&delivery.target);
+    }
+    names
+}

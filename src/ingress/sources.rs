@@ -1,0 +1,131 @@
+//! What is kept for each source of the table in force, from one table to the next.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use http::HeaderMap;
+
+use crate::domain::answer::Answer;
+use crate::domain::limit::FAILURES_IN_A_ROW;
+use crate::domain::route::RoutingTable;
+use crate::domain::signature::{SIGNATURE, Verified};
+use crate::domain::source::Source;
+use crate::domain::time::Timestamp;
+use crate::ingress::answer::Refusal;
+use crate::ingress::limit::Turns;
+use crate::store::Health;
+use crate::telemetry::metrics::{Metrics, SourceMetrics};
+
+/// One table and what goes with it: a request sees only one of them.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) table: Arc<RoutingTable>,
+    sources: HashMap<Arc<str>, Arc<SourceState>>,
+}
+
+/// A source, its handles, and what is remembered of its requests.
+#[derive(Debug)]
+pub(super) struct SourceState {
+    pub(super) source: Arc<Source>,
+    pub(super) metrics: SourceMetrics,
+    turns: Option<Arc<Turns>>,
+    failures_in_a_row: Arc<AtomicU32>,
+}
+
+impl Snapshot {
+    /// Of this table; a source that was there before goes on where it was.
+    pub(super) fn new(table: Arc<RoutingTable>, metrics: &Metrics, before: Option<&Self>) -> Self {
+        let state = |source: &Arc<Source>| {
+            let before = before.and_then(|before| before.sources.get(&source.name));
+            let state = SourceState::new(source, &table, metrics, before.map(|state| &**state));
+            (Arc::clone(&source.name), Arc::new(state))
+        };
+        Self { sources: table.sources.iter().map(state).collect(), table }
+    }
+
+    /// The source on exactly this path.
+    pub(super) fn source(&self, path: &str) -> Option<&Arc<SourceState>> {
+        self.sources.get(&self.table.source(path)?.name)
+    }
+
+    /// Whether a request carries what some source reads as a signature.
+    pub(super) fn is_signed(&self, headers: &HeaderMap) -> bool {
+        headers.contains_key(SIGNATURE)
+            || self.table.sources.iter().any(|source| headers.contains_key(&source.verify.header))
+    }
+
+    /// Shows what the store knows of each source.
+    pub(super) fn observe(&self, health: &Health) {
+        for state in self.sources.values() {
+            let window = state.source.duplicates.activities;
+            let reach = health.duplicates_reach.map_or(window, |reach| reach.min(window));
+            state.metrics.settings(state.source.silence_after, reach);
+        }
+        for (name, at) in &health.newest_by_source {
+            if let Some(state) = self.sources.get(&**name) {
+                state.metrics.restore_last(*at);
+            }
+        }
+    }
+}
+
+impl SourceState {
+    fn new(
+        source: &Arc<Source>,
+        table: &RoutingTable,
+        metrics: &Metrics,
+        before: Option<&Self>,
+    ) -> Self {
+        let secrets = source.verify.secrets.iter().map(|secret| secret.label());
+        let literals = table.routes().iter().filter_map(|route| route.activity.as_ref());
+        let literals = literals.flat_map(|patterns| patterns.literals());
+        let metrics = metrics.source(&source.name, secrets, literals);
+        metrics.settings(source.silence_after, source.duplicates.activities);
+        let turns = source.rate_limit.map(|rate| {
+            let before = before.and_then(|state| state.turns.as_ref());
+            let same = before.filter(|turns| turns.rate == rate).map(Arc::clone);
+            same.unwrap_or_else(|| Arc::new(Turns::new(rate)))
+        });
+        let failures_in_a_row =
+            before.map(|state| Arc::clone(&state.failures_in_a_row)).unwrap_or_default();
+        Self { source: Arc::clone(source), metrics, turns, failures_in_a_row }
+    }
+
+    /// Verifies the exact bytes, and counts how that went.
+    pub(super) fn verify(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Verified, Refusal> {
+        match self.source.verify.verify(headers, body, now) {
+            Ok(verified) => {
+                self.metrics.verified(verified.secret);
+                // The line in the cache stays shared while all goes well.
+                if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
+                    self.failures_in_a_row.store(0, Ordering::Relaxed);
+                }
+                Ok(verified)
+            }
+            Err(error) => {
+                self.metrics.refused(error);
+                let before = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+                let alarm = (before.wrapping_add(1) == FAILURES_IN_A_ROW).then_some(
+                    "verification failed several times in a row: if this is the sender, the \
+                     secret here is not its secret, and its webhooks are being lost",
+                );
+                Err(Refusal { alarm, ..error.into() })
+            }
+        }
+    }
+
+    /// Waits for the source's turn under its rate limit.
+    pub(super) async fn turn(&self) -> Result<(), Refusal> {
+        let Some(turns) = &self.turns else { return Ok(()) };
+        turns.wait().await.map_err(|wait| {
+            let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            Refusal { retry_after_secs: Some(secs.max(1)), ..Answer::RateLimited.into() }
+        })
+    }
+}
