@@ -1,1 +1,38 @@
-//! t
+//! The real binary, driven from outside over real sockets.
+//!
+//! - `accepts`: what a sender posts rightly is acknowledged, kept and passed on unchanged
+//! - `rejects`: every other answer
+//! - `delivers`: what a target gets, and what happens when it does not take it
+//! - `restarts`: `kill -9` under load loses nothing that was acknowledged
+//! - `durability`: seen from the kernel, a sync comes before each 2xx
+//! - `hang_up`: a sender that leaves cancels nothing
+//! - `tls`: versions, protocols, certificates that can't be served
+//! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
+//! - `admin`: probes and metrics
+//! - `shipped`: the files in the repository are good
+//! - `command_line`: what an operator types, and exit statuses
+//!
+//! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
+//! how often `restarts` kills the relay.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "helpers of tests may fail loudly; the tests have their own settings"
+)]
+
+mod accepts;
+mod admin;
+mod command_line;
+mod delivers;
+mod durability;
+mod hang_up;
+mod rejects;
+mod restarts;
+mod shipped;
+mod starts_and_stops;
+mod support;
+mod tls;

@@ -1,0 +1,143 @@
+//! What an operator types, and exit statuses.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::support::relay::{BINARY, Ended, command, folder, run};
+use crate::support::routes::SECRET;
+use crate::support::vectors::listing_delivered;
+use crate::support::{Receiver, Routes, TestRelay};
+
+fn relay(arguments: &[&str]) -> Ended {
+    run(command(BINARY).args(arguments))
+}
+
+#[track_caller]
+fn code(ended: &Ended, code: i32) {
+    assert_eq!(ended.code, Some(code), "{ended:?}");
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+}
+
+#[test]
+fn help_and_version_go_to_stdout_with_0() {
+    let help = relay(&["--help"]);
+    code(&help, 0);
+    for word in ["serve", "demo", "check", "send", "receive", "certificate"] {
+        assert!(help.stdout.contains(word), "{word} is not in:\n{}", help.stdout);
+    }
+    let version = relay(&["--version"]);
+    code(&version, 0);
+    assert_eq!(version.stdout.trim(), concat!("aryeo-relay ", env!("CARGO_PKG_VERSION")));
+    for name in ["serve", "demo", "check", "send", "receive", "certificate"] {
+        code(&relay(&[name, "--help"]), 0);
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_on_stderr() {
+    for arguments in [
+        &[][..],
+        &["no-such-command"],
+        &["serve", "--no-such-flag"],
+        &["serve", "--listen", "nowhere"],
+        &["serve", "--log-format", "xml"],
+        &["serve", "--body-timeout", "soon"],
+        &["check", "a.yaml", "b.yaml"],
+        &["send", "--secret", "on the command line", "--url", "https://localhost"],
+    ] {
+        let ended = relay(arguments);
+        code(&ended, 2);
+        assert!(ended.stdout.is_empty() && !ended.stderr.is_empty(), "{ended:?}");
+    }
+}
+
+#[test]
+fn check_says_yes_with_0_and_no_with_1_and_every_place() {
+    let folder = folder();
+    let file = folder.path().join("table.yaml");
+    let routes = Routes::new().target("crm", "https://crm.example/hooks", &[]).all_to(&["crm"]);
+    fs::write(&file, routes.yaml()).unwrap();
+    let check = || {
+        let mut check = command(BINARY);
+        check.arg("check").arg("table.yaml").current_dir(folder.path());
+        check.envs(routes.secrets().iter().map(|(name, value)| (name, value)));
+        run(&mut check)
+    };
+    code(&check(), 0);
+
+    let bad = routes
+        .clone()
+        .route("second", &["activty: x"], &["crm"])
+        .route("third", &[], &["nobody"])
+        .yaml();
+    fs::write(&file, &bad).unwrap();
+    let ended = check();
+    code(&ended, 1);
+    for mistake in ["activty", "nobody"] {
+        let line = 1 + bad.lines().position(|line| line.contains(mistake)).unwrap();
+        let column = 1 + bad.lines().nth(line - 1).unwrap().find(mistake).unwrap();
+        let place = format!("table.yaml:{line}:{column}: error: ");
+        let found = ended.stdout.contains(&place);
+        assert!(found, "no {place:?} in:\n{}{}", ended.stdout, ended.stderr);
+    }
+
+    for bad in ["", "sources: [", "- a\n- b\n", "a: &x [*x]\n", "\u{0}", "sources: {}\nroutes: 5\n"]
+    {
+        fs::write(&file, bad).unwrap();
+        let ended = check();
+        code(&ended, 1);
+        assert!(ended.stdout.contains("table.yaml:"), "{bad:?}: {ended:?}");
+    }
+    fs::remove_file(&file).unwrap();
+    let ended = check();
+    code(&ended, 1);
+    assert!(format!("{ended:?}").contains("table.yaml"), "{ended:?}");
+}
+
+#[test]
+fn the_demo_shows_the_main_job_and_ends_with_0() {
+    let folder = folder();
+    let ended = run(command(BINARY).args(["demo", "--once"]).current_dir(folder.path()));
+    code(&ended, 0);
+    let text = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(!text.contains('\u{1b}'), "colours in a pipe:\n{text}");
+    assert!(ended.stdout.lines().count() >= 5, "{}", ended.stdout);
+}
+
+#[test]
+fn certificate_makes_one_that_serves_and_replaces_nothing() {
+    let folder = folder();
+    let make = || run(command(BINARY).arg("certificate").current_dir(folder.path()));
+    let ended = make();
+    code(&ended, 0);
+    let (certificate, key) =
+        (folder.path().join("certs/tls.crt"), folder.path().join("certs/tls.key"));
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let before = fs::read(&key).unwrap();
+    let again = make();
+    assert_ne!(again.code, Some(2), "{again:?}");
+    assert_eq!(fs::read(&key).unwrap(), before, "a key that is in use was overwritten");
+
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let builder = TestRelay::with(&routes);
+    fs::copy(&certificate, builder.path("certs/tls.crt")).unwrap();
+    fs::copy(&key, builder.path("certs/tls.key")).unwrap();
+    let relay = builder.start();
+    let body = folder.path().join("body.json");
+    fs::write(&body, listing_delivered("1")).unwrap();
+    let url = format!("https://localhost:{}/webhooks/aryeo", relay.listen().port());
+    let send = |more: &[&str], secret: &str| {
+        let mut send = command(BINARY);
+        send.args(["send", "--url", &url, "--secret-env", "SECRET"]).args(more);
+        send.arg(&body).env("SECRET", secret);
+        run(&mut send)
+    };
+    assert_eq!(send(&[], SECRET).code, Some(1), "nobody vouches for a development certificate");
+    let sent = send(&["--insecure"], SECRET);
+    code(&sent, 0);
+    assert!(!format!("{sent:?}").contains(SECRET), "{sent:?}");
+    let delivery = crm.wait_for(1).remove(0);
+    assert_eq!(delivery.body, listing_delivered("1"));
+    code(&send(&["--insecure"], "another"), 1);
+}

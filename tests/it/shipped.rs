@@ -1,0 +1,71 @@
+//! The files in the repository are good.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::relay::{BINARY, command, run};
+use crate::support::routes::SECRET;
+use crate::support::{Sender, TestRelay};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+/// The variables that a table's secrets come from.
+fn variables(yaml: &str) -> Vec<String> {
+    let mut names: Vec<String> = yaml
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(|line| line.split("env:").skip(1))
+        .map(|rest| {
+            let rest = rest.trim_start().trim_start_matches('"');
+            let end = rest.find(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+            rest[..end.unwrap_or(rest.len())].to_owned()
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[test]
+fn the_shipped_table_is_valid_once_its_secrets_are_set() {
+    let file = root().join("routes.yaml");
+    let yaml = std::fs::read_to_string(&file).unwrap();
+    let names = variables(&yaml);
+    assert!(names.len() >= 5, "{names:?}");
+    let mut check = command(BINARY);
+    check.arg("check").arg(&file).current_dir(root());
+    let without = run(&mut check);
+    assert_eq!(without.code, Some(1), "its secrets are not set: {without:?}");
+    for name in &names {
+        check.env(name, format!("the value of {name}"));
+        assert!(without.stdout.contains(name), "{name} is not asked for: {without:?}");
+    }
+    let with = run(&mut check);
+    assert_eq!(with.code, Some(0), "{with:?}");
+    assert!(!format!("{with:?}").contains("the value of"), "a secret was printed");
+    // `serve` looks there when it is told nothing.
+    let mut default = command(BINARY);
+    default.arg("check").current_dir(root());
+    for name in &names {
+        default.env(name, "s");
+    }
+    assert_eq!(run(&mut default).code, Some(0));
+}
+
+#[test]
+fn serve_runs_the_shipped_table() {
+    let yaml = std::fs::read_to_string(root().join("routes.yaml")).unwrap();
+    let mut builder = TestRelay::with_file(&yaml);
+    for name in variables(&yaml) {
+        builder = builder.environment(&name, SECRET);
+    }
+    let relay = builder.start();
+    let path = yaml.lines().find_map(|line| line.trim().strip_prefix("path:")).unwrap().trim();
+    // No route of it wants this: nothing goes out into the world.
+    let body = br#"{"object":"ACTIVITY","name":"NOBODY_WANTS_THIS","id":"1"}"#;
+    let answer = Sender::new(&relay).path(path).post(b"not signed by anyone");
+    assert!([200, 202].contains(&answer.status), "{answer:?}");
+    let answer = Sender::new(&relay).path(path).secret("another").post(body);
+    answer.problem(401);
+}

@@ -1,0 +1,421 @@
+//! The real binary as a child process, with everything around it that it needs.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::metrics::Metrics;
+use super::sender::{Answer, get};
+use super::{AUTHORITY, Routes, eventually};
+
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_aryeo-relay");
+
+/// A folder on a real disk.
+pub(crate) fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("relay-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// A command with nothing of the tests' own environment.
+pub(crate) fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.env_clear().stdin(Stdio::null());
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// What a command that ended left behind.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs a command to its end, which must come within patience.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> Ended {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    finish(child, command)
+}
+
+#[track_caller]
+fn finish(mut child: Child, what: &Command) -> Ended {
+    let read = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    };
+    let stdout = read(Box::new(child.stdout.take().unwrap()));
+    let stderr = read(Box::new(child.stderr.take().unwrap()));
+    let mut guard = Guard(child);
+    let status = eventually(&format!("{what:?} ends"), || guard.0.try_wait().unwrap());
+    Ended { code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Kills its process when dropped.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _killed = self.0.kill();
+        let _status = self.0.wait();
+    }
+}
+
+/// How a relay is to run: the folder survives restarts.
+pub(crate) struct Builder {
+    folder: TempDir,
+    data: PathBuf,
+    addresses: Vec<(String, String)>,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    under: Vec<String>,
+    tls: bool,
+}
+
+impl Builder {
+    fn new(routes: &str, environment: &[(String, String)]) -> Self {
+        let folder = folder();
+        let identity = AUTHORITY.server();
+        fs::write(folder.path().join("routes.yaml"), routes).unwrap();
+        fs::create_dir(folder.path().join("certs")).unwrap();
+        fs::write(folder.path().join("certs/tls.crt"), identity.certificate).unwrap();
+        fs::write(folder.path().join("certs/tls.key"), identity.key).unwrap();
+        fs::write(folder.path().join("certs/ca.crt"), AUTHORITY.pem()).unwrap();
+        Self {
+            data: folder.path().join("data"),
+            folder,
+            addresses: ["--listen", "--admin"]
+                .map(|flag| (flag.to_owned(), "127.0.0.1:0".to_owned()))
+                .to_vec(),
+            arguments: Vec::new(),
+            environment: environment.to_vec(),
+            under: Vec::new(),
+            tls: true,
+        }
+    }
+
+    /// More flags of `serve`.
+    pub(crate) fn flags(mut self, flags: &[&str]) -> Self {
+        self.arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// Instead of an address of our choice.
+    pub(crate) fn override_flag(mut self, flag: &str, value: &str) -> Self {
+        self.addresses.retain(|(name, _)| name != flag);
+        self.addresses.push((flag.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Without TLS.
+    pub(crate) fn plain_http(mut self) -> Self {
+        self.tls = false;
+        self.flags(&["--plain-http"])
+    }
+
+    /// Keeps its data somewhere else.
+    pub(crate) fn data_in(mut self, data: &Path) -> Self {
+        data.clone_into(&mut self.data);
+        self
+    }
+
+    /// Run by another program, such as `strace` with its flags.
+    pub(crate) fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
+    /// A file beside `routes.yaml`.
+    pub(crate) fn file(self, name: &str, text: &str) -> Self {
+        fs::write(self.folder.path().join(name), text).unwrap();
+        self
+    }
+
+    /// Where everything is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match self.under.split_first() {
+            None => command(BINARY),
+            Some((program, flags)) => {
+                let mut command = command(program);
+                command.args(flags).arg(BINARY);
+                command
+            }
+        };
+        command
+            .arg("serve")
+            .args(self.addresses.iter().flat_map(|(flag, value)| [flag, value]))
+            .args(["--log-format", "json", "--routes"])
+            .arg(self.path("routes.yaml"))
+            .arg("--data")
+            .arg(&self.data);
+        if self.tls {
+            command.arg("--tls-cert").arg(self.path("certs/tls.crt"));
+            command.arg("--tls-key").arg(self.path("certs/tls.key"));
+        }
+        command
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir(self.folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts it, and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(self) -> TestRelay {
+        let mut relay = TestRelay { builder: self, running: None };
+        relay.start_again();
+        relay
+    }
+
+    /// Starts it; it must refuse, with status 1.
+    #[track_caller]
+    pub(crate) fn refused(&self) -> Ended {
+        let ended = run(&mut self.command());
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        ended
+    }
+}
+
+/// A relay with a folder of its own; it is killed when dropped.
+pub(crate) struct TestRelay {
+    builder: Builder,
+    running: Option<Running>,
+}
+
+struct Running {
+    child: Guard,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    logs: Logs,
+}
+
+/// The newest lines of its log.
+#[derive(Clone, Default)]
+struct Logs(Arc<Mutex<VecDeque<String>>>);
+
+/// More are forgotten, oldest but the first.
+const LOG_LINES_MAX: usize = 20_000;
+
+impl Logs {
+    fn push(&self, line: String) {
+        let mut lines = self.0.lock().unwrap();
+        if lines.len() >= LOG_LINES_MAX {
+            lines.remove(1);
+        }
+        lines.push_back(line);
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().iter().cloned().collect()
+    }
+
+    fn tail(&self) -> String {
+        let lines = self.0.lock().unwrap();
+        let mut text = String::new();
+        for line in lines.iter().skip(lines.len().saturating_sub(40)) {
+            writeln!(text, "{line}").unwrap();
+        }
+        text
+    }
+}
+
+impl TestRelay {
+    /// How to run one with this table.
+    pub(crate) fn with(routes: &Routes) -> Builder {
+        Builder::new(&routes.yaml(), routes.secrets())
+    }
+
+    /// How to run one with this file.
+    pub(crate) fn with_file(routes: &str) -> Builder {
+        Builder::new(routes, &[])
+    }
+
+    /// Starts it once more on the same data.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        assert!(self.running.is_none(), "it runs already");
+        let mut child = self.builder.command().spawn().unwrap();
+        let logs = Logs::default();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let sink = logs.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                sink.push(line);
+            }
+        });
+        let mut guard = Guard(child);
+        let (listen, admin) = eventually("the relay says where it listens", || {
+            if let Some(status) = guard.0.try_wait().unwrap() {
+                panic!("the relay ended at start with {status}:\n{}", logs.tail());
+            }
+            let first = logs.all().into_iter().next().ok_or("no line yet")?;
+            let event: Value = serde_json::from_str(&first)
+                .map_err(|error| format!("its first line is no JSON ({error}): {first}"))?;
+            let address = |name: &str| {
+                event[name]
+                    .as_str()
+                    .and_then(|text| text.parse::<SocketAddr>().ok())
+                    .ok_or_else(|| format!("its first line has no address `{name}`: {first}"))
+            };
+            Ok::<_, String>((address("listen")?, address("admin")?))
+        });
+        eventually("the relay is ready", || {
+            let answer = get(admin, "/readyz").map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            if answer.status == 200 { Ok(()) } else { Err(text) }
+        });
+        self.running = Some(Running { child: guard, listen, admin, logs });
+    }
+
+    #[track_caller]
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("the relay runs")
+    }
+
+    /// The senders' address.
+    #[track_caller]
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.running().listen
+    }
+
+    /// The operators' address.
+    #[track_caller]
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.running().admin
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.builder.tls
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        &self.builder.data
+    }
+
+    /// A file in its folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.builder.path(name)
+    }
+
+    /// The process id.
+    #[track_caller]
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.running().child.0)
+    }
+
+    #[track_caller]
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// `kill -9`.
+    #[track_caller]
+    pub(crate) fn kill9(&mut self) {
+        self.signal(Signal::KILL);
+        let status = self.wait();
+        assert_eq!(status.signal(), Some(9), "it ended by itself: {status}");
+    }
+
+    /// Asks it to stop and waits until it has, with status 0.
+    #[track_caller]
+    pub(crate) fn terminate(&mut self) {
+        self.signal(Signal::TERM);
+        let logs = self.running().logs.clone();
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{status}:\n{}", logs.tail());
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let mut running = self.running.take().expect("the relay runs");
+        eventually("the relay ends", || running.child.0.try_wait().unwrap())
+    }
+
+    /// Whether it has ended, for tests that look while it stops.
+    #[track_caller]
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.running.as_mut().expect("the relay runs").child.0.try_wait().unwrap()
+    }
+
+    /// Stops it in order and starts it again.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.terminate();
+        self.start_again();
+    }
+
+    /// A second process on the same folder.
+    pub(crate) fn second(&self) -> Ended {
+        self.builder.refused()
+    }
+
+    /// Its log lines so far.
+    #[track_caller]
+    pub(crate) fn logs(&self) -> Vec<String> {
+        self.running().logs.all()
+    }
+
+    /// Asks the admin address.
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        get(self.admin(), path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// Reads its metrics.
+    #[track_caller]
+    pub(crate) fn metrics(&self) -> Metrics {
+        let answer = self.get("/metrics");
+        assert_eq!(answer.status, 200);
+        Metrics::parse(String::from_utf8(answer.body).unwrap())
+    }
+
+    /// Waits until a metric has a value.
+    #[track_caller]
+    pub(crate) fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        eventually(&format!("{name}{labels:?} is {value}"), || {
+            match self.metrics().get(name, labels) {
+                Some(is) if (is - value).abs() < 1e-9 => Ok(()),
+                other => Err(format!("it is {other:?}")),
+            }
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the relay's last words:\n{}", self.logs.tail());
+        }
+    }
+}
