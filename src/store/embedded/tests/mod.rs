@@ -1,0 +1,1 @@
+//! The store, put to the test.
