@@ -154,8 +154,7 @@ impl Indexer {
         let Self { index, parts, .. } = self;
         let result = parts.log.follow(index.applied(), end, |entries, point| {
             ends.insert(point.segment, point);
-            let old = entries.iter().filter(|e| e.position.is_some_and(|at| at.start() < parts.start));
-            remember(parts, old);
+            remember(parts, &entries);
             let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
             index.apply(entries, Some(point))?;
             parts.inbox.indexed(Some(bytes));
@@ -294,8 +293,9 @@ impl Indexer {
 }
 
 /// What was committed before this start is known from the log.
-fn remember(parts: &Parts, entries: impl Iterator<Item = &Entry>) {
-    for entry in entries {
+fn remember(parts: &Parts, entries: &[Entry]) {
+    let is_old = |e: &&Entry| e.position.is_some_and(|at| at.start() < parts.start);
+    for entry in entries.iter().filter(is_old) {
         if let Change::Webhook(row) = &entry.change {
             parts.newest.saw(&row.source, row.received_at);
             parts.claims.recent(|recent| {
