@@ -152,9 +152,6 @@ impl App {
             config::load(&settings.routes, environment, Secrets::Resolve).map_err(|problems| {
                 anyhow!("{} can't be used\n{problems}", settings.routes.display())
             })?;
-        for warning in &loaded.warnings {
-            tracing::warn!("{warning}");
-        }
         metrics.table(&hex(&loaded.table.sha256), None, clock.now());
         let (table, tables) = watch::channel(Arc::new(loaded.table));
         let certificate = load_certificate(&settings, &clock, &metrics)?;
@@ -174,6 +171,20 @@ impl App {
             targets: Arc::new(move || tables.borrow().targets.keys().cloned().collect()),
         };
         let admin = admin.spawn(socket)?;
+
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listen = %address,
+            tls = certificate.is_some(),
+            admin = %admin.address(),
+            data = %settings.store.data.display(),
+            routes = %settings.routes.display(),
+            routes_sha256 = hex(&table.borrow().sha256),
+            "Bound; opening the store."
+        );
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
 
         let commits = Commits(metrics.commits());
         let store = open_store(&settings.store, &clock, commits).await?;
@@ -202,16 +213,6 @@ impl App {
     /// Where operators connect.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address()
-    }
-
-    /// Whether senders speak TLS to it.
-    pub fn is_tls(&self) -> bool {
-        self.certificate.is_some()
-    }
-
-    /// SHA-256 of the routing table's file, in hex.
-    pub fn routes_sha256(&self) -> String {
-        hex(&self.table.borrow().sha256)
     }
 }
 

@@ -37,6 +37,7 @@ impl App {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let running = self.start(listener);
         self.readiness.started();
+        tracing::info!("Ready: accepting and delivering.");
         // Without systemd there is nobody to tell.
         let _told = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         stop.cancelled().await;

@@ -3,10 +3,10 @@
 //! Everything is real: a certificate, the relay as `serve` builds it, three targets that verify what
 //! they get, and a sender that posts bodies and signatures that PHP made.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -87,8 +87,7 @@ async fn show(args: &Args) -> anyhow::Result<Verdict> {
         let address = receiver.address()?;
         let (screen, heard) = (output.clone(), Arc::clone(&ledger));
         receiver.serve(&tasks, &stop, Arc::clone(&clock), move |received| {
-            screen.line(arrived(&screen, name, received));
-            heard.heard(name, received);
+            heard.heard(&screen, name, received);
         });
         let remark = if fail_first > 0 { "  (fails first, then recovers)" } else { "" };
         output.line(format_args!("  target {name:<8} http://{address}{remark}"));
@@ -208,8 +207,16 @@ routes:
 /// What was sent and what arrived.
 #[derive(Debug, Default)]
 struct Ledger {
-    arrivals: Mutex<HashMap<(String, &'static str), Arrival>>,
+    state: Mutex<State>,
     changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arrivals: HashMap<(String, &'static str), Arrival>,
+    // Some deliveries arrive before the sender has read its answer: their lines wait for it.
+    announced: HashSet<String>,
+    waiting: Vec<(String, String)>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -220,26 +227,47 @@ struct Arrival {
 }
 
 impl Ledger {
-    fn heard(&self, target: &'static str, received: &Received) {
+    fn heard(&self, screen: &Output, target: &'static str, received: &Received) {
         let id = received.webhook_id().unwrap_or("?").to_owned();
-        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        let arrival = arrivals.entry((id, target)).or_default();
+        let line = arrived(screen, target, received);
+        let mut state = self.lock();
+        let arrival = state.arrivals.entry((id.clone(), target)).or_default();
         arrival.attempts += 1;
         arrival.taken |= received.status.is_success() && received.proof == Proof::Verified;
         arrival.body = received.body.clone();
-        drop(arrivals);
+        if state.announced.contains(&id) {
+            screen.line(line);
+        } else {
+            state.waiting.push((id, line));
+        }
+        drop(state);
         self.changed.notify_one();
     }
 
+    /// Prints what was sent, and what has arrived of it already.
+    fn announce(&self, screen: &Output, id: &str, line: String) {
+        let mut state = self.lock();
+        screen.line(line);
+        state.announced.insert(id.to_owned());
+        for (_, line) in state.waiting.extract_if(.., |(waiting, _)| waiting == id) {
+            screen.line(line);
+        }
+    }
+
     fn has(&self, id: &str, target: &'static str, sample: &Recorded) -> bool {
-        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        let arrival = arrivals.get(&(id.to_owned(), target));
+        let state = self.lock();
+        let arrival = state.arrivals.get(&(id.to_owned(), target));
         arrival.is_some_and(|arrival| arrival.taken && arrival.body == sample.body)
     }
 
     fn counts(&self) -> (usize, usize) {
-        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
-        (arrivals.values().filter(|a| a.taken).count(), arrivals.values().map(|a| a.attempts).sum())
+        let state = self.lock();
+        let taken = state.arrivals.values().filter(|arrival| arrival.taken).count();
+        (taken, state.arrivals.values().map(|arrival| arrival.attempts).sum())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -253,7 +281,7 @@ async fn perform(output: &Output, url: &str, folder: &Path, ledger: &Ledger) -> 
         let answer = attempt.result?;
         let told: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let id = told.get("webhook_id").and_then(|id| id.as_str()).unwrap_or("?").to_owned();
-        output.line(sent(output, &sample, answer.status.as_u16(), &id));
+        ledger.announce(output, &id, sent(output, &sample, answer.status.as_u16(), &id));
         anyhow::ensure!(answer.status.as_u16() == 202, "the relay answered {}", answer.status);
         for target in wanted(&sample) {
             expected.push((id.clone(), target, sample.clone()));

@@ -299,16 +299,6 @@ async fn serve(args: &Args) -> anyhow::Result<Verdict> {
     let settings = args.settings()?;
     let mut stop_signals = StopSignals::new()?;
     let app = App::bind(settings, &ProcessEnvironment).await?;
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        listen = %app.address(),
-        tls = app.is_tls(),
-        admin = %app.admin_address(),
-        data = %args.storage.data.display(),
-        routes = %args.routes.display(),
-        routes_sha256 = app.routes_sha256(),
-        "Listening."
-    );
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(app.run(stop.clone()));
     let signal = tokio::select! {

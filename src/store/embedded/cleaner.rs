@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::store::embedded::Settings;
-use crate::store::embedded::queue::Queue;
 use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::queue::Queue;
 
 /// The state between two steps.
 #[derive(Debug, Default)]

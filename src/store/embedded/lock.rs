@@ -45,7 +45,8 @@ pub fn lock(dir: &Path) -> Result<DirectoryLock, LockError> {
         Err(error) => return Err(LockError::Io(error.into())),
     }
     let id = std::process::id();
-    let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{id}"));
+    let written =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{id}"));
     match written {
         // A full disk must not keep the store from starting: it is the lock that counts.
         Ok(()) => {}

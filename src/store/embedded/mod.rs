@@ -205,19 +205,23 @@ impl EmbeddedStore {
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
         let lock = claim_directory(&settings)?;
-        let log = Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(|error| {
-            match error {
-                LogError::Io(source) => io(source),
-                LogError::Newer(file, format) => OpenError::Newer { file, format },
-            }
-        })?;
+        let log =
+            Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
+                |error| match error {
+                    LogError::Io(source) => io(source),
+                    LogError::Newer(file, format) => OpenError::Newer { file, format },
+                },
+            )?;
         let index_file = dir.join("index.sqlite");
         let (mut index, _) = Index::open(&index_file)
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
         let newest = newest(&log, &index).map_err(io)?;
         clock.at_least(newest.plus(Duration::from_millis(1)));
         let recent = load_recent(&mut index, settings.duplicates_max, clock.now());
+        // An index that does not answer is made again, and they are found in the log then.
+        let by_source = index.newest_by_source().unwrap_or_default();
         let shared = Arc::new(Shared::new(log, recent, &settings, Arc::clone(&clock), index_file));
+        by_source.iter().for_each(|(source, at)| shared.newest.saw(source, *at));
         let mut committer = Committer::new(shared.committer_parts(&settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
         committer.begin();
@@ -317,9 +321,8 @@ fn start_threads(
     lock: DirectoryLock,
     stop: watch::Sender<bool>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    let committer = std::thread::Builder::new()
-        .name("store-commit".into())
-        .spawn(move || committer.run())?;
+    let committer =
+        std::thread::Builder::new().name("store-commit".into()).spawn(move || committer.run())?;
     let indexer = std::thread::Builder::new().name("store-index".into()).spawn(move || {
         indexer.run();
         // The directory is ours until the last byte is written.

@@ -1,6 +1,8 @@
 //! What is asked about, in SQLite: disposable, the log makes it again.
 
 use std::collections::HashMap;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -96,6 +98,7 @@ impl Index {
     }
 
     fn connect(path: &Path) -> rusqlite::Result<Connection> {
+        make_private(path);
         let connection = Connection::open(path)?;
         connection.set_prepared_statement_cache_capacity(48);
         connection.pragma_update(None, "page_size", 8192)?;
@@ -146,7 +149,6 @@ impl Index {
         connection.execute_batch(SCHEMA)?;
         connection.execute("INSERT INTO meta VALUES ('format', ?1)", [FORMAT])?;
         connection.execute_batch("COMMIT")?;
-        restrict(path);
         Ok(Self {
             path: path.into(),
             connection,
@@ -257,10 +259,12 @@ fn remove(path: &Path) {
     }
 }
 
-fn restrict(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let permissions = std::fs::Permissions::from_mode(0o600);
-    if let Err(error) = std::fs::set_permissions(path, permissions) {
-        tracing::warn!(%error, "the index's permissions could not be set");
+/// SQLite gives the files beside the database the permissions that the database has.
+fn make_private(path: &Path) {
+    let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let set = made.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+    // If nothing can be done here, opening it says so.
+    if let Err(error) = set {
+        tracing::warn!(%error, "the index can't be made private");
     }
 }

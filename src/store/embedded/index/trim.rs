@@ -116,10 +116,7 @@ impl Index {
     }
 
     /// Where all deliveries of a webhook stand, with the record that defines each if it is another.
-    pub fn standings(
-        &self,
-        key: u64,
-    ) -> rusqlite::Result<Vec<(u16, Standing, Option<Position>)>> {
+    pub fn standings(&self, key: u64) -> rusqlite::Result<Vec<(u16, Standing, Option<Position>)>> {
         let numbers: Vec<(i64, Option<Position>)> = self
             .connection
             .prepare_cached(

@@ -14,9 +14,7 @@ use crate::domain::delivery::Settlement;
 use crate::domain::outcome::{Attempt, Outcome};
 use crate::domain::source::DuplicateWindows;
 use crate::domain::time::{Clock, Timestamp};
-use crate::domain::webhook::{
-    DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds,
-};
+use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds};
 use crate::store::claims::Claim;
 use crate::store::embedded::sim::SimDisk;
 use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
