@@ -17,7 +17,7 @@ use crate::store::embedded::lanes::{Lanes, Routed};
 use crate::store::embedded::log::Log;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::Observer;
-use crate::store::embedded::queue::{Own, Patience, Queue, Waiting, Work};
+use crate::store::embedded::queue::{Own, OwnRecord, Patience, Queue, Waiting, Work};
 use crate::store::embedded::record::{Kind, Settled, VERSION, encode_settled};
 use crate::store::embedded::segment::{
     FRAME_HEAD, HEADER_BYTES, LogPoint, NewFrame, Position, Seal, Segment,
@@ -283,7 +283,7 @@ impl Committer {
             .chain(
                 own.iter()
                     .flat_map(|own| &own.records)
-                    .map(|(_, meta, body)| meta.len() + body.len()),
+                    .map(|record| record.meta.len() + record.body.len()),
             )
             .map(|payload| payload as u64 + 40);
         self.ensure_writer(sizes.sum())?;
@@ -313,7 +313,7 @@ impl Committer {
             let body = &waiting.webhook.body;
             assembly.add(writer, Kind::Webhook, waiting.crc, &waiting.meta, body);
         }
-        for (kind, meta, body) in own.iter().flat_map(|own| &own.records) {
+        for OwnRecord { kind, meta, body, .. } in own.iter().flat_map(|own| &own.records) {
             assembly.add(writer, *kind, crc_of(meta, body), meta, body);
         }
         if assembly.bytes > 0 {
@@ -390,14 +390,21 @@ impl Committer {
             self.parts.newest.saw(&routed.webhook.source, routed.webhook.received_at);
             self.parts.lanes.push(routed);
         }
+        let mut own_replies = Vec::with_capacity(own.len());
+        for Own { records, reply } in own {
+            let written: Vec<Position> = positions.by_ref().take(records.len()).collect();
+            let changes = records.into_iter().map(|record| record.change);
+            let at = written.iter().copied().map(Some);
+            entries.extend(at.zip(changes).map(|(position, change)| Entry { position, change }));
+            own_replies.push((reply, written));
+        }
         let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
         if !entries.is_empty() {
             self.parts.inbox.push(entries, bytes);
         }
-        for own in own {
-            let written = positions.by_ref().take(own.records.len()).collect();
+        for (reply, written) in own_replies {
             // Whoever wrote it may have given up.
-            own.reply.send(written).unwrap_or_default();
+            reply.send(written).unwrap_or_default();
         }
     }
 
@@ -490,7 +497,12 @@ impl Committer {
 
     fn finish(&mut self) {
         let own = Own {
-            records: vec![(Kind::Close, Vec::new(), Bytes::new())],
+            records: vec![OwnRecord {
+                kind: Kind::Close,
+                meta: Vec::new(),
+                body: Bytes::new(),
+                change: Change::None,
+            }],
             reply: std::sync::mpsc::sync_channel(1).0,
         };
         self.next_trial = None;

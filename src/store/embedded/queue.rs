@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::domain::webhook::{NewDelivery, Webhook};
 use crate::store::CommitError;
 use crate::store::claims::Claimed;
+use crate::store::embedded::change::Change;
 use crate::store::embedded::indexer::Request;
 use crate::store::embedded::record::{Kind, Settled};
 use crate::store::embedded::segment::Position;
@@ -48,10 +49,23 @@ impl Waiting {
 /// Records that the store itself writes.
 #[derive(Debug)]
 pub struct Own {
-    /// Kinds, payloads, and what follows the payload.
-    pub records: Vec<(Kind, Vec<u8>, Bytes)>,
+    /// The records.
+    pub records: Vec<OwnRecord>,
     /// Where they are, once durable.
     pub reply: std::sync::mpsc::SyncSender<Vec<Position>>,
+}
+
+/// A record of the store's own.
+#[derive(Debug)]
+pub struct OwnRecord {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its payload but for the body.
+    pub meta: Vec<u8>,
+    /// The body, if it has one.
+    pub body: Bytes,
+    /// What it means to the index.
+    pub change: Change,
 }
 
 /// All that waits.

@@ -1,13 +1,15 @@
 //! What retention ends, and what a segment still holds.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
 
+use crate::domain::delivery::Cause;
 use crate::domain::time::Timestamp;
-use crate::store::embedded::index::apply::Sums;
+use crate::store::embedded::index::apply::{Sums, status_of};
 use crate::store::embedded::index::{Index, int, uint};
-use crate::store::embedded::record::Standing;
+use crate::store::embedded::record::{Standing, Status};
 use crate::store::embedded::segment::Position;
 
 /// Up to when webhooks are deleted, by what they are.
@@ -20,6 +22,9 @@ pub struct Expiry {
     /// Those with a dead letter.
     pub dead: Timestamp,
 }
+
+/// So many dead letters of a target are over.
+pub type Ended = (Arc<str>, Cause, i64);
 
 /// What a segment still holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +43,13 @@ impl Index {
         cursor: u64,
         max: usize,
         expiry: Expiry,
-    ) -> rusqlite::Result<Option<u64>> {
+    ) -> rusqlite::Result<(Option<u64>, Vec<Ended>)> {
         let end = expiry.settled.max(expiry.unrouted).max(expiry.dead).as_millis() << 12;
         let looked = self.looked_at(cursor, end, max)?;
-        let Some(last) = looked.last().map(|(key, _)| key + 1) else { return Ok(None) };
+        let Some(last) = looked.last().map(|(key, _)| key + 1) else {
+            return Ok((None, Vec::new()));
+        };
+        let mut dead = Vec::new();
         let ended: Vec<u64> =
             looked.iter().filter(|(key, before)| key >> 12 < before(expiry)).map(|l| l.0).collect();
         if !ended.is_empty() {
@@ -50,10 +58,17 @@ impl Index {
                 for key in ended {
                     index.delete(key, &mut sums)?;
                 }
+                for ((target, state, cause), n) in &sums.counts {
+                    if let (Status::Dead(cause), Some(target)) =
+                        (status_of(*state, *cause), index.name_of(*target))
+                    {
+                        dead.push((target, cause, -n));
+                    }
+                }
                 index.write_sums(sums)
             })?;
         }
-        Ok((looked.len() == max).then_some(last))
+        Ok(((looked.len() == max).then_some(last), dead))
     }
 
     /// Keys, and which of the limits is theirs.
