@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::domain::time::Timestamp;
-use crate::store::embedded::change::Entry;
+use tokio::time::Instant;
+
+use crate::store::embedded::change::{Change, Entry, WebhookRow};
 use crate::store::embedded::disk::{Disk, read_fully, write_fully};
-use crate::store::embedded::record::{Kind, peek_webhook};
+use crate::store::embedded::recent::Known;
 use crate::store::embedded::segment::{
-    Frame, HEADER_BYTES, Header, Heading, LogPoint, Position, Scanner, Segment,
+    HEADER_BYTES, Header, Heading, LogPoint, Position, Scanner, Segment,
 };
 
 /// All segments.
@@ -274,20 +276,37 @@ impl Log {
         Ok((entries, false))
     }
 
-    /// The greatest key of a webhook behind a point, reading no more than the last two segments.
-    pub fn newest_key(&self, from: LogPoint) -> io::Result<u64> {
-        let mut newest = 0;
-        for segment in self.all().into_iter().rev().take(2) {
-            if segment.header.number < from.segment {
-                continue;
+    /// What the segments behind a point say of webhooks: from the newest segment back, as many as
+    /// can be read until `until`, and no fewer than two; at most about `max` webhooks. Passed on
+    /// from old to new.
+    pub fn recall(
+        &self,
+        from: LogPoint,
+        max: usize,
+        until: Instant,
+        mut pass: impl FnMut(&Recalled),
+    ) -> io::Result<()> {
+        let mut recalled: Vec<Vec<Recalled>> = Vec::new();
+        for segment in self.all().into_iter().rev() {
+            let number = segment.header.number;
+            let count: usize = recalled.iter().map(Vec::len).sum();
+            let enough = count >= max || Instant::now() >= until;
+            if number < from.segment || (enough && recalled.len() >= 2) {
+                break;
             }
-            let start = if segment.header.number == from.segment { from.offset } else { 0 };
+            let start = if number == from.segment { from.offset } else { 0 };
             let mut scanner = Scanner::new(segment, start, u64::MAX)?;
+            let mut rows = Vec::new();
             while let Some(frame) = scanner.next()? {
-                newest = newest.max(key_of(&frame).unwrap_or(0));
+                // What can't be read is counted when the index takes it in.
+                if let Ok(Entry { change: Change::Webhook(row), .. }) = Entry::of_frame(&frame) {
+                    rows.push(Recalled::of(&row));
+                }
             }
+            recalled.push(rows);
         }
-        Ok(newest)
+        recalled.iter().rev().flatten().for_each(&mut pass);
+        Ok(())
     }
 
     /// Gives back the room behind the last record of segments that nobody writes to any more.
@@ -303,8 +322,22 @@ impl Log {
     }
 }
 
-fn key_of(frame: &Frame) -> Option<u64> {
-    (frame.kind == Kind::Webhook.code()).then(|| peek_webhook(&frame.payload))?.map(|id| id.key())
+/// What a start wants to know of a webhook before it accepts the next one.
+#[derive(Debug, Clone)]
+pub struct Recalled {
+    /// To know duplicates by.
+    pub known: Known,
+    /// Its source.
+    pub source: Arc<str>,
+    /// When it was received.
+    pub received_at: Timestamp,
+}
+
+impl Recalled {
+    fn of(row: &WebhookRow) -> Self {
+        let known = Known { key: row.duplicate_key, id: row.id, activity_id: row.activity_id };
+        Self { known, source: Arc::clone(&row.source), received_at: row.received_at }
+    }
 }
 
 /// Why the log could not be followed.

@@ -32,6 +32,7 @@ use crate::store::embedded::log::{Log, LogError};
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::{Observer, Unobserved};
+use crate::store::embedded::past::Past;
 use crate::store::embedded::queue::{Queue, Waiting};
 use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
@@ -51,6 +52,7 @@ pub mod log;
 pub mod memory;
 pub mod newest;
 pub mod observer;
+mod past;
 pub mod queue;
 pub mod reader;
 pub mod recent;
@@ -63,8 +65,6 @@ mod tests;
 
 // A start goes on without a complete index after this: first accept within a second.
 const CATCH_UP_WAIT: Duration = Duration::from_millis(750);
-// Duplicate keys are kept this long in the index; windows are hours.
-const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// How a store is to be.
@@ -202,6 +202,7 @@ impl EmbeddedStore {
     /// Opens the store of a directory, and makes it if there is none. Ready within a second
     /// whatever the backlog: an index that takes longer is completed in the background.
     pub fn open(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let begun = Instant::now();
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
         let lock = claim_directory(&settings)?;
@@ -215,13 +216,10 @@ impl EmbeddedStore {
         let index_file = dir.join("index.sqlite");
         let (mut index, _) = Index::open(&index_file)
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
-        let newest = newest(&log, &index).map_err(io)?;
+        let past = Past::read(&log, &mut index, &settings, clock.now(), begun).map_err(io)?;
+        let newest = past.newest;
         clock.at_least(newest.plus(Duration::from_millis(1)));
-        let recent = load_recent(&mut index, settings.duplicates_max, clock.now());
-        // An index that does not answer is made again, and they are found in the log then.
-        let by_source = index.newest_by_source().unwrap_or_default();
-        let shared = Arc::new(Shared::new(log, recent, &settings, Arc::clone(&clock), index_file));
-        by_source.iter().for_each(|(source, at)| shared.newest.saw(source, *at));
+        let shared = Arc::new(Shared::new(log, past, &settings, Arc::clone(&clock), index_file));
         let mut committer = Committer::new(shared.committer_parts(&settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
         committer.begin();
@@ -232,7 +230,7 @@ impl EmbeddedStore {
         let (stop, stopped) = watch::channel(false);
         let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
         let store = Self { shared, threads: Mutex::new(threads), stopped, newest };
-        store.wait_for_index(&is_caught_up);
+        store.wait_for_index(&is_caught_up, begun + CATCH_UP_WAIT);
         Ok(store)
     }
 
@@ -241,8 +239,7 @@ impl EmbeddedStore {
         self.newest
     }
 
-    fn wait_for_index(&self, caught_up: &watch::Receiver<bool>) {
-        let until = Instant::now() + CATCH_UP_WAIT;
+    fn wait_for_index(&self, caught_up: &watch::Receiver<bool>, until: Instant) {
         while !*caught_up.borrow() {
             if Instant::now() >= until {
                 tracing::warn!("the index is completed in the background");
@@ -290,31 +287,6 @@ fn claim_directory(settings: &Settings) -> Result<DirectoryLock, OpenError> {
     })
 }
 
-fn newest(log: &Log, index: &Index) -> io::Result<Timestamp> {
-    // An index that does not answer is made again; the log has the newest anyway.
-    let indexed = index.newest_key().ok().flatten().unwrap_or(0);
-    let key = indexed.max(log.newest_key(index.applied())?);
-    Ok(Timestamp::from_millis(key >> 12))
-}
-
-fn load_recent(index: &mut Index, max: usize, now: Timestamp) -> RecentSet {
-    let recent = std::cell::RefCell::new(RecentSet::new(max));
-    let loaded = index.known_since(
-        now.minus(KNOWN_KEPT),
-        max,
-        |count| recent.borrow_mut().reserve(count),
-        |known| recent.borrow_mut().insert_old(known),
-    );
-    if let Err(error) = loaded {
-        tracing::warn!(%error, "the index is not sound and is made again from the log");
-        if let Err(error) = index.make_again() {
-            // The indexer tries again.
-            tracing::error!(%error, "the index can't be made again");
-        }
-    }
-    recent.into_inner()
-}
-
 fn start_threads(
     committer: Committer,
     indexer: Indexer,
@@ -335,7 +307,7 @@ fn start_threads(
 impl Shared {
     fn new(
         log: Log,
-        recent: RecentSet,
+        past: Past,
         settings: &Settings,
         clock: Arc<dyn Clock>,
         index_file: PathBuf,
@@ -345,14 +317,14 @@ impl Shared {
         let memory = Memory::new(settings.delivery_memory);
         let lanes = Lanes::new(memory, Arc::clone(&queue), Arc::clone(&inbox));
         Self {
-            claims: Arc::new(Claims::new(recent, Arc::clone(&clock))),
+            claims: Arc::new(Claims::new(past.recent, Arc::clone(&clock))),
             clock: ClockHandle(clock),
             queue,
             inbox,
             lanes: Arc::new(lanes),
             log: Arc::new(log),
             failing: Arc::default(),
-            newest: Arc::default(),
+            newest: Arc::new(past.by_source),
             index_file,
         }
     }
