@@ -85,7 +85,7 @@ fn the_probes_answer() {
 
 #[test]
 fn a_dead_target_does_not_make_it_unready() {
-    let mut crm = Receiver::willing();
+    let crm = Receiver::willing();
     crm.stop();
     let relay = relay(&crm);
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
