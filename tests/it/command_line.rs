@@ -130,7 +130,7 @@ fn certificate_makes_one_that_serves_and_replaces_nothing() {
     let send = |more: &[&str], secret: &str| {
         let mut send = command(BINARY);
         send.args(["send", "--url", &url, "--secret-env", "SECRET"]).args(more);
-        send.arg(&body).env("SECRET", secret);
+        send.arg("--body").arg(&body).env("SECRET", secret);
         run(&mut send)
     };
     assert_eq!(send(&[], SECRET).code, Some(1), "nobody vouches for a development certificate");
@@ -140,4 +140,6 @@ fn certificate_makes_one_that_serves_and_replaces_nothing() {
     let delivery = crm.wait_for(1).remove(0);
     assert_eq!(delivery.body, listing_delivered("1"));
     code(&send(&["--insecure"], "another"), 1);
+    let ca = certificate.display().to_string();
+    code(&send(&["--ca", &ca], SECRET), 0);
 }

@@ -278,16 +278,13 @@ impl TestRelay {
             if let Some(status) = guard.0.try_wait().unwrap() {
                 panic!("the relay ended at start with {status}:\n{}", logs.tail());
             }
-            let first = logs.all().into_iter().next().ok_or("no line yet")?;
-            let event: Value = serde_json::from_str(&first)
-                .map_err(|error| format!("its first line is no JSON ({error}): {first}"))?;
-            let address = |name: &str| {
-                event[name]
-                    .as_str()
-                    .and_then(|text| text.parse::<SocketAddr>().ok())
-                    .ok_or_else(|| format!("its first line has no address `{name}`: {first}"))
-            };
-            Ok::<_, String>((address("listen")?, address("admin")?))
+            let lines = logs.all();
+            let found = lines.iter().find_map(|line| {
+                let event: Value = serde_json::from_str(line).ok()?;
+                let address = |name: &str| event[name].as_str()?.parse::<SocketAddr>().ok();
+                address("listen").zip(address("admin"))
+            });
+            found.ok_or_else(|| format!("it says only: {}", lines.join("\n")))
         });
         eventually("the relay is ready", || {
             let answer = get(admin, "/readyz").map_err(|error| error.to_string())?;
