@@ -6,7 +6,9 @@ use bytes::Bytes;
 
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookId};
-use crate::store::embedded::record::{DecodeError, FullDelivery, Record, Settled, Standing, decode};
+use crate::store::embedded::record::{
+    DecodeError, FullDelivery, Record, Settled, Standing, decode,
+};
 use crate::store::embedded::segment::{Frame, Position};
 
 /// One record's change.

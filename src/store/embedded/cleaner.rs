@@ -236,7 +236,7 @@ impl Job {
     }
 
     /// Answers whether the segment is gone.
-    fn step(&mut self, indexer: &mut Indexer, queue: &Queue) -> Result<bool, Problem> {
+    fn step(&mut self, indexer: &Indexer, queue: &Queue) -> Result<bool, Problem> {
         if !self.scanned {
             self.copy_some(indexer, queue)?;
             return Ok(false);
@@ -251,7 +251,11 @@ impl Job {
         let number = self.segment.header.number;
         let live = indexer.index.holdings()?.get(&number).map_or(0, |holding| holding.live);
         if live > 0 {
-            tracing::warn!(segment = number, live, "a segment holds what can't be copied: it stays");
+            tracing::warn!(
+                segment = number,
+                live,
+                "a segment holds what can't be copied: it stays"
+            );
             return Err(Problem::Later);
         }
         if let Err(error) = indexer.parts.log.remove(number) {
@@ -267,7 +271,7 @@ impl Job {
         let (mut records, mut bytes, mut looked) = (Vec::new(), 0, 0);
         while bytes < BYTES_PER_STEP && looked < ROWS_PER_STEP {
             looked += 1;
-            let frame = match self.scanner.next() {
+            let frame = match self.scanner.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
                     self.scanned = true;
@@ -326,7 +330,9 @@ impl Job {
                     _ => Ok(()),
                 }
             }
-            Record::Settlement(settled) => self.look_at_state(settled.webhook.key(), indexer, records),
+            Record::Settlement(settled) => {
+                self.look_at_state(settled.webhook.key(), indexer, records)
+            }
             Record::Deliveries(id, _) | Record::State(id, _) => {
                 self.look_at_state(id.key(), indexer, records)
             }
@@ -363,7 +369,12 @@ impl Job {
         Ok(())
     }
 
-    fn state_of(&mut self, key: u64, at: Position, indexer: &Indexer) -> Result<OwnRecord, Problem> {
+    fn state_of(
+        &mut self,
+        key: u64,
+        at: Position,
+        indexer: &Indexer,
+    ) -> Result<OwnRecord, Problem> {
         let (webhook, standings) = full(indexer, read_webhook(indexer, at)?)?;
         self.copied.insert(key, standings.iter().map(|s| s.version).collect());
         Ok(state_record(webhook.id, webhook, standings))

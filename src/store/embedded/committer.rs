@@ -280,9 +280,11 @@ impl Committer {
             .iter()
             .map(|meta| meta.len())
             .chain(webhooks.iter().map(|w| w.meta.len() + w.webhook.body.len()))
-            .chain(own.iter().flat_map(|own| &own.records).map(|record| {
-                record.meta.len() + record.body.len()
-            }))
+            .chain(
+                own.iter()
+                    .flat_map(|own| &own.records)
+                    .map(|record| record.meta.len() + record.body.len()),
+            )
             .map(|payload| payload as u64 + 40);
         self.ensure_writer(sizes.sum())?;
         let result = self.write_and_sync(&encoded, webhooks, own, must_sync || due);
@@ -413,7 +415,8 @@ impl Committer {
             let filled = writer.offset > HEADER_BYTES;
             let full = writer.offset + bytes > writer.room;
             let old = now.since(writer.segment.header.created_at) > self.parts.segment_age;
-            if filled && (full || old)
+            if filled
+                && (full || old)
                 && let Err(error) = self.roll()
             {
                 self.fail(&error);
@@ -445,13 +448,8 @@ impl Committer {
         {
             tracing::warn!(%error, "a failed segment could not be cut to its sound part");
         }
-        self.writer = Some(Writer {
-            segment,
-            offset: HEADER_BYTES,
-            synced: HEADER_BYTES,
-            batch: 1,
-            room,
-        });
+        self.writer =
+            Some(Writer { segment, offset: HEADER_BYTES, synced: HEADER_BYTES, batch: 1, room });
         self.next_trial = None;
         if self.parts.failing.get().is_some() {
             tracing::warn!("the store takes webhooks again");

@@ -153,8 +153,7 @@ impl Inbox {
                 };
             }
             let wait = deadline.saturating_duration_since(now);
-            state =
-                self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -212,15 +212,16 @@ impl Indexer {
 
     fn answer_one(&self, request: Request) -> Result<(), (rusqlite::Error, Request)> {
         match &request {
-            Request::Refill { lane, bound } => match self.index.due(lane.name(), *bound, WINDOW + 1)
-            {
-                Ok(mut rows) => {
-                    let rest = if rows.len() > WINDOW { rows.pop() } else { None };
-                    lane.refilled(*bound, rows, rest.map(|row| row.key));
-                    return Ok(());
+            Request::Refill { lane, bound } => {
+                match self.index.due(lane.name(), *bound, WINDOW + 1) {
+                    Ok(mut rows) => {
+                        let rest = if rows.len() > WINDOW { rows.pop() } else { None };
+                        lane.refilled(*bound, rows, rest.map(|row| row.key));
+                        return Ok(());
+                    }
+                    Err(error) => return Err((error, request)),
                 }
-                Err(error) => return Err((error, request)),
-            },
+            }
             Request::StartedBefore { .. }
             | Request::Locate { .. }
             | Request::Identify { .. }

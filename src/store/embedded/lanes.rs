@@ -221,9 +221,8 @@ impl Lane {
             return;
         }
         let hold = self.share.hold(webhook.body.len() + WEBHOOK_BYTES);
-        let body = hold
-            .is_some()
-            .then(|| Body { webhook: Arc::clone(webhook), headers: headers.into() });
+        let body =
+            hold.is_some().then(|| Body { webhook: Arc::clone(webhook), headers: headers.into() });
         let wake = state.put(Entry { row, body, hold });
         drop(state);
         if wake {

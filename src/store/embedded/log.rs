@@ -258,7 +258,7 @@ impl Log {
     fn piece(&self, scanner: &mut Scanner) -> io::Result<(Vec<Entry>, bool)> {
         const PIECE: usize = 1024;
         let mut entries = Vec::with_capacity(PIECE);
-        while let Some(frame) = scanner.next()? {
+        while let Some(frame) = scanner.next_frame()? {
             match Entry::of_frame(&frame) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => {
@@ -283,7 +283,7 @@ impl Log {
             }
             let start = if segment.header.number == from.segment { from.offset } else { 0 };
             let mut scanner = Scanner::new(segment, start, u64::MAX)?;
-            while let Some(frame) = scanner.next()? {
+            while let Some(frame) = scanner.next_frame()? {
                 newest = newest.max(key_of(&frame).unwrap_or(0));
             }
         }

@@ -39,6 +39,7 @@ use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
 
 pub mod change;
 pub mod cleaner;
+mod codec;
 pub mod committer;
 pub mod disk;
 pub mod inbox;
@@ -201,29 +202,30 @@ impl std::fmt::Debug for ClockHandle {
 impl EmbeddedStore {
     /// Opens the store of a directory, and makes it if there is none. Ready within a second
     /// whatever the backlog: an index that takes longer is completed in the background.
-    pub fn open(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+    pub fn open(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
-        let lock = claim_directory(&settings)?;
-        let log = Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(|error| {
-            match error {
-                LogError::Io(source) => io(source),
-                LogError::Newer(file, format) => OpenError::Newer { file, format },
-            }
-        })?;
+        let lock = claim_directory(settings)?;
+        let log =
+            Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
+                |error| match error {
+                    LogError::Io(source) => io(source),
+                    LogError::Newer(file, format) => OpenError::Newer { file, format },
+                },
+            )?;
         let index_file = dir.join("index.sqlite");
         let (mut index, _) = Index::open(&index_file)
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
         let newest = newest(&log, &index).map_err(io)?;
         clock.at_least(newest.plus(Duration::from_millis(1)));
         let recent = load_recent(&mut index, settings.duplicates_max, clock.now());
-        let shared = Arc::new(Shared::new(log, recent, &settings, Arc::clone(&clock), index_file));
-        let mut committer = Committer::new(shared.committer_parts(&settings), Arc::clone(&clock));
+        let shared = Arc::new(Shared::new(log, recent, settings, Arc::clone(&clock), index_file));
+        let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
         committer.begin();
         let (caught_up, is_caught_up) = watch::channel(false);
         let parts = shared.indexer_parts(start, caught_up);
-        let cleaner = Cleaner::new(&settings, Arc::clone(&shared.queue));
+        let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
         let indexer = Indexer::new(parts, index, clock, cleaner);
         let (stop, stopped) = watch::channel(false);
         let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
@@ -317,9 +319,8 @@ fn start_threads(
     lock: DirectoryLock,
     stop: watch::Sender<bool>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    let committer = std::thread::Builder::new()
-        .name("store-commit".into())
-        .spawn(move || committer.run())?;
+    let committer =
+        std::thread::Builder::new().name("store-commit".into()).spawn(move || committer.run())?;
     let indexer = std::thread::Builder::new().name("store-index".into()).spawn(move || {
         indexer.run();
         // The directory is ours until the last byte is written.

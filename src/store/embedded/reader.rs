@@ -57,8 +57,9 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
 fn read(log: &Log, at: Position) -> Result<Record, Readback> {
     let Some(segment) = log.get(at.segment) else { return Err(Readback::Moved) };
     match segment.read(at) {
-        Ok(Some(frame)) => decode(frame.kind, frame.version, &frame.payload)
-            .map_err(|_| Readback::Damaged),
+        Ok(Some(frame)) => {
+            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Readback::Damaged)
+        }
         Ok(None) => Err(Readback::Damaged),
         Err(error) => Err(Readback::Failed(error)),
     }

@@ -89,13 +89,9 @@ impl Header {
         copy.extend_from_slice(MAGIC);
         copy.extend_from_slice(&FORMAT.to_le_bytes());
         copy.extend_from_slice(&[0; 4]);
-        for value in [
-            self.number,
-            self.salt,
-            self.created_at.as_millis(),
-            previous.segment,
-            previous.offset,
-        ] {
+        for value in
+            [self.number, self.salt, self.created_at.as_millis(), previous.segment, previous.offset]
+        {
             copy.extend_from_slice(&value.to_le_bytes());
         }
         copy.resize(COPY_BYTES - 4, 0);
@@ -378,7 +374,7 @@ impl Scanner {
     }
 
     /// The next record, or none if nothing follows.
-    pub fn next(&mut self) -> io::Result<Option<Frame>> {
+    pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         let mut at = self.offset;
         loop {
             let Some(head) = self.head_at(at)? else {
@@ -400,11 +396,7 @@ impl Scanner {
             if seal.payload_crc(crc32fast::hash(&payload)) == head.payload_crc {
                 self.offset = at + length;
                 return Ok(Some(Frame {
-                    position: Position {
-                        segment: self.segment.header.number,
-                        offset: at,
-                        length,
-                    },
+                    position: Position { segment: self.segment.header.number, offset: at, length },
                     kind: head.kind,
                     version: head.version,
                     payload,

@@ -46,7 +46,9 @@ impl Index {
     ) -> rusqlite::Result<(Option<u64>, Vec<Ended>)> {
         let end = expiry.settled.max(expiry.unrouted).max(expiry.dead).as_millis() << 12;
         let looked = self.looked_at(cursor, end, max)?;
-        let Some(last) = looked.last().map(|(key, _)| key + 1) else { return Ok((None, Vec::new())) };
+        let Some(last) = looked.last().map(|(key, _)| key + 1) else {
+            return Ok((None, Vec::new()));
+        };
         let mut dead = Vec::new();
         let ended: Vec<u64> =
             looked.iter().filter(|(key, before)| key >> 12 < before(expiry)).map(|l| l.0).collect();
@@ -129,10 +131,7 @@ impl Index {
     }
 
     /// Where all deliveries of a webhook stand, with the record that defines each if it is another.
-    pub fn standings(
-        &self,
-        key: u64,
-    ) -> rusqlite::Result<Vec<(u16, Standing, Option<Position>)>> {
+    pub fn standings(&self, key: u64) -> rusqlite::Result<Vec<(u16, Standing, Option<Position>)>> {
         let numbers: Vec<(i64, Option<Position>)> = self
             .connection
             .prepare_cached(

@@ -44,7 +44,7 @@ fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
     for segment in log.all() {
         let mut scanner =
             crate::store::embedded::segment::Scanner::new(segment, 0, u64::MAX).unwrap();
-        while let Some(frame) = scanner.next().unwrap() {
+        while let Some(frame) = scanner.next_frame().unwrap() {
             let record = crate::store::embedded::record::decode(1, 1, &frame.payload).unwrap();
             let crate::store::embedded::record::Record::Webhook(webhook, _) = record else {
                 panic!()
@@ -131,8 +131,13 @@ async fn a_half_created_or_unreadable_segment_never_stops_a_start() {
         let bodies: Vec<_> = lease(&store, TARGET, 8).await;
         assert_eq!(bodies.len(), 3);
         drop(bodies);
-        world.commit(&store, format!("{kept}{damaged}").as_bytes(), &["other"]).await.1.unwrap_or(());
-        let aside = world.disk.files().iter().filter(|p| p.ends_with("00000777.log.unreadable")).count();
+        world
+            .commit(&store, format!("{kept}{damaged}").as_bytes(), &["other"])
+            .await
+            .1
+            .unwrap_or(());
+        let aside =
+            world.disk.files().iter().filter(|p| p.ends_with("00000777.log.unreadable")).count();
         assert_eq!(aside, kept);
         drop(store);
         if damaged > 0 {

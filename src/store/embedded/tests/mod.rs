@@ -14,9 +14,7 @@ use crate::domain::delivery::Settlement;
 use crate::domain::outcome::{Attempt, Outcome};
 use crate::domain::source::DuplicateWindows;
 use crate::domain::time::{Clock, Timestamp};
-use crate::domain::webhook::{
-    DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds,
-};
+use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds};
 use crate::store::claims::Claim;
 use crate::store::embedded::sim::SimDisk;
 use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
@@ -57,7 +55,7 @@ impl Clock for TestClock {
 
 /// A directory, a disk, a clock: what outlives a store.
 pub(super) struct World {
-    pub(super) dir: TempDir,
+    _dir: TempDir,
     pub(super) disk: SimDisk,
     pub(super) clock: Arc<TestClock>,
     pub(super) ids: WebhookIds,
@@ -72,11 +70,11 @@ impl World {
         settings.disk = Arc::new(disk.clone());
         settings.allow_volatile = true;
         settings.segment_bytes = 64 << 10;
-        Self { dir, disk, clock: TestClock::new(), ids: WebhookIds::default(), settings }
+        Self { _dir: dir, disk, clock: TestClock::new(), ids: WebhookIds::default(), settings }
     }
 
     pub(super) fn try_open(&self) -> Result<EmbeddedStore, OpenError> {
-        EmbeddedStore::open(self.settings.clone(), Arc::clone(&self.clock) as Arc<dyn Clock>)
+        EmbeddedStore::open(&self.settings, Arc::clone(&self.clock) as Arc<dyn Clock>)
     }
 
     pub(super) fn open(&self) -> EmbeddedStore {
