@@ -270,6 +270,6 @@ async fn open_store(
         ..embedded::Settings::new(settings.data.clone())
     };
     let clock = Arc::clone(clock);
-    let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(settings, clock)).await?;
+    let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&settings, clock)).await?;
     Ok(Arc::new(opened?))
 }

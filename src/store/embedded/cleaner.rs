@@ -236,7 +236,7 @@ impl Job {
     }
 
     /// Answers whether the segment is gone.
-    fn step(&mut self, indexer: &mut Indexer, queue: &Queue) -> Result<bool, Problem> {
+    fn step(&mut self, indexer: &Indexer, queue: &Queue) -> Result<bool, Problem> {
         if !self.scanned {
             self.copy_some(indexer, queue)?;
             return Ok(false);
@@ -271,7 +271,7 @@ impl Job {
         let (mut records, mut bytes, mut looked) = (Vec::new(), 0, 0);
         while bytes < BYTES_PER_STEP && looked < ROWS_PER_STEP {
             looked += 1;
-            let frame = match self.scanner.next() {
+            let frame = match self.scanner.next_frame() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => {
                     self.scanned = true;

@@ -125,11 +125,11 @@ impl DiskFile for File {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        File::sync_data(self)
+        Self::sync_data(self)
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        File::sync_all(self)
+        Self::sync_all(self)
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! One process per directory.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -36,11 +36,8 @@ pub fn lock(dir: &Path) -> Result<DirectoryLock, LockError> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let read = file.read_to_string(&mut text).is_ok();
-            return Err(LockError::InUse(
-                Some(text).filter(|_| read).and_then(|text| text.trim().parse().ok()),
-            ));
+            let text = io::read_to_string(&mut file);
+            return Err(LockError::InUse(text.ok().and_then(|text| text.trim().parse().ok())));
         }
         Err(error) => return Err(LockError::Io(error.into())),
     }

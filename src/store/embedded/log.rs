@@ -260,7 +260,7 @@ impl Log {
     fn piece(&self, scanner: &mut Scanner) -> io::Result<(Vec<Entry>, bool)> {
         const PIECE: usize = 1024;
         let mut entries = Vec::with_capacity(PIECE);
-        while let Some(frame) = scanner.next()? {
+        while let Some(frame) = scanner.next_frame()? {
             match Entry::of_frame(&frame) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => {
@@ -297,7 +297,7 @@ impl Log {
             let start = if number == from.segment { from.offset } else { 0 };
             let mut scanner = Scanner::new(segment, start, u64::MAX)?;
             let mut rows = Vec::new();
-            while let Some(frame) = scanner.next()? {
+            while let Some(frame) = scanner.next_frame()? {
                 // What can't be read is counted when the index takes it in.
                 if let Ok(Entry { change: Change::Webhook(row), .. }) = Entry::of_frame(&frame) {
                     rows.push(Recalled::of(&row));

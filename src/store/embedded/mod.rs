@@ -40,6 +40,7 @@ use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
 
 pub mod change;
 pub mod cleaner;
+mod codec;
 pub mod committer;
 pub mod disk;
 pub mod inbox;
@@ -201,11 +202,11 @@ impl std::fmt::Debug for ClockHandle {
 impl EmbeddedStore {
     /// Opens the store of a directory, and makes it if there is none. Ready within a second
     /// whatever the backlog: an index that takes longer is completed in the background.
-    pub fn open(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+    pub fn open(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
         let begun = Instant::now();
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
-        let lock = claim_directory(&settings)?;
+        let lock = claim_directory(settings)?;
         let log =
             Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
                 |error| match error {
@@ -216,16 +217,16 @@ impl EmbeddedStore {
         let index_file = dir.join("index.sqlite");
         let (mut index, _) = Index::open(&index_file)
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
-        let past = Past::read(&log, &mut index, &settings, clock.now(), begun).map_err(io)?;
+        let past = Past::read(&log, &mut index, settings, clock.now(), begun).map_err(io)?;
         let newest = past.newest;
         clock.at_least(newest.plus(Duration::from_millis(1)));
-        let shared = Arc::new(Shared::new(log, past, &settings, Arc::clone(&clock), index_file));
-        let mut committer = Committer::new(shared.committer_parts(&settings), Arc::clone(&clock));
+        let shared = Arc::new(Shared::new(log, past, settings, Arc::clone(&clock), index_file));
+        let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
         committer.begin();
         let (caught_up, is_caught_up) = watch::channel(false);
         let parts = shared.indexer_parts(start, caught_up);
-        let cleaner = Cleaner::new(&settings, Arc::clone(&shared.queue));
+        let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
         let indexer = Indexer::new(parts, index, clock, cleaner);
         let (stop, stopped) = watch::channel(false);
         let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;

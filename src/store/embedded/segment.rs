@@ -333,6 +333,8 @@ pub struct Frame {
     pub payload: Bytes,
 }
 
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// Reads a segment's records one after the other and steps over damage.
 #[derive(Debug)]
 pub struct Scanner {
@@ -374,7 +376,7 @@ impl Scanner {
     }
 
     /// The next record, or none if nothing follows.
-    pub fn next(&mut self) -> io::Result<Option<Frame>> {
+    pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
         let mut at = self.offset;
         loop {
             let Some(head) = self.head_at(at)? else {
@@ -427,6 +429,13 @@ impl Scanner {
         let mut complete = false;
         let mut at = from;
         while at + 8 <= self.end {
+            // Behind the last record lie megabytes of zeros: reserved, never written.
+            if at.is_multiple_of(ZEROS.len() as u64)
+                && self.bytes(at, ZEROS.len())?.is_some_and(|block| *block == ZEROS)
+            {
+                at += ZEROS.len() as u64;
+                continue;
+            }
             let Some(word) = self.bytes(at, 8)? else { break };
             if *word == trailer {
                 complete = true;

@@ -207,7 +207,7 @@ impl Index {
             )?
             .execute([int(key)])?;
         for (number, (target, standing)) in row.deliveries.iter().enumerate() {
-            self.merge(key, int(number as u64), target, standing, None, sums)?;
+            self.merge((key, int(number as u64)), target, standing, None, sums)?;
         }
         Ok(())
     }
@@ -224,7 +224,7 @@ impl Index {
         }
         for full in deliveries {
             let (number, target) = (i64::from(full.number), &full.delivery.target);
-            self.merge(id.key(), number, target, &full.standing, at, sums)?;
+            self.merge((id.key(), number), target, &full.standing, at, sums)?;
         }
         self.connection
             .prepare_cached("UPDATE webhook SET unrouted=0 WHERE id=?1 AND unrouted=1")?
@@ -235,8 +235,7 @@ impl Index {
     /// Takes a standing over if it is later than what is known.
     fn merge(
         &mut self,
-        key: u64,
-        number: i64,
+        (key, number): (u64, i64),
         target: &str,
         standing: &Standing,
         at: Option<Position>,
@@ -257,7 +256,7 @@ impl Index {
         self.insert_delivery(key, number, target, standing, at)
     }
 
-    fn settle(&mut self, settled: &Settled, sums: &mut Sums) -> rusqlite::Result<()> {
+    fn settle(&self, settled: &Settled, sums: &mut Sums) -> rusqlite::Result<()> {
         let (key, number) = (settled.webhook.key(), i64::from(settled.number));
         let Some((target, mut standing)) = self.standing(key, number)? else { return Ok(()) };
         let before = standing.status;
@@ -352,7 +351,7 @@ impl Index {
     }
 
     /// Deletes a webhook and its deliveries.
-    pub(super) fn delete(&mut self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
+    pub(super) fn delete(&self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
         let Some(at) = self.position(key)? else { return Ok(()) };
         *sums.live.entry(at.segment).or_default() -= int(at.length);
         {

@@ -44,7 +44,7 @@ fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
     for segment in log.all() {
         let mut scanner =
             crate::store::embedded::segment::Scanner::new(segment, 0, u64::MAX).unwrap();
-        while let Some(frame) = scanner.next().unwrap() {
+        while let Some(frame) = scanner.next_frame().unwrap() {
             let record = crate::store::embedded::record::decode(1, 1, &frame.payload).unwrap();
             let crate::store::embedded::record::Record::Webhook(webhook, _) = record else {
                 panic!()

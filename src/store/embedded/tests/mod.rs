@@ -55,7 +55,7 @@ impl Clock for TestClock {
 
 /// A directory, a disk, a clock: what outlives a store.
 pub(super) struct World {
-    pub(super) dir: TempDir,
+    _dir: TempDir,
     pub(super) disk: SimDisk,
     pub(super) clock: Arc<TestClock>,
     pub(super) ids: WebhookIds,
@@ -70,11 +70,11 @@ impl World {
         settings.disk = Arc::new(disk.clone());
         settings.allow_volatile = true;
         settings.segment_bytes = 64 << 10;
-        Self { dir, disk, clock: TestClock::new(), ids: WebhookIds::default(), settings }
+        Self { _dir: dir, disk, clock: TestClock::new(), ids: WebhookIds::default(), settings }
     }
 
     pub(super) fn try_open(&self) -> Result<EmbeddedStore, OpenError> {
-        EmbeddedStore::open(self.settings.clone(), Arc::clone(&self.clock) as Arc<dyn Clock>)
+        EmbeddedStore::open(&self.settings, Arc::clone(&self.clock) as Arc<dyn Clock>)
     }
 
     pub(super) fn open(&self) -> EmbeddedStore {
