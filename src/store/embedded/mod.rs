@@ -37,6 +37,7 @@ use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
 use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
 
+mod assembly;
 pub mod change;
 pub mod cleaner;
 mod codec;
@@ -52,6 +53,7 @@ pub mod log;
 pub mod memory;
 pub mod newest;
 pub mod observer;
+pub mod offer;
 pub mod queue;
 pub mod reader;
 pub mod recent;
