@@ -12,9 +12,9 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-use super::clock::WallClock;
 use super::output::{Output, Style};
 use super::{Usage, Verdict};
+use crate::app::clock::SystemClock;
 use crate::domain::time::{Clock, Timestamp};
 
 /// What `help` says first.
@@ -141,7 +141,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
             names.push(name.clone());
         }
     }
-    let made = make(&names, WallClock::default().now()).context("the certificate can't be made")?;
+    let made = make(&names, SystemClock::start().now()).context("the certificate can't be made")?;
     let place = || format!("it can't be written to {}", args.dir.display());
     files.write(&made).with_context(place)?;
 
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_made_can_be_served_and_its_key_is_private() {
-        let now = WallClock::default().now();
+        let now = SystemClock::start().now();
         let names = LOCAL_NAMES.map(str::to_owned);
         let made = make(&names, now).unwrap();
         let called = Names { certificate: "tls.crt", key: "tls.key" };

@@ -12,7 +12,6 @@ use clap::{Parser, Subcommand};
 
 pub mod certificate;
 pub mod check;
-pub mod clock;
 pub mod demo;
 pub mod output;
 pub mod receive;

@@ -12,12 +12,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::clock::WallClock;
 use super::output::{Foreign, Output, Style};
 use super::receiver::{Behaviour, Proof, Received, Receiver};
 use super::signal::stop_requested;
 use super::signature::SignatureArgs;
 use super::{Verdict, block_on};
+use crate::app::clock::SystemClock;
 use crate::config;
 use crate::domain::activity;
 use crate::domain::time::Clock as _;
@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 fn server_config(args: &Args) -> anyhow::Result<Option<Arc<ServerConfig>>> {
     let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
-    let now = i64::try_from(WallClock::default().now().as_secs()).unwrap_or(i64::MAX);
+    let now = i64::try_from(SystemClock::start().now().as_secs()).unwrap_or(i64::MAX);
     Ok(Some(load_server_files(certificate, key, now)?.config))
 }
 
@@ -112,7 +112,7 @@ async fn receive(
     let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
     let (printed, ended) = (out.clone(), stop.clone());
     let show_body = args.show_body;
-    receiver.serve(&tracker, &stop, Arc::new(WallClock::default()), move |received| {
+    receiver.serve(&tracker, &stop, Arc::new(SystemClock::start()), move |received| {
         print(&printed, received, show_body);
         if printed.is_closed() {
             ended.cancel();

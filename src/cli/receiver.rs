@@ -239,8 +239,8 @@ fn response(status: StatusCode) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::clock::SystemClock;
     use crate::cli::certificate::{LOCAL_NAMES, make};
-    use crate::cli::clock::WallClock;
     use crate::cli::sample;
     use crate::cli::sender::{Sender, Trust};
     use crate::domain::signature::{SIGNATURE, Scheme, Secret};
@@ -249,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_sender_sends_arrives_verified_over_tls_after_failing_first() {
-        let clock = Arc::new(WallClock::default());
+        let clock = Arc::new(SystemClock::start());
         let made = make(&LOCAL_NAMES.map(str::to_owned), clock.now()).unwrap();
         let called = Names { certificate: "tls.crt", key: "tls.key" };
         let (certificate, key) = (made.certificate.as_bytes(), made.key.as_bytes());

@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http::Uri;
 
-use super::clock::WallClock;
 use super::output::{Foreign, Output, Style, note};
 use super::sender::{Attempt, RETRY_WAITS, Sender, Trust};
 use super::signature::{SignatureArgs, from_env};
 use super::{Usage, Verdict, block_on, sample};
+use crate::app::clock::SystemClock;
 use crate::domain::known;
 use crate::domain::signature::Signing;
 use crate::domain::time::Clock as _;
@@ -31,8 +31,9 @@ answered 2xx.
 /// The flags of `send`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The activity of a made-up body, or a sample such as flat_order [default: LISTING_DELIVERED]
-    #[arg(value_name = "ACTIVITY", conflicts_with_all = ["activity", "body"])]
+    /// A file to send as it is (- is stdin), the activity of a made-up body, or a sample such as
+    /// flat_order [default: LISTING_DELIVERED]
+    #[arg(value_name = "FILE|ACTIVITY", conflicts_with_all = ["activity", "body"])]
     pub sample: Option<String>,
     /// The same as a flag
     #[arg(long, value_name = "NAME", conflicts_with = "body")]
@@ -102,7 +103,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 async fn send(args: &Args, content: &Content, signing: &Signing, sender: &Sender) -> Verdict {
-    let (out, clock) = (Output::new(), WallClock::default());
+    let (out, clock) = (Output::new(), SystemClock::start());
     let waits: &[Duration] = if args.retry { &RETRY_WAITS } else { &[] };
     let proof = match signing {
         Signing::None => "unsigned".to_owned(),
@@ -180,7 +181,8 @@ enum Content {
 
 impl Content {
     fn of(args: &Args) -> anyhow::Result<Self> {
-        if let Some(path) = &args.body {
+        let file = args.sample.as_deref().map(Path::new).filter(|path| is_file(path));
+        if let Some(path) = args.body.as_deref().or(file) {
             let bytes = read(path)?;
             return Ok(Self::Bytes { name: path.display().to_string(), bytes });
         }
@@ -210,7 +212,7 @@ impl Content {
         }
     }
 
-    fn body(&self, clock: &WallClock) -> Bytes {
+    fn body(&self, clock: &SystemClock) -> Bytes {
         match self {
             Self::Bytes { bytes, .. } => bytes.clone(),
             Self::Sample(name) => {
@@ -219,6 +221,11 @@ impl Content {
             }
         }
     }
+}
+
+/// Whether an argument names a file rather than an activity: `-`, or what is one.
+fn is_file(path: &Path) -> bool {
+    path == Path::new("-") || path.is_file()
 }
 
 fn read(path: &Path) -> anyhow::Result<Bytes> {

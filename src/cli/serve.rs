@@ -9,14 +9,21 @@ use clap::ValueEnum;
 use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
 use tracing::level_filters::LevelFilter;
 
-use super::{Verdict, value};
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, Settings, StoreSettings, TlsFiles};
+use crate::cli::signal::StopSignals;
+use crate::cli::{Verdict, value};
+use crate::config::ProcessEnvironment;
+use crate::telemetry::logging;
 
 /// What `help` says first.
 pub const ABOUT: &str = "\
 Run the relay: accept webhooks, store them, deliver them to the targets of the routes file.
 
-Everything in the routes file is in force again within a second of saving it. What needs a restart
-is a flag here. A flag given on the command line goes before its environment variable.
+A flag given on the command line goes before its environment variable. The routes file is read at the
+start: restart after a change.
 
 SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
 
@@ -267,8 +274,77 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
 }
 
 /// Runs the relay until it is told to stop.
-pub fn run(_args: &Args) -> anyhow::Result<Verdict> {
-    anyhow::bail!("`serve` is not in this build yet")
+pub fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let format = match args.log_format {
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+    };
+    logging::install(format, args.log_level);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("relay")
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("the runtime can't be started")?;
+    let ended = runtime.block_on(serve(args));
+    // Whatever still runs has had its time.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Reads from the disk at the same time.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+async fn serve(args: &Args) -> anyhow::Result<Verdict> {
+    let settings = args.settings()?;
+    let mut stop_signals = StopSignals::new()?;
+    let app = App::bind(settings, &ProcessEnvironment).await?;
+    let stop = CancellationToken::new();
+    let mut running = std::pin::pin!(app.run(stop.clone()));
+    let signal = tokio::select! {
+        ended = &mut running => return ended.map(|()| Verdict::Yes),
+        signal = stop_signals.next() => signal,
+    };
+    tracing::info!(signal, "Asked to stop; a second signal stops at once.");
+    stop.cancel();
+    tokio::select! {
+        ended = running => ended.map(|()| Verdict::Yes),
+        signal = stop_signals.next() => {
+            tracing::warn!(signal, "Stopping at once; what is unfinished is due again at the next start.");
+            Ok(Verdict::No)
+        }
+    }
+}
+
+impl Args {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let bytes = |size: u64, flag: &str| {
+            usize::try_from(size).with_context(|| format!("{flag} is larger than this machine"))
+        };
+        let tls = TlsFiles { certificate: self.tls_cert.clone(), key: self.tls_key.clone() };
+        Ok(Settings {
+            routes: self.routes.clone(),
+            listen: self.listen,
+            admin: self.admin,
+            tls: (!self.plain_http).then_some(tls),
+            store: StoreSettings {
+                data: self.storage.data.clone(),
+                allow_volatile: self.storage.allow_volatile_data,
+                retain: self.storage.retain,
+                retain_unrouted: self.storage.retain_unrouted,
+                retain_dead_letters: self.storage.retain_dead_letters,
+                duplicates_max: self.storage.duplicates_max.get(),
+                delivery_memory: bytes(self.limits.delivery_memory, "--delivery-memory")?,
+            },
+            connections_max: self.limits.connections_max.get(),
+            in_flight_max: self.limits.in_flight_max.get(),
+            in_flight_bytes_max: bytes(self.limits.in_flight_bytes_max, "--in-flight-bytes-max")?,
+            handshake_timeout: self.timeouts.handshake_timeout,
+            header_timeout: self.timeouts.header_timeout,
+            body_timeout: self.timeouts.body_timeout,
+            shutdown_timeout: self.timeouts.shutdown_timeout,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -15,17 +15,17 @@ use crate::domain::source::{DuplicateWindows, Source};
 const BODY_LIMIT_DEFAULT: u64 = 2 * 1024 * 1024;
 
 /// Smaller ones refuse honest webhooks, larger ones are no webhooks.
-const BODY_LIMIT: RangeInclusive<u64> = 1024..=32 * 1024 * 1024;
+const BODY_LIMIT: RangeInclusive<u64> = 1..=32 * 1024 * 1024;
 
 /// A window of no time would deliver the sender's own retries.
 const DUPLICATES: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
+    Duration::from_millis(1)..=Duration::from_secs(30 * 86_400);
 
 /// The sender tries again after 10 s and 100 s more, each with a time-out of 3 s.
 const SENDER_RETRIES: Duration = Duration::from_secs(120);
 
 const SILENCE_AFTER: RangeInclusive<Duration> =
-    Duration::from_secs(60)..=Duration::from_secs(365 * 86_400);
+    Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
 
 const SILENCE_AFTER_DEFAULT: Duration = Duration::from_secs(86_400);
 

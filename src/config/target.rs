@@ -25,12 +25,11 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::f
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 /// The waits between attempts.
-const RETRY_WAIT: RangeInclusive<Duration> =
-    Duration::from_millis(10)..=Duration::from_secs(86_400);
+const RETRY_WAIT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 
 /// How long a delivery is tried.
 const RETRY_FOR: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(90 * 86_400);
+    Duration::from_millis(1)..=Duration::from_secs(90 * 86_400);
 
 /// What is an answer at all, and no success.
 const GIVE_UP_ON: RangeInclusive<i64> = 300..=599;
@@ -151,7 +150,7 @@ fn forwarded(
         {
             context
                 .report
-                .error(at, format!("the header \"{text}\" is never passed on as it came"));
+                .warning(at, format!("the header \"{text}\" is never passed on as it came"));
         } else if !names.contains(&name) {
             names.push(name);
         }

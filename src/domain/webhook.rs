@@ -37,6 +37,11 @@ impl WebhookId {
         (high << 12) | (u64::from(g & 0x0f) << 8) | u64::from(h)
     }
 
+    /// An id with this key, where no more of it is known.
+    pub fn from_key(key: u64) -> Self {
+        Self::new(key, 0)
+    }
+
     /// When it was made.
     pub fn timestamp(&self) -> Timestamp {
         Timestamp::from_millis(self.key() >> 12)

@@ -58,17 +58,19 @@ impl Exchange {
 #[derive(Debug)]
 pub(super) struct Journal {
     no_source: AnswerMetrics,
-    refusals: [Mutex<LogLimit>; Answer::ALL.len()],
+    /// For each answer, so that a flood of one hides no other.
+    limits: [LogLimits; Answer::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct LogLimits {
     alarms: Mutex<LogLimit>,
+    others: Mutex<LogLimit>,
 }
 
 impl Journal {
     pub(super) fn new(metrics: &Metrics) -> Self {
-        Self {
-            no_source: metrics.no_source(),
-            refusals: Answer::ALL.map(|_| Mutex::default()),
-            alarms: Mutex::default(),
-        }
+        Self { no_source: metrics.no_source(), limits: Answer::ALL.map(|_| LogLimits::default()) }
     }
 
     /// A request was answered.
@@ -98,38 +100,32 @@ impl Journal {
     }
 
     fn log_refusal(&self, exchange: &Exchange, refusal: &Refusal) {
-        let now = Instant::now();
-        if let Some(alarm) = refusal.alarm
-            && let Some(suppressed) = admit(&self.alarms, now)
-        {
-            let Exchange { peer, path, bytes, .. } = exchange;
-            return tracing::error!(
-                source = exchange.source_name(),
-                answer = refusal.answer.name(),
-                reason = refusal.reason,
-                path = path.as_deref(),
-                bytes,
-                duration_ms = exchange.duration_ms(),
-                peer = peer.map(|peer| tracing::field::display(peer.ip())),
-                suppressed,
-                "{alarm}"
-            );
-        }
         let position = Answer::ALL.iter().position(|known| *known == refusal.answer);
-        let limit = position.and_then(|position| self.refusals.get(position));
-        if let Some(suppressed) = limit.and_then(|limit| admit(limit, now)) {
-            let Exchange { peer, path, bytes, .. } = exchange;
-            tracing::warn!(
-                source = exchange.source_name(),
-                answer = refusal.answer.name(),
-                reason = refusal.reason,
-                path = path.as_deref(),
-                bytes,
-                duration_ms = exchange.duration_ms(),
-                peer = peer.map(|peer| tracing::field::display(peer.ip())),
-                suppressed,
-                "request refused"
-            );
+        let Some(limits) = position.and_then(|position| self.limits.get(position)) else { return };
+        let now = Instant::now();
+        let Exchange { peer, path, bytes, .. } = exchange;
+        macro_rules! log {
+            ($level:ident, $suppressed:ident, $message:expr) => {
+                tracing::$level!(
+                    source = exchange.source_name(),
+                    answer = refusal.answer.name(),
+                    reason = refusal.reason,
+                    path = path.as_deref(),
+                    bytes,
+                    duration_ms = exchange.duration_ms(),
+                    peer = peer.map(|peer| tracing::field::display(peer.ip())),
+                    suppressed = $suppressed,
+                    "{}",
+                    $message
+                )
+            };
+        }
+        if let Some(alarm) = refusal.alarm
+            && let Some(suppressed) = admit(&limits.alarms, now)
+        {
+            log!(error, suppressed, alarm);
+        } else if let Some(suppressed) = admit(&limits.others, now) {
+            log!(warn, suppressed, "request refused");
         }
     }
 }

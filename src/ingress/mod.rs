@@ -43,6 +43,8 @@ mod sources;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire;
 
 /// What an ingress is built from.
 pub struct Setting<S> {

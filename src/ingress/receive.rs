@@ -1,5 +1,6 @@
 //! Taking in a webhook: the steps in the order in which trust is gained.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use crate::domain::route::{Subject, Unrouted};
 use crate::domain::signature::Verified;
 use crate::domain::source::Source;
 use crate::domain::time::Timestamp;
-use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook};
+use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId};
 use crate::ingress::Ingress;
 use crate::ingress::answer::{Outcome, Refusal, Taken, Told};
 use crate::ingress::headers;
@@ -42,7 +43,7 @@ impl<S: Store> Ingress<S> {
         head: Parts,
         body: &mut B,
         exchange: &mut Exchange,
-        peer: Option<std::net::SocketAddr>,
+        peer: Option<SocketAddr>,
     ) -> Result<Told, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
@@ -94,6 +95,8 @@ impl<S: Store> Ingress<S> {
                 body: bytes,
                 deliveries,
             };
+            // The connection's read buffer need not stay for as long as the disk takes.
+            drop(head);
             let taken = Taken::accepted(&webhook);
             ingress.store.commit(webhook, claimed).await?;
             state.count_accepted(&taken, unrouted, now);
@@ -108,7 +111,7 @@ impl<S: Store> Ingress<S> {
         body: &B,
         source: &Source,
         headers: &HeaderMap,
-        peer: Option<std::net::SocketAddr>,
+        peer: Option<SocketAddr>,
     ) -> Result<Place, Refusal> {
         let announced = body.size_hint();
         let limit = source.body_bytes_max;
@@ -193,7 +196,7 @@ impl Taken {
         Self { answer: Answer::Dropped, webhook_id: None, activity, deliveries: String::new() }
     }
 
-    fn duplicate(first: crate::domain::webhook::WebhookId) -> Self {
+    fn duplicate(first: WebhookId) -> Self {
         Self {
             answer: Answer::Duplicate,
             webhook_id: Some(first),

@@ -1,1 +1,473 @@
 //! One process, one directory.
+//!
+//! A webhook is durable when its record is in a [`segment`]; everything else is made from those
+//! records again. The [`committer`] writes and syncs, the [`lanes`] hand out, the [`indexer`]
+//! follows into the [`index`], the [`cleaner`] ends what retention ends.
+
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::outcome::Attempt;
+use crate::domain::source::DuplicateWindows;
+use crate::domain::time::{Clock, Timestamp};
+use crate::domain::webhook::{DuplicateKey, Webhook};
+use crate::store::claims::{Claim, Claimed, Claims};
+use crate::store::embedded::cleaner::Cleaner;
+use crate::store::embedded::committer::{Committer, Failing};
+use crate::store::embedded::disk::Disk;
+use crate::store::embedded::inbox::{Inbox, Request};
+use crate::store::embedded::index::Index;
+use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::lanes::{Lane, Lanes};
+use crate::store::embedded::lock::{DirectoryLock, LockError, lock};
+use crate::store::embedded::log::{Log, LogError};
+use crate::store::embedded::memory::Memory;
+use crate::store::embedded::newest::Newest;
+use crate::store::embedded::observer::{Observer, Unobserved};
+use crate::store::embedded::past::Past;
+use crate::store::embedded::queue::{Queue, Waiting};
+use crate::store::embedded::recent::RecentSet;
+use crate::store::embedded::record::encode_webhook;
+use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
+
+pub mod change;
+pub mod cleaner;
+mod codec;
+pub mod committer;
+pub mod disk;
+pub mod inbox;
+pub mod index;
+pub mod indexer;
+pub mod lanes;
+pub mod leasing;
+pub mod lock;
+pub mod log;
+pub mod memory;
+pub mod newest;
+pub mod observer;
+mod past;
+pub mod queue;
+pub mod reader;
+pub mod recent;
+pub mod record;
+pub mod segment;
+#[cfg(any(test, feature = "test-util"))]
+pub mod sim;
+#[cfg(test)]
+mod tests;
+
+// A start goes on without a complete index after this: first accept within a second.
+const CATCH_UP_WAIT: Duration = Duration::from_millis(750);
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// How a store is to be.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// A directory that a power cut empties is good enough.
+    pub allow_volatile: bool,
+    /// How long settled webhooks are kept.
+    pub retain: Duration,
+    /// How long webhooks without a delivery are kept.
+    pub retain_unrouted: Duration,
+    /// How long webhooks with a dead letter are kept.
+    pub retain_dead_letters: Duration,
+    /// How many duplicate keys are remembered.
+    pub duplicates_max: usize,
+    /// Bytes of bodies in lanes.
+    pub delivery_memory: usize,
+    /// The size at which a segment is closed.
+    pub segment_bytes: u64,
+    /// Who is told of commits.
+    pub observer: Arc<dyn Observer>,
+    /// Where the segments are.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Settings {
+    /// The defaults, in a directory.
+    pub fn new(dir: PathBuf) -> Self {
+        const DAY: u64 = 24 * 3600;
+        Self {
+            dir,
+            allow_volatile: false,
+            retain: Duration::from_secs(3 * DAY),
+            retain_unrouted: Duration::from_secs(14 * DAY),
+            retain_dead_letters: Duration::from_secs(90 * DAY),
+            duplicates_max: 1_000_000,
+            delivery_memory: 64 << 20,
+            segment_bytes: SEGMENT_BYTES,
+            observer: Arc::new(Unobserved),
+            disk: Arc::new(disk::RealDisk),
+        }
+    }
+}
+
+/// Why a store can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("data directory {} is in use by {}", dir.display(), owner(*process))]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The other process.
+        process: Option<u32>,
+    },
+    /// The disk refused.
+    #[error("data directory {} can't be used", dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The index can be neither opened nor made.
+    #[error("the index in data directory {} can't be made", dir.display())]
+    Index {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// Written by a newer version.
+    #[error(
+        "{} has format {format}, written by a newer version of aryeo-relay: run that version",
+        file.display()
+    )]
+    Newer {
+        /// The file.
+        file: PathBuf,
+        /// Its format.
+        format: u32,
+    },
+    /// A restart of the machine would empty it.
+    #[error(
+        "data directory {} is in memory and lost with the machine: name a directory on a disk with \
+         --data, or accept the loss with --allow-volatile-data",
+        dir.display()
+    )]
+    Volatile {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+fn owner(process: Option<u32>) -> String {
+    process.map_or_else(|| "another process".into(), |id| format!("process {id}"))
+}
+
+/// A store in one directory of one process.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stopped: watch::Receiver<bool>,
+    newest: Timestamp,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clock: ClockHandle,
+    claims: Arc<Claims<RecentSet>>,
+    queue: Arc<Queue>,
+    inbox: Arc<Inbox>,
+    lanes: Arc<Lanes>,
+    log: Arc<Log>,
+    failing: Arc<Failing>,
+    newest: Arc<Newest>,
+    index_file: PathBuf,
+}
+
+#[derive(Clone)]
+struct ClockHandle(Arc<dyn Clock>);
+
+impl std::fmt::Debug for ClockHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the store of a directory, and makes it if there is none. Ready within a second
+    /// whatever the backlog: an index that takes longer is completed in the background.
+    pub fn open(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let begun = Instant::now();
+        let dir = settings.dir.clone();
+        let io = |source| OpenError::Io { dir: dir.clone(), source };
+        let lock = claim_directory(settings)?;
+        let log =
+            Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
+                |error| match error {
+                    LogError::Io(source) => io(source),
+                    LogError::Newer(file, format) => OpenError::Newer { file, format },
+                },
+            )?;
+        let index_file = dir.join("index.sqlite");
+        let (mut index, _) = Index::open(&index_file)
+            .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
+        let past = Past::read(&log, &mut index, settings, clock.now(), begun).map_err(io)?;
+        let newest = past.newest;
+        clock.at_least(newest.plus(Duration::from_millis(1)));
+        let shared = Arc::new(Shared::new(log, past, settings, Arc::clone(&clock), index_file));
+        let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
+        let start = shared.log.end_of_old();
+        committer.begin();
+        let (caught_up, is_caught_up) = watch::channel(false);
+        let parts = shared.indexer_parts(start, caught_up);
+        let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
+        let indexer = Indexer::new(parts, index, clock, cleaner);
+        let (stop, stopped) = watch::channel(false);
+        let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
+        let store = Self { shared, threads: Mutex::new(threads), stopped, newest };
+        store.wait_for_index(&is_caught_up, begun + CATCH_UP_WAIT);
+        Ok(store)
+    }
+
+    /// When the newest webhook in it was made: new ids come after it.
+    pub fn newest(&self) -> Timestamp {
+        self.newest
+    }
+
+    fn wait_for_index(&self, caught_up: &watch::Receiver<bool>, until: Instant) {
+        while !*caught_up.borrow() {
+            if Instant::now() >= until {
+                tracing::warn!("the index is completed in the background");
+                return;
+            }
+            self.shared.inbox.wait_for_progress(Duration::from_millis(5));
+        }
+    }
+
+    /// Answers when everything that was committed or settled before is in the index.
+    pub async fn flush(&self) {
+        let (reply, answer) = oneshot::channel();
+        self.shared.queue.request(Request::Flush { reply });
+        // Not answered at all: it is closing, and that flushes too.
+        answer.await.unwrap_or_default();
+    }
+
+    /// The lane of a target, for tests and statistics.
+    pub fn lane(&self, target: &str) -> Arc<Lane> {
+        self.shared.lanes.lane(target)
+    }
+
+    fn join(&self) {
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store ended by a defect");
+            }
+        }
+    }
+}
+
+fn claim_directory(settings: &Settings) -> Result<DirectoryLock, OpenError> {
+    let dir = &settings.dir;
+    let io = |source| OpenError::Io { dir: dir.clone(), source };
+    disk::RealDisk.create_dir(dir).map_err(io)?;
+    let volatile = settings.disk.is_volatile(dir).map_err(io)?;
+    if volatile && !settings.allow_volatile {
+        return Err(OpenError::Volatile { dir: dir.clone() });
+    }
+    lock(dir).map_err(|error| match error {
+        LockError::InUse(process) => OpenError::InUse { dir: dir.clone(), process },
+        LockError::Io(source) => io(source),
+    })
+}
+
+fn start_threads(
+    committer: Committer,
+    indexer: Indexer,
+    lock: DirectoryLock,
+    stop: watch::Sender<bool>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let committer =
+        std::thread::Builder::new().name("store-commit".into()).spawn(move || committer.run())?;
+    let indexer = std::thread::Builder::new().name("store-index".into()).spawn(move || {
+        indexer.run();
+        // The directory is ours until the last byte is written.
+        drop(lock);
+        stop.send_replace(true);
+    })?;
+    Ok(vec![committer, indexer])
+}
+
+impl Shared {
+    fn new(
+        log: Log,
+        past: Past,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+        index_file: PathBuf,
+    ) -> Self {
+        let queue = Arc::new(Queue::default());
+        let inbox = Arc::new(Inbox::default());
+        let memory = Memory::new(settings.delivery_memory);
+        let lanes = Lanes::new(memory, Arc::clone(&queue), Arc::clone(&inbox));
+        Self {
+            claims: Arc::new(Claims::new(past.recent, Arc::clone(&clock))),
+            clock: ClockHandle(clock),
+            queue,
+            inbox,
+            lanes: Arc::new(lanes),
+            log: Arc::new(log),
+            failing: Arc::default(),
+            newest: Arc::new(past.by_source),
+            index_file,
+        }
+    }
+
+    fn committer_parts(&self, settings: &Settings) -> committer::Parts {
+        committer::Parts {
+            queue: Arc::clone(&self.queue),
+            log: Arc::clone(&self.log),
+            lanes: Arc::clone(&self.lanes),
+            inbox: Arc::clone(&self.inbox),
+            observer: Arc::clone(&settings.observer),
+            failing: Arc::clone(&self.failing),
+            newest: Arc::clone(&self.newest),
+            segment_age: settings.retain / 8,
+            segment_bytes: settings.segment_bytes,
+        }
+    }
+
+    fn indexer_parts(
+        &self,
+        start: segment::LogPoint,
+        caught_up: watch::Sender<bool>,
+    ) -> indexer::Parts {
+        indexer::Parts {
+            inbox: Arc::clone(&self.inbox),
+            log: Arc::clone(&self.log),
+            lanes: Arc::clone(&self.lanes),
+            claims: Arc::clone(&self.claims),
+            newest: Arc::clone(&self.newest),
+            start,
+            caught_up,
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn claim(
+        &self,
+        key: DuplicateKey,
+        windows: DuplicateWindows,
+    ) -> impl Future<Output = Claim> + Send {
+        self.shared.claims.claim(key, windows)
+    }
+
+    fn commit(
+        &self,
+        mut webhook: Webhook,
+        claimed: Claimed,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send {
+        // All of it here and now: the future only waits.
+        let meta = encode_webhook(&webhook, None);
+        let crc = committer::crc_of(&meta, &webhook.body);
+        let deliveries = std::mem::take(&mut webhook.deliveries);
+        let (reply, answer) = oneshot::channel();
+        let webhook = Arc::new(webhook);
+        let waiting = Waiting { webhook, deliveries, meta, crc, claimed, reply };
+        let queued = self.shared.queue.commit(waiting).map_err(|(error, _)| error);
+        async move {
+            queued?;
+            answer.await.unwrap_or(Err(CommitError::Closed))
+        }
+    }
+
+    fn lease(&self, target: &str, max: usize) -> impl Future<Output = Vec<Lease>> + Send {
+        let lane = self.shared.lanes.lane(target);
+        let shared = Arc::clone(&self.shared);
+        async move { shared.lease(lane, max).await }
+    }
+
+    fn settle(&self, lease: Lease, attempt: Option<Attempt>, settlement: Settlement) {
+        let delivery = lease.into_delivery();
+        let lane = self.shared.lanes.lane(&delivery.target);
+        lane.settle(delivery.webhook.id, delivery.number, attempt, settlement);
+    }
+
+    fn expire(
+        &self,
+        target: &str,
+        started_before: Timestamp,
+        max: usize,
+        cause: Cause,
+    ) -> impl Future<Output = usize> + Send {
+        let lane = self.shared.lanes.lane(target);
+        let (reply, answer) = oneshot::channel();
+        self.shared.queue.request(Request::StartedBefore {
+            target: Arc::clone(lane.name()),
+            before: started_before,
+            max,
+            reply,
+        });
+        async move {
+            let found = answer.await.unwrap_or_default();
+            found.into_iter().filter(|(row, id)| lane.end(*row, *id, cause)).count()
+        }
+    }
+
+    fn lanes(&self) -> Vec<LaneCounts> {
+        let mut counts: Vec<_> = self
+            .shared
+            .lanes
+            .all()
+            .iter()
+            .map(|lane| lane.counts())
+            .filter(|counts| counts.pending > 0 || !counts.dead.is_empty())
+            .collect();
+        counts.sort_by(|a, b| a.target.cmp(&b.target));
+        counts
+    }
+
+    fn health(&self) -> Health {
+        let shared = &self.shared;
+        let now = shared.clock.0.now();
+        let size = |suffix: &str| {
+            let mut path = shared.index_file.clone().into_os_string();
+            path.push(suffix);
+            std::fs::metadata(path).map_or(0, |meta| meta.len())
+        };
+        Health {
+            failing: shared.failing.get(),
+            bytes: shared.log.bytes() + size("") + size("-wal"),
+            available_bytes: shared.log.available_bytes(),
+            damaged_records: shared.log.damaged(),
+            duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
+            newest_by_source: shared.newest.all(),
+        }
+    }
+
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        self.shared.queue.close();
+        let mut stopped = self.stopped.clone();
+        async move {
+            // An error: the thread is gone, which is what is waited for.
+            if let Err(error) = stopped.wait_for(|stopped| *stopped).await {
+                tracing::error!(%error, "the store did not stop in order");
+            }
+        }
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        self.join();
+    }
+}

@@ -1,0 +1,66 @@
+//! Wires what the layers below report to metrics and logs.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::net::listener::{HandshakeResult, ListenerObserver};
+use crate::store::embedded::observer::Observer;
+use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
+
+/// Listens to the listener.
+#[derive(Debug)]
+pub(super) struct Connections {
+    metrics: ConnectionMetrics,
+    full: AtomicBool,
+}
+
+impl Connections {
+    pub(super) fn new(metrics: ConnectionMetrics) -> Self {
+        Self { metrics, full: AtomicBool::new(false) }
+    }
+}
+
+impl ListenerObserver for Connections {
+    fn connection_opened(&self) {
+        self.metrics.opened();
+    }
+
+    fn connection_closed(&self) {
+        self.metrics.closed();
+        self.full.store(false, Ordering::Relaxed);
+    }
+
+    fn connections_full(&self) {
+        // Once for each time that it becomes full, so that a crowd can't fill the log.
+        if !self.full.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "All --connections-max connections are taken; new ones wait for one to end."
+            );
+        }
+    }
+
+    fn handshake(&self, result: HandshakeResult) {
+        match result {
+            HandshakeResult::Ok => self.metrics.handshake("ok"),
+            HandshakeResult::Timeout => self.metrics.handshake("timeout"),
+            HandshakeResult::Failed => self.metrics.handshake("failed"),
+            // A balancer's probe that never spoke.
+            HandshakeResult::Closed => {}
+        }
+    }
+
+    fn accept_error(&self, error: &io::Error) {
+        tracing::error!(%error, "A connection can't be accepted; trying again.");
+    }
+}
+
+/// Listens to the committer.
+#[derive(Debug)]
+pub(super) struct Commits(pub(super) CommitMetrics);
+
+impl Observer for Commits {
+    fn commit_batch(&self, webhooks: usize, duration: Duration) {
+        self.0.committed(u32::try_from(webhooks).unwrap_or(u32::MAX), duration);
+    }
+}

@@ -1,0 +1,193 @@
+//! Running and stopping: which tasks there are, who owns them, in which order they end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::readiness::Readiness;
+use crate::app::App;
+use crate::app::observe::Connections;
+use crate::delivery::client::Clients;
+use crate::delivery::{Dispatcher, Parts};
+use crate::domain::time::Clock;
+use crate::ingress::{Ingress, IngressLimits, Setting};
+use crate::net::listener::{ListenerLimits, Server};
+use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
+
+/// Longer than balancers keep idle connections, so that it is they who close them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// How often the data path says that it moves.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// For writing down what was taken in, when everything else has had its time.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl App {
+    /// Runs until `stop`, then ends in order: not ready; no new attempts, those in flight finish
+    /// while webhooks are still accepted; the listener closes; requests in flight finish; the store
+    /// is flushed. All of it within `--shutdown-timeout`.
+    pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+        let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
+        let running = self.start(listener);
+        self.readiness.started();
+        tracing::info!("Ready: accepting and delivering.");
+        // Without systemd there is nobody to tell.
+        let _told = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        stop.cancelled().await;
+
+        self.readiness.stopping();
+        let _told = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("Stopping.");
+        let ended = tokio::time::timeout(self.settings.shutdown_timeout, running.end()).await;
+        if ended.is_err() {
+            tracing::warn!(
+                "Not everything ended within --shutdown-timeout; unfinished deliveries are due again at the next start."
+            );
+        }
+        // Whatever happened before: what was taken in is written down.
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await;
+        self.admin.join();
+        closed.map_err(|_| {
+            anyhow!("the store could not be closed in time; nothing acknowledged is lost")
+        })?;
+        tracing::info!("Stopped.");
+        Ok(())
+    }
+
+    /// Starts every task; each has an owner in what this returns.
+    fn start(&self, listener: TcpListener) -> Running {
+        let commits = TaskTracker::new();
+        let ingress = Ingress::new(Setting {
+            store: Arc::clone(&self.store),
+            tables: self.table.subscribe(),
+            clock: Arc::clone(&self.clock),
+            ids: Arc::clone(&self.ids),
+            metrics: Arc::clone(&self.metrics),
+            tracker: commits.clone(),
+            limits: IngressLimits {
+                in_flight_max: self.settings.in_flight_max,
+                in_flight_bytes_max: self.settings.in_flight_bytes_max,
+                body_timeout: self.settings.body_timeout,
+                peers_are_clients: self.settings.tls.is_some(),
+            },
+        });
+        let running = Running {
+            ingress: Arc::clone(&ingress),
+            commits,
+            connections: TaskTracker::new(),
+            listening: TaskTracker::new(),
+            delivering: TaskTracker::new(),
+            watching: TaskTracker::new(),
+            stop_leasing: CancellationToken::new(),
+            stop_accepting: CancellationToken::new(),
+            drain: CancellationToken::new(),
+            stop_watching: CancellationToken::new(),
+        };
+        let dispatcher = Dispatcher::new(
+            Parts {
+                store: Arc::clone(&self.store),
+                table: self.table.subscribe(),
+                clock: Arc::clone(&self.clock),
+                metrics: Arc::clone(&self.metrics),
+                random: || fastrand::u64(..),
+                memory_bytes_max: self.settings.store.delivery_memory / 2,
+            },
+            Clients::default(),
+        );
+        running.delivering.spawn(dispatcher.run(running.stop_leasing.clone()));
+        running.watching.spawn(watch_over(
+            Arc::clone(&self.readiness),
+            Arc::clone(&self.clock),
+            Arc::clone(&self.store),
+            ingress,
+            running.stop_watching.clone(),
+        ));
+        self.listen(listener, &running);
+        running
+    }
+
+    fn listen(&self, listener: TcpListener, running: &Running) {
+        let server = Server {
+            listener,
+            tls: self.certificate.as_ref().map(watch::Sender::subscribe),
+            limits: ListenerLimits {
+                connections_max: self.settings.connections_max,
+                handshake_timeout: self.settings.handshake_timeout,
+                header_timeout: self.settings.header_timeout,
+                idle_timeout: IDLE_TIMEOUT.max(self.settings.body_timeout * 2),
+            },
+            observer: Arc::new(Connections::new(self.metrics.connections())),
+            stop_accepting: running.stop_accepting.clone(),
+            drain: running.drain.clone(),
+            tracker: running.connections.clone(),
+        };
+        let ingress = Arc::clone(&running.ingress);
+        running.listening.spawn(server.serve(move |request, peer| {
+            let ingress = Arc::clone(&ingress);
+            async move { ingress.serve(request, Some(peer.addr)).await }
+        }));
+    }
+}
+
+/// The tasks of a relay and how to end them.
+struct Running {
+    ingress: Arc<Ingress<EmbeddedStore>>,
+    // What was taken in and no sender may cancel.
+    commits: TaskTracker,
+    connections: TaskTracker,
+    listening: TaskTracker,
+    delivering: TaskTracker,
+    watching: TaskTracker,
+    stop_leasing: CancellationToken,
+    stop_accepting: CancellationToken,
+    drain: CancellationToken,
+    stop_watching: CancellationToken,
+}
+
+impl Running {
+    /// Ends them in order.
+    async fn end(&self) {
+        self.stop_leasing.cancel();
+        finish(&self.delivering).await;
+        self.stop_accepting.cancel();
+        finish(&self.listening).await;
+        self.drain.cancel();
+        finish(&self.connections).await;
+        self.ingress.shut_down();
+        finish(&self.commits).await;
+        self.stop_watching.cancel();
+        finish(&self.watching).await;
+    }
+}
+
+async fn finish(tasks: &TaskTracker) {
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// Shows that the data path moves, and keeps the gauges that nobody else sets.
+async fn watch_over(
+    readiness: Arc<Readiness>,
+    clock: Arc<dyn Clock>,
+    store: Arc<EmbeddedStore>,
+    ingress: Arc<Ingress<EmbeddedStore>>,
+    stop: CancellationToken,
+) {
+    let mut beat = tokio::time::interval(HEARTBEAT);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {
+                readiness.moved(clock.now());
+                ingress.observe(&store.health());
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What the log says, as the index takes it in: without bodies.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookId};
+use crate::store::embedded::record::{
+    DecodeError, FullDelivery, Record, Settled, Standing, decode,
+};
+use crate::store::embedded::segment::{Frame, Position};
+
+/// One record's change.
+#[derive(Debug)]
+pub enum Change {
+    /// A webhook came in, or was copied forward.
+    Webhook(Box<WebhookRow>),
+    /// A delivery was settled.
+    Settled(Settled),
+    /// Deliveries were added, or where they stand was written down again.
+    Deliveries(WebhookId, Vec<FullDelivery>),
+    /// A webhook was erased.
+    Erase(WebhookId),
+    /// Webhooks ended long ago.
+    Gone(Vec<u64>),
+    /// Nothing changes.
+    None,
+}
+
+/// What the index knows of a webhook.
+#[derive(Debug, Clone)]
+pub struct WebhookRow {
+    /// Its id.
+    pub id: WebhookId,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// Its source.
+    pub source: Arc<str>,
+    /// Its activity.
+    pub activity: Option<Box<str>>,
+    /// Whether the body carries an activity's id.
+    pub activity_id: bool,
+    /// Its resource.
+    pub resource: Resource,
+    /// Its key.
+    pub duplicate_key: DuplicateKey,
+    /// The length of its body.
+    pub body_bytes: u64,
+    /// Targets, and where the deliveries stand.
+    pub deliveries: Vec<(Arc<str>, Standing)>,
+}
+
+impl WebhookRow {
+    /// Of a webhook that was just committed, or copied forward with `standings`.
+    pub fn new(webhook: &Webhook, standings: Option<Vec<Standing>>) -> Self {
+        let targets = webhook.deliveries.iter().map(|delivery| Arc::clone(&delivery.target));
+        let deliveries = match standings {
+            Some(standings) => targets.zip(standings).collect(),
+            None => targets.map(|t| (t, Standing::new(webhook.received_at))).collect(),
+        };
+        Self {
+            id: webhook.id,
+            received_at: webhook.received_at,
+            source: Arc::clone(&webhook.source),
+            activity: webhook.activity.clone(),
+            activity_id: webhook.activity_id,
+            resource: webhook.resource.clone(),
+            duplicate_key: webhook.duplicate_key,
+            body_bytes: webhook.body.len() as u64,
+            deliveries,
+        }
+    }
+}
+
+/// A change and where it is written.
+#[derive(Debug)]
+pub struct Entry {
+    /// Where; none while the log could not take it.
+    pub position: Option<Position>,
+    /// What changes.
+    pub change: Change,
+}
+
+impl Entry {
+    /// The change of a record as found.
+    pub fn of_frame(frame: &Frame) -> Result<Self, DecodeError> {
+        let change = match decode(frame.kind, frame.version, &Bytes::clone(&frame.payload))? {
+            Record::Webhook(webhook, standings) => {
+                Change::Webhook(Box::new(WebhookRow::new(&webhook, standings)))
+            }
+            Record::Settlement(settled) => Change::Settled(settled),
+            Record::Deliveries(id, deliveries) | Record::State(id, deliveries) => {
+                Change::Deliveries(id, deliveries)
+            }
+            Record::Erase(id) => Change::Erase(id),
+            Record::Gone(keys) => Change::Gone(keys),
+            Record::Close => Change::None,
+        };
+        Ok(Self { position: Some(frame.position), change })
+    }
+}

@@ -1,0 +1,177 @@
+//! What waits for the indexer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::WebhookId;
+use crate::store::embedded::change::Entry;
+use crate::store::embedded::index::queries::{DueKey, DueRow};
+use crate::store::embedded::lanes::Lane;
+
+// More than this is read from the log instead.
+const ENTRIES_MAX: usize = 16_384;
+// So many are applied without waiting for more.
+const ENTRIES_ENOUGH: usize = 512;
+
+/// A question to the index.
+#[derive(Debug)]
+pub enum Request {
+    /// A lane wants more.
+    Refill {
+        /// Which.
+        lane: Arc<Lane>,
+        /// From where on.
+        bound: DueKey,
+    },
+    /// Which pending deliveries began before a moment?
+    StartedBefore {
+        /// To which target.
+        target: Arc<str>,
+        /// The moment.
+        before: Timestamp,
+        /// How many at most.
+        max: usize,
+        /// Who asks.
+        reply: oneshot::Sender<Vec<(DueRow, WebhookId)>>,
+    },
+    /// Where is this delivery now?
+    Locate {
+        /// The webhook.
+        webhook: u64,
+        /// Which of its deliveries.
+        number: u16,
+        /// Who asks.
+        reply: oneshot::Sender<Option<DueRow>>,
+    },
+    /// What is the whole id of this webhook?
+    Identify {
+        /// Its key.
+        webhook: u64,
+        /// Who asks.
+        reply: oneshot::Sender<Option<WebhookId>>,
+    },
+    /// Answered when everything before it is in the index.
+    Flush {
+        /// Who asks.
+        reply: oneshot::Sender<()>,
+    },
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<Entry>,
+    requests: Vec<Request>,
+    // Some were dropped: the log has them.
+    behind: bool,
+    closed: bool,
+}
+
+/// What the indexer finds.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Changes in the order of the log.
+    pub entries: Vec<Entry>,
+    /// Questions, behind the changes.
+    pub requests: Vec<Request>,
+    /// Changes were dropped.
+    pub behind: bool,
+    /// Nothing follows.
+    pub closed: bool,
+}
+
+/// The queue before the indexer. Whoever adds to it never waits.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    state: Mutex<State>,
+    wake: Condvar,
+    progress: Condvar,
+    unindexed: AtomicU64,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds changes that take so many bytes of the log.
+    pub fn push(&self, entries: Vec<Entry>, bytes: u64) {
+        let mut state = self.lock();
+        self.unindexed.fetch_add(bytes, Ordering::Relaxed);
+        let before = state.entries.len();
+        if state.behind || before + entries.len() > ENTRIES_MAX {
+            state.behind = true;
+            // What is in no log can't be read from it.
+            state.entries.retain(|entry| entry.position.is_none());
+            let unlogged = entries.into_iter().filter(|entry| entry.position.is_none());
+            state.entries.extend(unlogged);
+        } else {
+            state.entries.extend(entries);
+        }
+        let after = state.entries.len();
+        drop(state);
+        if before == 0 || (before < ENTRIES_ENOUGH && after >= ENTRIES_ENOUGH) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Asks something.
+    pub fn request(&self, request: Request) {
+        self.lock().requests.push(request);
+        self.wake.notify_one();
+    }
+
+    /// Says that nothing follows.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits for enough changes, a question, or until `until`; once there are any changes, no
+    /// longer than `patience`.
+    pub fn next(&self, patience: Duration, until: Instant) -> News {
+        let mut state = self.lock();
+        let mut deadline = until;
+        let mut waiting_for_more = false;
+        loop {
+            let now = Instant::now();
+            if !state.entries.is_empty() && !waiting_for_more {
+                waiting_for_more = true;
+                deadline = deadline.min(now + patience);
+            }
+            let enough = state.entries.len() >= ENTRIES_ENOUGH || !state.requests.is_empty();
+            if enough || state.behind || state.closed || now >= deadline {
+                return News {
+                    entries: std::mem::take(&mut state.entries),
+                    requests: std::mem::take(&mut state.requests),
+                    behind: std::mem::take(&mut state.behind),
+                    closed: state.closed,
+                };
+            }
+            let wait = deadline.saturating_duration_since(now);
+            state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Bytes of the log that are not in the index, roughly.
+    pub fn unindexed_bytes(&self) -> u64 {
+        self.unindexed.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes are in the index now; none: all of them.
+    pub fn indexed(&self, bytes: Option<u64>) {
+        let update = |now: u64| Some(bytes.map_or(0, |bytes| now.saturating_sub(bytes)));
+        self.unindexed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).unwrap_or(0);
+        self.progress.notify_all();
+    }
+
+    /// Waits until the indexer got on, or a while.
+    pub fn wait_for_progress(&self, wait: Duration) {
+        let state = self.lock();
+        drop(self.progress.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner));
+    }
+}

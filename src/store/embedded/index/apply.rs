@@ -1,0 +1,430 @@
+//! Taking the log in.
+
+use std::collections::{BTreeMap, HashMap};
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{DuplicateKey, WebhookId};
+use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::index::{Index, int, uint};
+use crate::store::embedded::recent::Known;
+use crate::store::embedded::record::{
+    FullDelivery, Settled, Standing, Status, cause_code, cause_of, decode_history, encode_history,
+};
+use crate::store::embedded::segment::{LogPoint, Position};
+
+const KNOWN_BYTES: usize = 33;
+
+/// What a transaction adds up before it writes it.
+#[derive(Default)]
+pub(super) struct Sums {
+    pub(super) counts: HashMap<(i64, i64, i64), i64>,
+    pub(super) live: BTreeMap<u64, i64>,
+    span: BTreeMap<u64, (u64, u64)>,
+    newest: HashMap<i64, u64>,
+    known: Vec<u8>,
+    known_first: Option<u64>,
+}
+
+impl Sums {
+    pub(super) fn count(&mut self, target: i64, status: Status, by: i64) {
+        // Only what is shown is counted: not what is delivered or discarded.
+        if matches!(status, Status::Pending | Status::Dead(_)) {
+            let (state, cause) = status_columns(status);
+            *self.counts.entry((target, state, cause)).or_default() += by;
+        }
+    }
+}
+
+/// The columns of a status.
+pub(super) fn status_columns(status: Status) -> (i64, i64) {
+    match status {
+        Status::Pending => (0, 0),
+        Status::Delivered => (1, 0),
+        Status::Dead(cause) => (2, i64::from(cause_code(cause))),
+        Status::Discarded => (3, 0),
+    }
+}
+
+/// The status of the columns.
+pub(super) fn status_of(state: i64, cause: i64) -> Status {
+    let cause = u8::try_from(cause).ok().and_then(cause_of);
+    match (state, cause) {
+        (0, _) => Status::Pending,
+        (1, _) => Status::Delivered,
+        (2, Some(cause)) => Status::Dead(cause),
+        _ => Status::Discarded,
+    }
+}
+
+/// Webhooks that are not in the index yet, with what was settled of them in the meantime.
+#[derive(Default)]
+struct Fresh {
+    rows: Vec<(Box<WebhookRow>, Position)>,
+    by_key: HashMap<u64, usize>,
+}
+
+impl Index {
+    /// Takes entries in, in one transaction; what is already in it is passed over. `upto` is where
+    /// the log is in it then.
+    pub fn apply(&mut self, entries: Vec<Entry>, upto: Option<LogPoint>) -> rusqlite::Result<()> {
+        self.transaction(|index| {
+            let mut sums = Sums::default();
+            let mut fresh = Fresh::default();
+            for entry in entries {
+                if let Some(position) = entry.position {
+                    if position.end() <= index.applied {
+                        continue;
+                    }
+                    index.applied = position.end();
+                }
+                index.take(entry, &mut fresh, &mut sums)?;
+            }
+            index.flush(&mut fresh, &mut sums)?;
+            if let Some(upto) = upto {
+                index.applied = index.applied.max(upto);
+            }
+            index.write_sums(sums)?;
+            index.write_applied()
+        })
+    }
+
+    fn take(&mut self, entry: Entry, fresh: &mut Fresh, sums: &mut Sums) -> rusqlite::Result<()> {
+        match (entry.change, entry.position) {
+            (Change::Webhook(row), Some(position)) => {
+                // Copied forward while the first is still waiting to be inserted.
+                if fresh.by_key.contains_key(&row.id.key()) {
+                    self.flush(fresh, sums)?;
+                }
+                fresh.by_key.insert(row.id.key(), fresh.rows.len());
+                fresh.rows.push((row, position));
+                Ok(())
+            }
+            (Change::Settled(settled), _) => {
+                let waiting = fresh
+                    .by_key
+                    .get(&settled.webhook.key())
+                    .and_then(|at| fresh.rows.get_mut(*at))
+                    .and_then(|(row, _)| row.deliveries.get_mut(usize::from(settled.number)));
+                match waiting {
+                    Some((_, standing)) => {
+                        standing.apply(&settled);
+                        Ok(())
+                    }
+                    None => self.settle(&settled, sums),
+                }
+            }
+            (Change::Deliveries(id, deliveries), position) => {
+                self.flush(fresh, sums)?;
+                self.add_deliveries(id, deliveries, position, sums)
+            }
+            (Change::Erase(id), _) => {
+                self.flush(fresh, sums)?;
+                self.delete(id.key(), sums)
+            }
+            (Change::Gone(keys), position) => {
+                self.flush(fresh, sums)?;
+                for key in keys {
+                    // A later copy of it would mean that it is not gone.
+                    let at = self.position(key)?.map(|at| at.start());
+                    if at.is_some() && at < position.map(|position| position.start()) {
+                        self.delete(key, sums)?;
+                    }
+                }
+                Ok(())
+            }
+            (Change::Webhook(_), None) | (Change::None, _) => Ok(()),
+        }
+    }
+
+    fn flush(&mut self, fresh: &mut Fresh, sums: &mut Sums) -> rusqlite::Result<()> {
+        fresh.by_key.clear();
+        for (row, position) in std::mem::take(&mut fresh.rows) {
+            self.insert(&row, position, sums)?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, row: &WebhookRow, at: Position, sums: &mut Sums) -> rusqlite::Result<()> {
+        let key = row.id.key();
+        let source = self.name_id(&row.source)?;
+        let activity = row.activity.as_deref().map(|name| self.name_id(name)).transpose()?;
+        let kind = row.resource.object.as_deref().map(|name| self.name_id(name)).transpose()?;
+        let span = sums.span.entry(at.segment).or_insert((key, key));
+        *span = (span.0.min(key), span.1.max(key));
+        let inserted = self
+            .connection
+            .prepare_cached(
+                "INSERT INTO webhook VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![
+                int(key),
+                row.id.as_bytes(),
+                int(at.segment),
+                int(at.offset),
+                int(at.length),
+                int(row.received_at.as_millis()),
+                source,
+                activity,
+                kind,
+                row.resource.id.as_deref(),
+                int(row.body_bytes),
+                row.deliveries.is_empty(),
+            ])?;
+        if inserted == 0 {
+            return self.move_to(row, at, sums);
+        }
+        *sums.live.entry(at.segment).or_default() += int(at.length);
+        let newest = sums.newest.entry(source).or_default();
+        *newest = (*newest).max(row.received_at.as_millis());
+        sums.known_first.get_or_insert(key);
+        sums.known.extend_from_slice(row.duplicate_key.as_bytes());
+        sums.known.extend_from_slice(row.id.as_bytes());
+        sums.known.push(u8::from(row.activity_id));
+        for (number, (target, standing)) in row.deliveries.iter().enumerate() {
+            let target = self.name_id(target)?;
+            self.insert_delivery(key, int(number as u64), target, standing, None)?;
+            sums.count(target, standing.status, 1);
+        }
+        Ok(())
+    }
+
+    /// A webhook that is in the index was copied forward.
+    fn move_to(&mut self, row: &WebhookRow, at: Position, sums: &mut Sums) -> rusqlite::Result<()> {
+        let key = row.id.key();
+        if let Some(old) = self.position(key)? {
+            *sums.live.entry(old.segment).or_default() -= int(old.length);
+        }
+        *sums.live.entry(at.segment).or_default() += int(at.length);
+        self.connection
+            .prepare_cached("UPDATE webhook SET segment=?2, start=?3, length=?4 WHERE id=?1")?
+            .execute([int(key), int(at.segment), int(at.offset), int(at.length)])?;
+        self.connection
+            .prepare_cached(
+                "UPDATE delivery SET segment=NULL, start=NULL, length=NULL WHERE webhook=?1",
+            )?
+            .execute([int(key)])?;
+        for (number, (target, standing)) in row.deliveries.iter().enumerate() {
+            self.merge((key, int(number as u64)), target, standing, None, sums)?;
+        }
+        Ok(())
+    }
+
+    fn add_deliveries(
+        &mut self,
+        id: WebhookId,
+        deliveries: Vec<FullDelivery>,
+        at: Option<Position>,
+        sums: &mut Sums,
+    ) -> rusqlite::Result<()> {
+        if self.position(id.key())?.is_none() {
+            return Ok(());
+        }
+        for full in deliveries {
+            let (number, target) = (i64::from(full.number), &full.delivery.target);
+            self.merge((id.key(), number), target, &full.standing, at, sums)?;
+        }
+        self.connection
+            .prepare_cached("UPDATE webhook SET unrouted=0 WHERE id=?1 AND unrouted=1")?
+            .execute([int(id.key())])?;
+        Ok(())
+    }
+
+    /// Takes a standing over if it is later than what is known.
+    fn merge(
+        &mut self,
+        (key, number): (u64, i64),
+        target: &str,
+        standing: &Standing,
+        at: Option<Position>,
+        sums: &mut Sums,
+    ) -> rusqlite::Result<()> {
+        let known = self.standing(key, number)?;
+        if let Some((target, old)) = &known {
+            if old.version >= standing.version {
+                return Ok(());
+            }
+            sums.count(*target, old.status, -1);
+        }
+        let target = self.name_id(target)?;
+        sums.count(target, standing.status, 1);
+        if known.is_some() {
+            return self.update_delivery(key, number, standing);
+        }
+        self.insert_delivery(key, number, target, standing, at)
+    }
+
+    fn settle(&self, settled: &Settled, sums: &mut Sums) -> rusqlite::Result<()> {
+        let (key, number) = (settled.webhook.key(), i64::from(settled.number));
+        let Some((target, mut standing)) = self.standing(key, number)? else { return Ok(()) };
+        let before = standing.status;
+        if !standing.apply(settled) {
+            return Ok(());
+        }
+        sums.count(target, before, -1);
+        sums.count(target, standing.status, 1);
+        self.update_delivery(key, number, &standing)
+    }
+
+    fn insert_delivery(
+        &self,
+        key: u64,
+        number: i64,
+        target: i64,
+        standing: &Standing,
+        at: Option<Position>,
+    ) -> rusqlite::Result<()> {
+        let (state, cause) = status_columns(standing.status);
+        self.connection
+            .prepare_cached(
+                "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)",
+            )?
+            .execute(params![
+                int(key),
+                number,
+                target,
+                standing.again,
+                state,
+                cause,
+                int(standing.due_at.as_millis()),
+                standing.version,
+                standing.attempts,
+                int(standing.started_at.as_millis()),
+                history_column(standing),
+                at.map(|at| int(at.segment)),
+                at.map(|at| int(at.offset)),
+                at.map(|at| int(at.length)),
+            ])?;
+        Ok(())
+    }
+
+    fn update_delivery(&self, key: u64, number: i64, new: &Standing) -> rusqlite::Result<()> {
+        let (state, cause) = status_columns(new.status);
+        self.connection
+            .prepare_cached(
+                "UPDATE delivery SET state=?3, cause=?4, due_at=?5, version=?6, attempts=?7,
+                 started_at=?8, history=?9 WHERE webhook=?1 AND number=?2",
+            )?
+            .execute(params![
+                int(key),
+                number,
+                state,
+                cause,
+                int(new.due_at.as_millis()),
+                new.version,
+                new.attempts,
+                int(new.started_at.as_millis()),
+                history_column(new),
+            ])?;
+        Ok(())
+    }
+
+    /// The target of a delivery, and where it stands.
+    pub(super) fn standing(
+        &self,
+        key: u64,
+        number: i64,
+    ) -> rusqlite::Result<Option<(i64, Standing)>> {
+        self.connection
+            .prepare_cached(
+                "SELECT target, again, state, cause, due_at, version, attempts, started_at, history
+                 FROM delivery WHERE webhook=?1 AND number=?2",
+            )?
+            .query_row([int(key), number], |row| {
+                let history: Option<Vec<u8>> = row.get(8)?;
+                let history = history.map_or(Ok(Vec::new()), |bytes| decode_history(&bytes));
+                let time = |at| row.get(at).map(|ms| Timestamp::from_millis(uint(ms)));
+                let standing = Standing {
+                    again: row.get(1)?,
+                    status: status_of(row.get(2)?, row.get(3)?),
+                    due_at: time(4)?,
+                    version: row.get(5)?,
+                    attempts: row.get(6)?,
+                    started_at: time(7)?,
+                    history: history.map_err(|_| rusqlite::Error::InvalidQuery)?,
+                };
+                Ok((row.get(0)?, standing))
+            })
+            .optional()
+    }
+
+    /// Deletes a webhook and its deliveries.
+    pub(super) fn delete(&self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
+        let Some(at) = self.position(key)? else { return Ok(()) };
+        *sums.live.entry(at.segment).or_default() -= int(at.length);
+        {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT target, state, cause FROM delivery WHERE webhook=?1")?;
+            let mut rows = statement.query([int(key)])?;
+            while let Some(row) = rows.next()? {
+                sums.count(row.get(0)?, status_of(row.get(1)?, row.get(2)?), -1);
+            }
+        }
+        self.connection
+            .prepare_cached("DELETE FROM delivery WHERE webhook=?1")?
+            .execute([int(key)])?;
+        self.connection.prepare_cached("DELETE FROM webhook WHERE id=?1")?.execute([int(key)])?;
+        Ok(())
+    }
+
+    pub(super) fn write_sums(&self, sums: Sums) -> rusqlite::Result<()> {
+        let connection = &self.connection;
+        for ((target, state, cause), n) in sums.counts {
+            connection
+                .prepare_cached(
+                    "INSERT INTO counts VALUES (?1,?2,?3,?4) ON CONFLICT DO UPDATE SET n = n + ?4",
+                )?
+                .execute([target, state, cause, n])?;
+        }
+        for (segment, live) in sums.live {
+            let (first, last) = sums.span.get(&segment).copied().unwrap_or((u64::MAX, 0));
+            connection
+                .prepare_cached(
+                    "INSERT INTO segment VALUES (?1,?2,?3,?4) ON CONFLICT DO UPDATE
+                     SET live = live + ?2, first = MIN(first, ?3), last = MAX(last, ?4)",
+                )?
+                .execute([int(segment), live, int(first), int(last)])?;
+        }
+        for (source, at) in sums.newest {
+            connection
+                .prepare_cached(
+                    "INSERT INTO newest VALUES (?1,?2) ON CONFLICT DO UPDATE SET at = MAX(at, ?2)",
+                )?
+                .execute([source, int(at)])?;
+        }
+        if let Some(first) = sums.known_first {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO recent VALUES (?1,?2)")?
+                .execute(params![int(first), sums.known])?;
+        }
+        Ok(())
+    }
+
+    fn write_applied(&self) -> rusqlite::Result<()> {
+        let mut statement =
+            self.connection.prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?;
+        statement.execute(params!["applied_segment", int(self.applied.segment)])?;
+        statement.execute(params!["applied_offset", int(self.applied.offset)])?;
+        Ok(())
+    }
+}
+
+fn history_column(standing: &Standing) -> Option<Vec<u8>> {
+    (!standing.history.is_empty()).then(|| encode_history(&standing.history))
+}
+
+/// The keys that [`Index::apply`] packed.
+pub(super) fn unpack(bytes: &[u8]) -> impl DoubleEndedIterator<Item = Known> {
+    bytes.chunks_exact(KNOWN_BYTES).filter_map(|chunk| {
+        let (key, rest) = chunk.split_first_chunk::<16>()?;
+        let (id, rest) = rest.split_first_chunk::<16>()?;
+        Some(Known {
+            key: DuplicateKey::from_bytes(*key),
+            id: WebhookId::from_bytes(*id),
+            activity_id: rest.first() == Some(&1),
+        })
+    })
+}

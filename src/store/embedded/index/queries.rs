@@ -1,0 +1,246 @@
+//! What is asked of the index.
+
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use crate::domain::delivery::Cause;
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::WebhookId;
+use crate::store::embedded::index::apply::{status_of, unpack};
+use crate::store::embedded::index::{Index, int, uint};
+use crate::store::embedded::recent::Known;
+use crate::store::embedded::record::Status;
+use crate::store::embedded::segment::Position;
+
+/// In which order a target's deliveries are due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DueKey {
+    /// When.
+    pub due_at: Timestamp,
+    /// The key of the webhook.
+    pub webhook: u64,
+    /// Which of its deliveries.
+    pub number: u16,
+}
+
+impl DueKey {
+    /// Before all others.
+    pub const FIRST: Self = Self { due_at: Timestamp::from_millis(0), webhook: 0, number: 0 };
+}
+
+/// A pending delivery, without its webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueRow {
+    /// When it is due.
+    pub key: DueKey,
+    /// Which repeat on purpose.
+    pub again: u32,
+    /// How often it was settled.
+    pub version: u32,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// When its time began.
+    pub started_at: Timestamp,
+    /// The record of its webhook.
+    pub webhook_at: Position,
+    /// The record that holds its headers, if that is another.
+    pub defined_at: Option<Position>,
+}
+
+/// How many deliveries of a target are pending or dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// The target.
+    pub target: Arc<str>,
+    /// None: pending.
+    pub cause: Option<Cause>,
+    /// How many.
+    pub n: u64,
+}
+
+const DUE_COLUMNS: &str = "d.due_at, d.webhook, d.number, d.again, d.version, d.attempts,
+    d.started_at, w.segment, w.start, w.length, d.segment, d.start, d.length";
+
+fn position(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Position>> {
+    let segment: Option<i64> = row.get(at)?;
+    let (offset, length): (Option<i64>, Option<i64>) = (row.get(at + 1)?, row.get(at + 2)?);
+    Ok(segment.zip(offset).zip(length).map(|((segment, offset), length)| Position {
+        segment: uint(segment),
+        offset: uint(offset),
+        length: uint(length),
+    }))
+}
+
+fn due_row(row: &Row<'_>) -> rusqlite::Result<DueRow> {
+    let time = |at| row.get(at).map(|ms| Timestamp::from_millis(uint(ms)));
+    Ok(DueRow {
+        key: DueKey { due_at: time(0)?, webhook: uint(row.get(1)?), number: row.get(2)? },
+        again: row.get(3)?,
+        version: row.get(4)?,
+        attempts: row.get(5)?,
+        started_at: time(6)?,
+        webhook_at: position(row, 7)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?,
+        defined_at: position(row, 10)?,
+    })
+}
+
+impl Index {
+    /// Where a webhook's record is.
+    pub fn position(&self, key: u64) -> rusqlite::Result<Option<Position>> {
+        self.connection
+            .prepare_cached("SELECT segment, start, length FROM webhook WHERE id=?1")?
+            .query_row([int(key)], |row| position(row, 0))
+            .optional()
+            .map(Option::flatten)
+    }
+
+    /// A webhook's whole id.
+    pub fn webhook_id(&self, key: u64) -> rusqlite::Result<Option<WebhookId>> {
+        self.connection
+            .prepare_cached("SELECT webhook_id FROM webhook WHERE id=?1")?
+            .query_row([int(key)], |row| row.get(0).map(WebhookId::from_bytes))
+            .optional()
+    }
+
+    /// A target's pending deliveries from `bound` on, in order.
+    pub fn due(&self, target: &str, bound: DueKey, max: usize) -> rusqlite::Result<Vec<DueRow>> {
+        let Some(target) = self.names.get(target) else { return Ok(Vec::new()) };
+        let sql = format!(
+            "SELECT {DUE_COLUMNS} FROM delivery d INDEXED BY due
+             JOIN webhook w ON w.id = d.webhook
+             WHERE d.state = 0 AND d.target = ?1 AND (d.due_at, d.webhook, d.number) >= (?2,?3,?4)
+             ORDER BY d.due_at, d.webhook, d.number LIMIT ?5"
+        );
+        self.connection
+            .prepare_cached(&sql)?
+            .query_map(
+                params![
+                    target,
+                    int(bound.due_at.as_millis()),
+                    int(bound.webhook),
+                    bound.number,
+                    int(max as u64)
+                ],
+                due_row,
+            )?
+            .collect()
+    }
+
+    /// Where a delivery is now, if it is pending.
+    pub fn due_one(&self, webhook: u64, number: u16) -> rusqlite::Result<Option<DueRow>> {
+        let sql = format!(
+            "SELECT {DUE_COLUMNS} FROM delivery d JOIN webhook w ON w.id = d.webhook
+             WHERE d.state = 0 AND d.webhook = ?1 AND d.number = ?2"
+        );
+        self.connection
+            .prepare_cached(&sql)?
+            .query_row(params![int(webhook), number], due_row)
+            .optional()
+    }
+
+    /// A target's pending deliveries that began before a moment, the oldest first.
+    pub fn started_before(
+        &self,
+        target: &str,
+        before: Timestamp,
+        max: usize,
+    ) -> rusqlite::Result<Vec<DueRow>> {
+        let Some(target) = self.names.get(target) else { return Ok(Vec::new()) };
+        let sql = format!(
+            "SELECT {DUE_COLUMNS} FROM delivery d INDEXED BY age
+             JOIN webhook w ON w.id = d.webhook
+             WHERE d.state = 0 AND d.target = ?1 AND d.started_at < ?2
+             ORDER BY d.started_at LIMIT ?3"
+        );
+        self.connection
+            .prepare_cached(&sql)?
+            .query_map(params![target, int(before.as_millis()), int(max as u64)], due_row)?
+            .collect()
+    }
+
+    /// When the time of a target's oldest pending delivery began.
+    pub fn oldest(&self, target: &str) -> rusqlite::Result<Option<Timestamp>> {
+        let Some(target) = self.names.get(target) else { return Ok(None) };
+        self.connection
+            .prepare_cached(
+                "SELECT started_at FROM delivery INDEXED BY age WHERE state = 0 AND target = ?1
+                 ORDER BY started_at LIMIT 1",
+            )?
+            .query_row([target], |row| row.get(0).map(|ms| Timestamp::from_millis(uint(ms))))
+            .optional()
+    }
+
+    /// How many deliveries are pending and dead, by target.
+    pub fn counts(&self) -> rusqlite::Result<Vec<Count>> {
+        let mut statement =
+            self.connection.prepare("SELECT target, state, cause, n FROM counts WHERE n > 0")?;
+        let mut rows = statement.query(())?;
+        let mut counts = Vec::new();
+        while let Some(row) = rows.next()? {
+            let cause = match status_of(row.get(1)?, row.get(2)?) {
+                Status::Pending => None,
+                Status::Dead(cause) => Some(cause),
+                Status::Delivered | Status::Discarded => continue,
+            };
+            if let Some(target) = self.name_of(row.get(0)?) {
+                counts.push(Count { target, cause, n: uint(row.get(3)?) });
+            }
+        }
+        Ok(counts)
+    }
+
+    /// The keys of duplicates since a moment, at most `max` of them, passed on from old to new.
+    pub fn known_since(
+        &self,
+        since: Timestamp,
+        max: usize,
+        mut reserve: impl FnMut(usize),
+        mut pass: impl FnMut(Known),
+    ) -> rusqlite::Result<()> {
+        // From the newest back: how many pieces are wanted.
+        let (mut count, mut first) = (0, i64::MAX);
+        {
+            let mut statement = self.connection.prepare(
+                "SELECT first, length(keys) / 33 FROM recent WHERE first >= ?1
+                 ORDER BY first DESC",
+            )?;
+            let mut rows = statement.query([int(since.as_millis() << 12)])?;
+            while count < max
+                && let Some(row) = rows.next()?
+            {
+                first = row.get(0)?;
+                count += usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
+            }
+        }
+        reserve(count);
+        let mut statement =
+            self.connection.prepare("SELECT keys FROM recent WHERE first >= ?1 ORDER BY first")?;
+        let mut rows = statement.query([first])?;
+        while let Some(row) = rows.next()? {
+            let keys = row.get_ref(0)?.as_blob().map_err(|_| rusqlite::Error::InvalidQuery)?;
+            unpack(keys).for_each(&mut pass);
+        }
+        Ok(())
+    }
+
+    /// The newest webhook of each source.
+    pub fn newest_by_source(&self) -> rusqlite::Result<Vec<(Arc<str>, Timestamp)>> {
+        let mut statement = self.connection.prepare("SELECT source, at FROM newest")?;
+        let mut rows = statement.query(())?;
+        let mut newest = Vec::new();
+        while let Some(row) = rows.next()? {
+            if let Some(source) = self.name_of(row.get(0)?) {
+                newest.push((source, Timestamp::from_millis(uint(row.get(1)?))));
+            }
+        }
+        Ok(newest)
+    }
+
+    /// The greatest key of a webhook.
+    pub fn newest_key(&self) -> rusqlite::Result<Option<u64>> {
+        let key: Option<i64> =
+            self.connection.query_row("SELECT MAX(id) FROM webhook", (), |row| row.get(0))?;
+        Ok(key.map(uint))
+    }
+}

@@ -1,0 +1,171 @@
+//! What retention ends, and what a segment still holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rusqlite::OptionalExtension;
+
+use crate::domain::delivery::Cause;
+use crate::domain::time::Timestamp;
+use crate::store::embedded::index::apply::{Sums, status_of};
+use crate::store::embedded::index::{Index, int, uint};
+use crate::store::embedded::record::{Standing, Status};
+use crate::store::embedded::segment::Position;
+
+/// Up to when webhooks are deleted, by what they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Expiry {
+    /// Settled ones received before.
+    pub settled: Timestamp,
+    /// Unrouted ones.
+    pub unrouted: Timestamp,
+    /// Those with a dead letter.
+    pub dead: Timestamp,
+}
+
+/// So many dead letters of a target are over.
+pub type Ended = (Arc<str>, Cause, i64);
+
+/// What a segment still holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// Bytes of webhooks that are in the index.
+    pub live: u64,
+    /// The smallest and the greatest key of a webhook written to it.
+    pub span: (u64, u64),
+}
+
+impl Index {
+    /// Looks at no more than `max` webhooks from `cursor` on and deletes what is past its time.
+    /// Answers where to go on, none at the end.
+    pub fn expire_some(
+        &mut self,
+        cursor: u64,
+        max: usize,
+        expiry: Expiry,
+    ) -> rusqlite::Result<(Option<u64>, Vec<Ended>)> {
+        let end = expiry.settled.max(expiry.unrouted).max(expiry.dead).as_millis() << 12;
+        let looked = self.looked_at(cursor, end, max)?;
+        let Some(last) = looked.last().map(|(key, _)| key + 1) else {
+            return Ok((None, Vec::new()));
+        };
+        let mut dead = Vec::new();
+        let ended: Vec<u64> =
+            looked.iter().filter(|(key, before)| key >> 12 < before(expiry)).map(|l| l.0).collect();
+        if !ended.is_empty() {
+            self.transaction(|index| {
+                let mut sums = Sums::default();
+                for key in ended {
+                    index.delete(key, &mut sums)?;
+                }
+                for ((target, state, cause), n) in &sums.counts {
+                    if let (Status::Dead(cause), Some(target)) =
+                        (status_of(*state, *cause), index.name_of(*target))
+                    {
+                        dead.push((target, cause, -n));
+                    }
+                }
+                index.write_sums(sums)
+            })?;
+        }
+        Ok(((looked.len() == max).then_some(last), dead))
+    }
+
+    /// Keys, and which of the limits is theirs.
+    #[expect(clippy::type_complexity, reason = "a private pair")]
+    fn looked_at(
+        &self,
+        from: u64,
+        end: u64,
+        max: usize,
+    ) -> rusqlite::Result<Vec<(u64, fn(Expiry) -> u64)>> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT id, (SELECT MAX(CASE state WHEN 0 THEN 3 WHEN 2 THEN 2 ELSE 1 END)
+                         FROM delivery WHERE webhook = id)
+             FROM webhook WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+        )?;
+        let mut rows = statement.query([int(from), int(end), int(max as u64)])?;
+        let mut looked: Vec<(u64, fn(Expiry) -> u64)> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let limit: fn(Expiry) -> u64 = match row.get::<_, Option<i64>>(1)? {
+                None => |expiry| expiry.unrouted.as_millis(),
+                Some(1) => |expiry| expiry.settled.as_millis(),
+                Some(2) => |expiry| expiry.dead.as_millis(),
+                Some(_) => |_| 0,
+            };
+            looked.push((uint(row.get(0)?), limit));
+        }
+        Ok(looked)
+    }
+
+    /// Deletes duplicate keys from before a moment, a few pieces at a time.
+    pub fn forget_known(&self, before: Timestamp) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "DELETE FROM recent WHERE first IN
+                 (SELECT first FROM recent WHERE first < ?1 ORDER BY first LIMIT 50)",
+            )?
+            .execute([int(before.as_millis() << 12)])?;
+        Ok(())
+    }
+
+    /// What each segment holds.
+    pub fn holdings(&self) -> rusqlite::Result<BTreeMap<u64, Holding>> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT number, live, first, last FROM segment")?;
+        let mut rows = statement.query(())?;
+        let mut holdings = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let span = (uint(row.get(2)?), uint(row.get(3)?));
+            holdings.insert(uint(row.get(0)?), Holding { live: uint(row.get(1)?), span });
+        }
+        Ok(holdings)
+    }
+
+    /// A segment was unlinked.
+    pub fn forget_segment(&self, number: u64) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("DELETE FROM segment WHERE number = ?1")?
+            .execute([int(number)])?;
+        Ok(())
+    }
+
+    /// Where all deliveries of a webhook stand, with the record that defines each if it is another.
+    pub fn standings(&self, key: u64) -> rusqlite::Result<Vec<(u16, Standing, Option<Position>)>> {
+        let numbers: Vec<(i64, Option<Position>)> = self
+            .connection
+            .prepare_cached(
+                "SELECT number, segment, start, length FROM delivery WHERE webhook = ?1
+                 ORDER BY number",
+            )?
+            .query_map([int(key)], |row| {
+                let segment: Option<i64> = row.get(1)?;
+                let position = match segment {
+                    Some(segment) => Some(Position {
+                        segment: uint(segment),
+                        offset: uint(row.get(2)?),
+                        length: uint(row.get(3)?),
+                    }),
+                    None => None,
+                };
+                Ok((row.get(0)?, position))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        let mut standings = Vec::with_capacity(numbers.len());
+        for (number, defined_at) in numbers {
+            if let Some((_, standing)) = self.standing(key, number)? {
+                standings.push((u16::try_from(number).unwrap_or(u16::MAX), standing, defined_at));
+            }
+        }
+        Ok(standings)
+    }
+
+    /// Whether anything of the index is kept for this webhook.
+    pub fn knows(&self, key: u64) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached("SELECT 1 FROM webhook WHERE id = ?1")?
+            .query_row([int(key)], |_| Ok(()))
+            .optional()
+            .map(|found| found.is_some())
+    }
+}

@@ -1,0 +1,317 @@
+//! The thread that follows the log and keeps the index; nobody waits for it but those who ask.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::domain::time::Clock;
+use crate::store::claims::Claims;
+use crate::store::embedded::change::{Change, Entry};
+use crate::store::embedded::cleaner::Cleaner;
+pub use crate::store::embedded::inbox::{Inbox, Request};
+use crate::store::embedded::index::queries::DueRow;
+use crate::store::embedded::index::{Index, is_unsound};
+use crate::store::embedded::lanes::{Lanes, WINDOW};
+use crate::store::embedded::log::{FollowError, Log};
+use crate::store::embedded::newest::Newest;
+use crate::store::embedded::recent::{Known, RecentSet};
+use crate::store::embedded::segment::LogPoint;
+
+// How long changes wait for more to be applied with.
+const APPLY_WAIT: Duration = Duration::from_millis(250);
+const HOUSEKEEPING_WAIT: Duration = Duration::from_secs(1);
+const TRIAL_WAIT: Duration = Duration::from_secs(1);
+
+/// What the indexer works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where changes come from.
+    pub inbox: Arc<Inbox>,
+    /// What they are read from otherwise.
+    pub log: Arc<Log>,
+    /// Who asks for more.
+    pub lanes: Arc<Lanes>,
+    /// Who knows the duplicates.
+    pub claims: Arc<Claims<RecentSet>>,
+    /// The newest webhooks.
+    pub newest: Arc<Newest>,
+    /// Where this start's own records begin.
+    pub start: LogPoint,
+    /// Is told when everything from before the start is in the index.
+    pub caught_up: watch::Sender<bool>,
+}
+
+/// The thread's state.
+pub struct Indexer {
+    /// What it works with.
+    pub parts: Parts,
+    /// The index.
+    pub index: Index,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    cleaner: Cleaner,
+    requests: Vec<Request>,
+    behind: bool,
+    next_housekeeping: Instant,
+}
+
+impl Indexer {
+    /// An indexer that has everything to catch up with.
+    pub fn new(parts: Parts, index: Index, clock: Arc<dyn Clock>, cleaner: Cleaner) -> Self {
+        Self {
+            parts,
+            index,
+            clock,
+            cleaner,
+            requests: Vec::new(),
+            behind: true,
+            next_housekeeping: Instant::now(),
+        }
+    }
+
+    /// Works until the inbox is closed and empty.
+    pub fn run(mut self) {
+        let mut closed = false;
+        loop {
+            if self.behind && !self.catch_up() && closed {
+                // The log has it all: the next start catches up.
+                tracing::warn!("the index could not be brought up to date before the stop");
+                break;
+            }
+            if closed && !self.behind {
+                break;
+            }
+            let until = if self.behind { Instant::now() + TRIAL_WAIT } else { self.next_wake() };
+            let news = self.parts.inbox.next(APPLY_WAIT, until);
+            closed = news.closed;
+            self.behind |= news.behind;
+            self.requests.extend(news.requests);
+            self.apply(news.entries);
+            if !self.behind {
+                self.answer();
+                self.keep_house(closed);
+            }
+        }
+        if let Err(error) = self.index.checkpoint() {
+            tracing::warn!(%error, "the index could not be checkpointed at the stop");
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        if self.cleaner.is_busy() { Instant::now() } else { self.next_housekeeping }
+    }
+
+    /// Takes changes in; if that fails the log is read again.
+    pub fn apply(&mut self, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
+        let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
+        if self.behind {
+            // The log has them, but for those that it could not take.
+            let unlogged = entries.into_iter().filter(|entry| entry.position.is_none()).collect();
+            self.parts.inbox.indexed(Some(bytes));
+            if let Err(error) = self.index.apply(unlogged, None) {
+                self.failed(&error);
+            }
+            return;
+        }
+        match self.index.apply(entries, None) {
+            Ok(()) => self.parts.inbox.indexed(Some(bytes)),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// An operation on the index failed: what the log has is read again, into a new file if this
+    /// one is not sound.
+    pub fn failed(&mut self, error: &rusqlite::Error) {
+        self.behind = true;
+        if !is_unsound(error) {
+            tracing::error!(%error, "the index can't be written");
+            return;
+        }
+        tracing::error!(%error, "the index is not sound and is made again from the log");
+        if let Err(error) = self.index.make_again() {
+            tracing::error!(%error, "the index can't be made again");
+        }
+    }
+
+    /// Reads the log up to its end; answers whether that went well.
+    fn catch_up(&mut self) -> bool {
+        if !self.parts.log.can_follow(self.index.applied()) {
+            tracing::warn!("the index knows a segment that is gone and is made again from the log");
+            if let Err(error) = self.index.make_again() {
+                tracing::error!(%error, "the index can't be made again");
+                return false;
+            }
+        }
+        let damaged = self.parts.log.damaged();
+        let end = self.parts.log.end();
+        let mut ends = BTreeMap::new();
+        let Self { index, parts, .. } = self;
+        let result = parts.log.follow(index.applied(), end, |entries, point| {
+            ends.insert(point.segment, point);
+            remember(parts, &entries);
+            let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
+            index.apply(entries, Some(point))?;
+            parts.inbox.indexed(Some(bytes));
+            Ok(())
+        });
+        match result {
+            Ok(()) => {}
+            Err(FollowError::Io(error)) => {
+                tracing::error!(%error, "the log can't be read");
+                return false;
+            }
+            Err(FollowError::Pass(error)) => {
+                self.failed(&error);
+                return false;
+            }
+        }
+        self.behind = false;
+        let first = !*self.parts.caught_up.borrow();
+        if first {
+            // Where something is damaged nothing is cut off: somebody may want to look at it.
+            if damaged == self.parts.log.damaged() {
+                let old = ends.into_values().filter(|end| *end < self.parts.start);
+                self.parts.log.truncate_tails(&old.collect());
+            }
+            return self.first_caught_up();
+        }
+        true
+    }
+
+    fn first_caught_up(&mut self) -> bool {
+        match self.index.counts() {
+            Ok(counts) => {
+                self.parts.lanes.set_base(&counts);
+                self.parts.caught_up.send_replace(true);
+                true
+            }
+            Err(error) => {
+                self.failed(&error);
+                false
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        let mut requests = std::mem::take(&mut self.requests).into_iter();
+        while let Some(request) = requests.next() {
+            let Err((error, request)) = self.answer_one(request) else { continue };
+            // Asked again when the index is sound.
+            self.failed(&error);
+            self.requests.push(request);
+            self.requests.extend(requests);
+            return;
+        }
+    }
+
+    fn answer_one(&self, request: Request) -> Result<(), (rusqlite::Error, Request)> {
+        match &request {
+            Request::Refill { lane, bound } => {
+                match self.index.due(lane.name(), *bound, WINDOW + 1) {
+                    Ok(mut rows) => {
+                        let rest = if rows.len() > WINDOW { rows.pop() } else { None };
+                        lane.refilled(*bound, rows, rest.map(|row| row.key));
+                        return Ok(());
+                    }
+                    Err(error) => return Err((error, request)),
+                }
+            }
+            Request::StartedBefore { .. }
+            | Request::Locate { .. }
+            | Request::Identify { .. }
+            | Request::Flush { .. } => {}
+        }
+        self.answer_asker(request)
+    }
+
+    fn answer_asker(&self, request: Request) -> Result<(), (rusqlite::Error, Request)> {
+        // Whoever asked may have gone.
+        match request {
+            Request::StartedBefore { target, before, max, reply } => {
+                let found = self.index.started_before(&target, before, max).and_then(|rows| {
+                    let with_id = |row: DueRow| {
+                        let id = self.index.webhook_id(row.key.webhook)?;
+                        Ok(id.map(|id| (row, id)))
+                    };
+                    rows.into_iter().filter_map(|row| with_id(row).transpose()).collect()
+                });
+                match found {
+                    Ok(found) => reply.send(found).unwrap_or_default(),
+                    Err(error) => {
+                        let request = Request::StartedBefore { target, before, max, reply };
+                        return Err((error, request));
+                    }
+                }
+            }
+            Request::Locate { webhook, number, reply } => {
+                match self.index.due_one(webhook, number) {
+                    Ok(found) => {
+                        reply.send(found).unwrap_or_default();
+                    }
+                    Err(error) => {
+                        return Err((error, Request::Locate { webhook, number, reply }));
+                    }
+                }
+            }
+            Request::Identify { webhook, reply } => match self.index.webhook_id(webhook) {
+                Ok(found) => {
+                    reply.send(found).unwrap_or_default();
+                }
+                Err(error) => return Err((error, Request::Identify { webhook, reply })),
+            },
+            Request::Flush { reply } => reply.send(()).unwrap_or_default(),
+            Request::Refill { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn keep_house(&mut self, closed: bool) {
+        let now = Instant::now();
+        if closed {
+            return;
+        }
+        if now >= self.next_housekeeping {
+            self.next_housekeeping = now + HOUSEKEEPING_WAIT;
+            for lane in self.parts.lanes.all() {
+                match self.index.oldest(lane.name()) {
+                    Ok(oldest) => lane.set_index_oldest(oldest),
+                    Err(error) => return self.failed(&error),
+                }
+            }
+        }
+        let mut cleaner = std::mem::take(&mut self.cleaner);
+        if let Err(error) = cleaner.step(self) {
+            self.failed(&error);
+        }
+        self.cleaner = cleaner;
+    }
+}
+
+/// What was committed before this start is known from the log.
+fn remember(parts: &Parts, entries: &[Entry]) {
+    let is_old = |e: &&Entry| e.position.is_some_and(|at| at.start() < parts.start);
+    for entry in entries.iter().filter(is_old) {
+        if let Change::Webhook(row) = &entry.change {
+            parts.newest.saw(&row.source, row.received_at);
+            parts.claims.recent(|recent| {
+                recent.insert_old(Known {
+                    key: row.duplicate_key,
+                    id: row.id,
+                    activity_id: row.activity_id,
+                });
+            });
+        }
+    }
+}
+
+impl std::fmt::Debug for Indexer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Indexer").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,169 @@
+//! Handing deliveries out: the wait, and reading back what is not in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::webhook::WebhookId;
+use crate::store::embedded::Shared;
+use crate::store::embedded::inbox::Request;
+use crate::store::embedded::index::queries::DueRow;
+use crate::store::embedded::lanes::{Body, Lane, Offer};
+use crate::store::embedded::reader::{Readback, read_back};
+use crate::store::{Delivery, Lease};
+
+// A disk that does not read now may read later.
+const READ_AGAIN_WAIT: Duration = Duration::from_secs(60);
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// What was leased and has no [`Lease`] yet; dropped, it goes back.
+struct Pending {
+    lane: Arc<Lane>,
+    rows: Vec<DueRow>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        for row in &self.rows {
+            self.lane.give_back(row.key.webhook, row.key.number);
+        }
+    }
+}
+
+impl Pending {
+    /// The caller takes care of this one.
+    fn release(&mut self, row: &DueRow) {
+        self.rows.retain(|other| other.key != row.key);
+    }
+}
+
+impl Shared {
+    /// Waits until something is due, and leases it.
+    pub(super) async fn lease(&self, lane: Arc<Lane>, max: usize) -> Vec<Lease> {
+        loop {
+            let changed = lane.changed().notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match lane.offer(self.clock.0.now(), max.max(1)) {
+                Offer::Due(taken) => {
+                    let leases = self.fetch(&lane, taken).await;
+                    if !leases.is_empty() {
+                        return leases;
+                    }
+                }
+                Offer::At(due_at) => {
+                    let wait = due_at.since(self.clock.0.now()).min(SLEEP_MAX);
+                    let until = Instant::now() + wait;
+                    tokio::select! {
+                        () = changed => {}
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+                Offer::Nothing => changed.await,
+            }
+        }
+    }
+
+    async fn fetch(&self, lane: &Arc<Lane>, taken: Vec<(DueRow, Option<Body>)>) -> Vec<Lease> {
+        let mut pending =
+            Pending { lane: Arc::clone(lane), rows: taken.iter().map(|(row, _)| *row).collect() };
+        let missing: Vec<DueRow> =
+            taken.iter().filter(|(_, body)| body.is_none()).map(|(row, _)| *row).collect();
+        let mut read = self.read(missing).await.into_iter();
+        let mut leases = Vec::with_capacity(taken.len());
+        for (row, body) in taken {
+            let body = match body {
+                Some(body) => Readback::Whole(body),
+                None => match read.next() {
+                    Some(read) => read,
+                    None => continue,
+                },
+            };
+            let body = match body {
+                Readback::Moved => self.find_again(&row).await,
+                other => other,
+            };
+            match body {
+                Readback::Whole(body) => {
+                    lane.keep(&row, &body);
+                    pending.release(&row);
+                    leases.push(new_lease(lane, &row, body));
+                }
+                other => {
+                    pending.release(&row);
+                    self.settle_unread(lane, &row, other).await;
+                }
+            }
+        }
+        leases
+    }
+
+    async fn read(&self, rows: Vec<DueRow>) -> Vec<Readback> {
+        if rows.is_empty() {
+            return Vec::new();
+        }
+        let log = Arc::clone(&self.log);
+        let read = move || rows.iter().map(|row| read_back(&log, row)).collect();
+        // Cancelled at the end of the runtime only: then nobody waits for the answer.
+        tokio::task::spawn_blocking(read).await.unwrap_or_default()
+    }
+
+    /// The record was copied forward since the index was asked.
+    async fn find_again(&self, row: &DueRow) -> Readback {
+        let (reply, answer) = oneshot::channel();
+        let (webhook, number) = (row.key.webhook, row.key.number);
+        self.inbox.request(Request::Locate { webhook, number, reply });
+        match answer.await {
+            Ok(Some(found)) => {
+                let row = DueRow { key: row.key, ..found };
+                self.read(vec![row]).await.pop().unwrap_or(Readback::Moved)
+            }
+            Ok(None) | Err(_) => Readback::Moved,
+        }
+    }
+
+    async fn settle_unread(&self, lane: &Arc<Lane>, row: &DueRow, readback: Readback) {
+        let key = row.key.webhook;
+        let settlement = match readback {
+            Readback::Failed(error) => {
+                tracing::error!(%error, "a record can't be read now and is tried again");
+                Settlement::Retry { at: self.clock.0.now().plus(READ_AGAIN_WAIT) }
+            }
+            Readback::Damaged | Readback::Moved | Readback::Whole(_) => {
+                self.log.count_damaged(1);
+                tracing::error!(
+                    key,
+                    target_name = %lane.name(),
+                    "a record is damaged: its delivery is a dead letter"
+                );
+                Settlement::DeadLetter(Cause::Damaged)
+            }
+        };
+        let id = self.full_id(key).await;
+        lane.settle(id, row.key.number, None, settlement);
+    }
+
+    /// The whole id; what the index does not know is made up from the key, which is what counts.
+    async fn full_id(&self, key: u64) -> WebhookId {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.request(Request::Identify { webhook: key, reply });
+        answer.await.ok().flatten().unwrap_or_else(|| WebhookId::from_key(key))
+    }
+}
+
+fn new_lease(lane: &Arc<Lane>, row: &DueRow, body: Body) -> Lease {
+    let delivery = Delivery {
+        webhook: body.webhook,
+        number: row.key.number,
+        again: row.again,
+        target: Arc::clone(lane.name()),
+        headers: body.headers,
+        attempts: row.attempts,
+        started_at: row.started_at,
+        due_at: row.key.due_at,
+    };
+    Lease::new(delivery, Arc::clone(lane) as Arc<dyn crate::store::LeaseOwner>)
+}

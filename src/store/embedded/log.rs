@@ -1,0 +1,370 @@
+//! The segments of a directory, and how they are read in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::domain::time::Timestamp;
+use tokio::time::Instant;
+
+use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::disk::{Disk, read_fully, write_fully};
+use crate::store::embedded::recent::Known;
+use crate::store::embedded::segment::{
+    HEADER_BYTES, Header, Heading, LogPoint, Position, Scanner, Segment,
+};
+
+/// All segments.
+#[derive(Debug)]
+pub struct Log {
+    dir: PathBuf,
+    disk: Arc<dyn Disk>,
+    segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    // Behind the last record that may be read.
+    end: Mutex<LogPoint>,
+    next_number: AtomicU64,
+    damaged: AtomicU64,
+}
+
+/// Why the segments can't be used.
+#[derive(Debug)]
+pub enum LogError {
+    /// The disk refused.
+    Io(io::Error),
+    /// Written by a newer version.
+    Newer(PathBuf, u32),
+}
+
+impl From<io::Error> for LogError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Log {
+    /// Finds the segments of a directory; what was only half made is put aside.
+    pub fn open(dir: PathBuf, disk: Arc<dyn Disk>) -> Result<Self, LogError> {
+        disk.create_dir(&dir)?;
+        let log = Self {
+            dir,
+            disk,
+            segments: RwLock::default(),
+            end: Mutex::default(),
+            next_number: AtomicU64::new(1),
+            damaged: AtomicU64::new(0),
+        };
+        let mut segments = BTreeMap::new();
+        for name in log.disk.list(&log.dir)? {
+            let Some(number) = number_of(&name) else { continue };
+            log.next_number.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+            if name.ends_with(".log")
+                && let Some(segment) = log.open_segment(&name, number)?
+            {
+                segments.insert(number, Arc::new(segment));
+            }
+        }
+        let voided: Vec<LogPoint> =
+            segments.values().filter_map(|segment| segment.header.previous_end).collect();
+        for point in voided {
+            if let Some(segment) = segments.get(&point.segment) {
+                segment.set_limit(segment.limit().min(point.offset));
+            }
+        }
+        // Bytes that a killed process wrote are in the machine's memory only, perhaps. What is
+        // read from here on counts as durable.
+        for segment in segments.values().rev().take(4) {
+            segment.file.sync_all()?;
+        }
+        *log.segments.write().unwrap_or_else(PoisonError::into_inner) = segments;
+        log.publish(log.end_of_old());
+        Ok(log)
+    }
+
+    fn open_segment(&self, name: &str, number: u64) -> Result<Option<Segment>, LogError> {
+        let path = self.dir.join(name);
+        let file = self.disk.open(&path)?;
+        let mut block = vec![0; usize::try_from(HEADER_BYTES).unwrap_or(4096)];
+        let read = read_fully(&*file, &mut block, 0)?;
+        block.truncate(read);
+        match Header::decode(&block) {
+            Heading::Valid(header) if header.number == number => {
+                Ok(Some(Segment::new(header, file, u64::MAX)))
+            }
+            Heading::Newer(format) => Err(LogError::Newer(path, format)),
+            Heading::Absent if is_zero(&*file)? => {
+                self.disk.remove(&path)?;
+                Ok(None)
+            }
+            Heading::Valid(_) | Heading::Absent | Heading::Damaged => {
+                self.damaged.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    file = %path.display(),
+                    "a segment without a sound header is put aside: its webhooks are lost"
+                );
+                self.disk.rename(&path, &self.dir.join(format!("{name}.unreadable")))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes a new segment, durable and empty.
+    pub fn create(
+        &self,
+        salt: u64,
+        created_at: Timestamp,
+        previous_end: Option<LogPoint>,
+        bytes: u64,
+    ) -> io::Result<Arc<Segment>> {
+        // A number is never used twice: a half-made file may be left under it.
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let path = self.path(number);
+        let made = self.create_file(&path, number, salt, created_at, previous_end, bytes);
+        match made {
+            Ok(segment) => {
+                let segment = Arc::new(segment);
+                self.write().insert(number, Arc::clone(&segment));
+                self.publish(LogPoint { segment: number, offset: HEADER_BYTES });
+                Ok(segment)
+            }
+            Err(error) => {
+                // If this fails too, it is found half made at the next start.
+                if let Err(error) = self.disk.remove(&path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, "a half-made segment could not be removed");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "only called by `create`, with its arguments")]
+    fn create_file(
+        &self,
+        path: &Path,
+        number: u64,
+        salt: u64,
+        created_at: Timestamp,
+        previous_end: Option<LogPoint>,
+        bytes: u64,
+    ) -> io::Result<Segment> {
+        let header = Header { number, salt, created_at, previous_end };
+        let file = self.disk.create(path, bytes)?;
+        let block = header.encode();
+        write_fully(&*file, &mut [io::IoSlice::new(&block)], 0)?;
+        file.sync_all()?;
+        self.disk.sync_dir(&self.dir)?;
+        Ok(Segment::new(header, file, u64::MAX))
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:08}.log"))
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<u64, Arc<Segment>>> {
+        self.segments.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A segment, if it still exists.
+    pub fn get(&self, number: u64) -> Option<Arc<Segment>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    /// All segments, the oldest first.
+    pub fn all(&self) -> Vec<Arc<Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.values().cloned().collect()
+    }
+
+    /// Unlinks a segment.
+    pub fn remove(&self, number: u64) -> io::Result<()> {
+        self.disk.remove(&self.path(number))?;
+        self.write().remove(&number);
+        self.disk.sync_dir(&self.dir)
+    }
+
+    /// Says up to where records may be read.
+    pub fn publish(&self, end: LogPoint) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+
+    /// Up to where records may be read.
+    pub fn end(&self) -> LogPoint {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The point behind everything that is there before this start writes.
+    pub fn end_of_old(&self) -> LogPoint {
+        LogPoint { segment: self.next_number.load(Ordering::Relaxed), offset: 0 }
+    }
+
+    /// Records found damaged since the start.
+    pub fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Counts damage.
+    pub fn count_damaged(&self, records: u64) {
+        self.damaged.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// What the segments take.
+    pub fn bytes(&self) -> u64 {
+        self.all().iter().map(|segment| segment.file.bytes().unwrap_or(0)).sum()
+    }
+
+    /// What is left.
+    pub fn available_bytes(&self) -> u64 {
+        self.disk.available_bytes(&self.dir).unwrap_or(0)
+    }
+
+    /// Whether a point can be gone on from: its segment exists, or none before it does.
+    pub fn can_follow(&self, from: LogPoint) -> bool {
+        from == LogPoint::default() || self.get(from.segment).is_some()
+    }
+
+    /// Passes on what lies between two points in pieces, each with the point behind it.
+    pub fn follow<E>(
+        &self,
+        from: LogPoint,
+        upto: LogPoint,
+        mut pass: impl FnMut(Vec<Entry>, LogPoint) -> Result<(), E>,
+    ) -> Result<(), FollowError<E>> {
+        for segment in self.all() {
+            let number = segment.header.number;
+            if number < from.segment || number > upto.segment {
+                continue;
+            }
+            let start = if number == from.segment { from.offset } else { 0 };
+            let end = if number == upto.segment { upto.offset } else { u64::MAX };
+            let mut scanner = Scanner::new(segment, start, end).map_err(FollowError::Io)?;
+            loop {
+                let (entries, more) = self.piece(&mut scanner).map_err(FollowError::Io)?;
+                let point = LogPoint { segment: number, offset: scanner.offset() };
+                pass(entries, point).map_err(FollowError::Pass)?;
+                if !more {
+                    break;
+                }
+            }
+            if scanner.damaged() > 0 {
+                let records = scanner.damaged();
+                self.count_damaged(records);
+                tracing::error!(segment = number, records, "damaged records were passed over");
+            }
+        }
+        Ok(())
+    }
+
+    fn piece(&self, scanner: &mut Scanner) -> io::Result<(Vec<Entry>, bool)> {
+        const PIECE: usize = 1024;
+        let mut entries = Vec::with_capacity(PIECE);
+        while let Some(frame) = scanner.next_frame()? {
+            match Entry::of_frame(&frame) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => {
+                    self.count_damaged(1);
+                    let Position { segment, offset, .. } = frame.position;
+                    tracing::error!(%error, segment, offset, "a record can't be read");
+                }
+            }
+            if entries.len() == PIECE {
+                return Ok((entries, true));
+            }
+        }
+        Ok((entries, false))
+    }
+
+    /// What the segments behind a point say of webhooks: from the newest segment back, as many as
+    /// can be read until `until`, and no fewer than two; at most about `max` webhooks. Passed on
+    /// from old to new.
+    pub fn recall(
+        &self,
+        from: LogPoint,
+        max: usize,
+        until: Instant,
+        mut pass: impl FnMut(&Recalled),
+    ) -> io::Result<()> {
+        let mut recalled: Vec<Vec<Recalled>> = Vec::new();
+        for segment in self.all().into_iter().rev() {
+            let number = segment.header.number;
+            let count: usize = recalled.iter().map(Vec::len).sum();
+            let enough = count >= max || Instant::now() >= until;
+            if number < from.segment || (enough && recalled.len() >= 2) {
+                break;
+            }
+            let start = if number == from.segment { from.offset } else { 0 };
+            let mut scanner = Scanner::new(segment, start, u64::MAX)?;
+            let mut rows = Vec::new();
+            while let Some(frame) = scanner.next_frame()? {
+                // What can't be read is counted when the index takes it in.
+                if let Ok(Entry { change: Change::Webhook(row), .. }) = Entry::of_frame(&frame) {
+                    rows.push(Recalled::of(&row));
+                }
+            }
+            recalled.push(rows);
+        }
+        recalled.iter().rev().flatten().for_each(&mut pass);
+        Ok(())
+    }
+
+    /// Gives back the room behind the last record of segments that nobody writes to any more.
+    pub fn truncate_tails(&self, ends: &BTreeSet<LogPoint>) {
+        for end in ends {
+            let Some(segment) = self.get(end.segment) else { continue };
+            if segment.file.bytes().is_ok_and(|bytes| bytes > end.offset)
+                && let Err(error) = segment.file.truncate(end.offset)
+            {
+                tracing::warn!(%error, "an old segment could not be cut to its size");
+            }
+        }
+    }
+}
+
+/// What a start wants to know of a webhook before it accepts the next one.
+#[derive(Debug, Clone)]
+pub struct Recalled {
+    /// To know duplicates by.
+    pub known: Known,
+    /// Its source.
+    pub source: Arc<str>,
+    /// When it was received.
+    pub received_at: Timestamp,
+}
+
+impl Recalled {
+    fn of(row: &WebhookRow) -> Self {
+        let known = Known { key: row.duplicate_key, id: row.id, activity_id: row.activity_id };
+        Self { known, source: Arc::clone(&row.source), received_at: row.received_at }
+    }
+}
+
+/// Why the log could not be followed.
+#[derive(Debug)]
+pub enum FollowError<E> {
+    /// The disk refused.
+    Io(io::Error),
+    /// Whoever it was passed to.
+    Pass(E),
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    name.split('.').next()?.parse().ok()
+}
+
+fn is_zero(file: &dyn crate::store::embedded::disk::DiskFile) -> io::Result<bool> {
+    let mut offset = 0;
+    let mut block = vec![0; 1 << 20];
+    loop {
+        let read = read_fully(file, &mut block, offset)?;
+        if block.iter().take(read).any(|byte| *byte != 0) {
+            // Less than a block was never a header that anything was written behind.
+            return Ok(offset == 0 && read < 4096);
+        }
+        if read < block.len() {
+            return Ok(true);
+        }
+        offset += read as u64;
+    }
+}

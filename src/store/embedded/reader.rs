@@ -1,0 +1,66 @@
+//! Reading a delivery back from the log.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::domain::webhook::Header;
+use crate::store::embedded::index::queries::DueRow;
+use crate::store::embedded::lanes::Body;
+use crate::store::embedded::log::Log;
+use crate::store::embedded::record::{Record, decode};
+use crate::store::embedded::segment::Position;
+
+/// What became of reading.
+#[derive(Debug)]
+pub enum Readback {
+    /// As it was committed.
+    Whole(Body),
+    /// The record is not what was written.
+    Damaged,
+    /// The segment is gone: the record was copied forward.
+    Moved,
+    /// The disk refused.
+    Failed(io::Error),
+}
+
+/// Reads what an attempt needs.
+pub fn read_back(log: &Log, row: &DueRow) -> Readback {
+    let record = match read(log, row.webhook_at) {
+        Ok(record) => record,
+        Err(other) => return other,
+    };
+    let Record::Webhook(mut webhook, _) = record else { return Readback::Damaged };
+    if webhook.id.key() != row.key.webhook {
+        return Readback::Damaged;
+    }
+    let mut deliveries = std::mem::take(&mut webhook.deliveries);
+    let headers: Option<Arc<[Header]>> = match row.defined_at {
+        None => {
+            let number = usize::from(row.key.number);
+            (number < deliveries.len()).then(|| deliveries.swap_remove(number).headers.into())
+        }
+        Some(at) => match read(log, at) {
+            Ok(Record::Deliveries(_, added) | Record::State(_, added)) => added
+                .into_iter()
+                .find(|full| full.number == row.key.number)
+                .map(|full| full.delivery.headers.into()),
+            Ok(_) => None,
+            Err(other) => return other,
+        },
+    };
+    match headers {
+        Some(headers) => Readback::Whole(Body { webhook: Arc::new(webhook), headers }),
+        None => Readback::Damaged,
+    }
+}
+
+fn read(log: &Log, at: Position) -> Result<Record, Readback> {
+    let Some(segment) = log.get(at.segment) else { return Err(Readback::Moved) };
+    match segment.read(at) {
+        Ok(Some(frame)) => {
+            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Readback::Damaged)
+        }
+        Ok(None) => Err(Readback::Damaged),
+        Err(error) => Err(Readback::Failed(error)),
+    }
+}

@@ -1,0 +1,275 @@
+//! A disk in memory whose power can be cut, and that fails as told.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::store::embedded::disk::{Disk, DiskFile};
+
+const SECTOR: usize = 512;
+
+/// When what fails, counted from 1 over the whole disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    /// This write and all after it until [`SimDisk::heal`]: no space.
+    pub full_at_write: Option<u64>,
+    /// This write only writes a part, then the next ones go on.
+    pub short_at_write: Option<u64>,
+    /// This write fails for a reason of the device's.
+    pub broken_at_write: Option<u64>,
+    /// This sync fails; what was not durable is lost if the power is cut.
+    pub broken_at_sync: Option<u64>,
+    /// Files can't be made.
+    pub no_create: bool,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    // Sectors that a failed sync dropped: never written, whatever a later sync says.
+    poisoned: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<PathBuf, Arc<Mutex<Content>>>,
+    faults: Faults,
+    writes: u64,
+    syncs: u64,
+    generation: u64,
+}
+
+/// The disk; clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+    generation: u64,
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: SimDisk,
+    content: Arc<Mutex<Content>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SimDisk {
+    /// Says what is to fail from here on; counting begins anew.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut state = lock(&self.state);
+        state.faults = faults;
+        state.writes = 0;
+        state.syncs = 0;
+    }
+
+    /// Nothing fails any more.
+    pub fn heal(&self) {
+        self.set_faults(Faults::default());
+    }
+
+    /// Writes and syncs since the faults were set.
+    pub fn operations(&self) -> (u64, u64) {
+        let state = lock(&self.state);
+        (state.writes, state.syncs)
+    }
+
+    /// Cuts the power: whoever has this disk can do nothing with it any more. Of what was not
+    /// durable some sectors survive, by chance. Answers the disk after the restart.
+    #[must_use]
+    pub fn power_cut(&self, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut state = lock(&self.state);
+        for content in state.files.values() {
+            let mut content = lock(content);
+            let Content { now, durable, poisoned } = &mut *content;
+            let length = now.len().max(durable.len());
+            let mut after = durable.clone();
+            if now.len() >= durable.len() || random.bool() {
+                after.resize(now.len(), 0);
+            }
+            for at in (0..length).step_by(SECTOR) {
+                let written = now.get(at..now.len().min(at + SECTOR)).unwrap_or_default();
+                let keeps = after.get_mut(at..).unwrap_or_default();
+                if random.u8(..) < 128 && !*poisoned {
+                    for (to, from) in keeps.iter_mut().zip(written) {
+                        *to = *from;
+                    }
+                }
+            }
+            *poisoned = false;
+            *durable = after.clone();
+            *now = after;
+        }
+        // Other handles see a disk that is gone.
+        state.generation += 1;
+        state.faults = Faults::default();
+        Self { state: Arc::clone(&self.state), generation: state.generation }
+    }
+
+    /// Kills the process: all that was written stays. Answers the disk after the restart.
+    #[must_use]
+    pub fn kill(&self) -> Self {
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        state.faults = Faults::default();
+        Self { state: Arc::clone(&self.state), generation: state.generation }
+    }
+
+    /// Changes the bytes of a file, as decay does.
+    pub fn change(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            let mut content = lock(content);
+            change(&mut content.now);
+            content.durable = content.now.clone();
+        }
+    }
+
+    /// The names of all files.
+    pub fn files(&self) -> Vec<PathBuf> {
+        lock(&self.state).files.keys().cloned().collect()
+    }
+
+    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = lock(&self.state);
+        if state.generation == self.generation { Ok(state) } else { Err(Errno::IO.into()) }
+    }
+}
+
+impl Disk for SimDisk {
+    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.alive().map(drop)
+    }
+
+    fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.alive()?;
+        let full = state.faults.full_at_write.is_some_and(|n| state.writes + 1 >= n);
+        if state.faults.no_create || full {
+            return Err(Errno::NOSPC.into());
+        }
+        if state.files.contains_key(path) {
+            return Err(Errno::EXIST.into());
+        }
+        let now = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+        let content = Arc::new(Mutex::new(Content { now, ..Content::default() }));
+        state.files.insert(path.into(), Arc::clone(&content));
+        Ok(Arc::new(SimFile { disk: self.clone(), content }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let state = self.alive()?;
+        let content = state.files.get(path).ok_or(Errno::NOENT)?;
+        Ok(Arc::new(SimFile { disk: self.clone(), content: Arc::clone(content) }))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.alive()?;
+        let inside = state.files.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.filter_map(|p| Some(p.file_name()?.to_str()?.to_owned())).collect())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.alive()?.files.remove(path).map(drop).ok_or_else(|| Errno::NOENT.into())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.alive()?;
+        let content = state.files.remove(from).ok_or(Errno::NOENT)?;
+        state.files.insert(to.into(), content);
+        Ok(())
+    }
+
+    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.alive().map(drop)
+    }
+
+    fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(1 << 40)
+    }
+
+    fn is_volatile(&self, _dir: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
+impl DiskFile for SimFile {
+    fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let short = {
+            let mut state = self.disk.alive()?;
+            state.writes += 1;
+            let (faults, nth) = (state.faults, state.writes);
+            if faults.full_at_write.is_some_and(|n| nth >= n) {
+                return Err(Errno::NOSPC.into());
+            }
+            if faults.broken_at_write == Some(nth) {
+                return Err(Errno::IO.into());
+            }
+            faults.short_at_write == Some(nth)
+        };
+        let mut bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+        if short {
+            bytes.truncate((bytes.len() / 2).max(1));
+        }
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let mut content = lock(&self.content);
+        let end = from + bytes.len();
+        if content.now.len() < end {
+            content.now.resize(end, 0);
+        }
+        if let Some(place) = content.now.get_mut(from..end) {
+            place.copy_from_slice(&bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        drop(self.disk.alive()?);
+        let content = lock(&self.content);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let there = content.now.get(from..).unwrap_or_default();
+        let count = there.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(there) {
+            *to = *from;
+        }
+        Ok(count)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        {
+            let mut state = self.disk.alive()?;
+            state.syncs += 1;
+            if state.faults.broken_at_sync == Some(state.syncs) {
+                lock(&self.content).poisoned = true;
+                return Err(Errno::IO.into());
+            }
+        }
+        let mut content = lock(&self.content);
+        if !content.poisoned {
+            content.durable = content.now.clone();
+        }
+        Ok(())
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        drop(self.disk.alive()?);
+        let mut content = lock(&self.content);
+        content.now.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        drop(self.disk.alive()?);
+        Ok(lock(&self.content).now.len() as u64)
+    }
+}

@@ -1,0 +1,257 @@
+//! What every store promises.
+
+use std::time::Duration;
+
+use super::*;
+use crate::domain::delivery::Cause;
+
+/// The suite: passed by every store, opened anew in the same world for a restart.
+async fn suite<S: Store>(world: &World, open: impl Fn() -> S) {
+    committed_is_leased_byte_for_byte(world, &open).await;
+    a_dropped_lease_is_due_again(world, &open()).await;
+    settled_survives_a_restart(world, &open).await;
+    duplicates_are_known_after_a_restart(world, &open).await;
+    a_claim_waits_for_the_first(world, &open()).await;
+    retries_come_when_they_are_due(world, &open()).await;
+    dead_letters_are_counted(world, &open).await;
+    a_commit_needs_nobody_to_wait(world, &open()).await;
+    expired_ones_end(world, &open()).await;
+}
+
+async fn committed_is_leased_byte_for_byte<S: Store>(world: &World, open: impl Fn() -> S) {
+    for restart in [false, true] {
+        let store = open();
+        let body = if restart { b"\x00\xff{} after" } else { b"\x00\xff{}before" };
+        let (webhook, result) = world.commit(&store, body, &["a1", "a2"]).await;
+        assert_eq!(result, Ok(()));
+        let store = if restart {
+            within(Duration::from_secs(5), store.close()).await;
+            drop(store);
+            open()
+        } else {
+            store
+        };
+        for target in ["a1", "a2"] {
+            let leases = lease(&store, target, 8).await;
+            assert_eq!(leases.len(), 1);
+            for lease in leases {
+                let delivery = &lease.delivery;
+                let expected = Webhook { deliveries: Vec::new(), ..webhook.clone() };
+                assert_eq!(*delivery.webhook, expected);
+                assert_eq!(&*delivery.target, target);
+                assert_eq!(*delivery.headers, [header("x-route", target)]);
+                assert_eq!((delivery.attempts, delivery.again), (0, 0));
+                assert_eq!(delivery.started_at, webhook.received_at);
+                store.settle(lease, None, Settlement::Delivered);
+            }
+            assert!(lease_now(&store, target, 8).await.is_empty());
+        }
+        assert!(store.lanes().is_empty());
+    }
+}
+
+async fn a_dropped_lease_is_due_again<S: Store>(world: &World, store: &S) {
+    let (webhook, _) = world.commit(store, b"dropped", &["b"]).await;
+    for _ in 0..3 {
+        let leases = lease(store, "b", 8).await;
+        assert_eq!(leases[0].delivery.webhook.id, webhook.id);
+        assert!(lease_now(store, "b", 8).await.is_empty());
+    }
+    let leases = lease(store, "b", 8).await;
+    for lease in leases {
+        store.settle(lease, None, Settlement::Discarded);
+    }
+    assert!(lease_now(store, "b", 8).await.is_empty());
+}
+
+async fn settled_survives_a_restart<S: Store>(world: &World, open: impl Fn() -> S) {
+    let store = open();
+    for body in [b"s1", b"s2", b"s3"] {
+        world.commit(&store, body, &["c"]).await.1.unwrap();
+    }
+    let mut leases = lease(&store, "c", 3).await.into_iter();
+    let now = world.clock.now();
+    let (at, failed) = (now.plus(Duration::from_secs(60)), attempt(now, Outcome::Status));
+    store.settle(leases.next().unwrap(), None, Settlement::Delivered);
+    store.settle(leases.next().unwrap(), Some(failed), Settlement::Retry { at });
+    drop(leases);
+    within(Duration::from_secs(5), store.close()).await;
+    drop(store);
+    let store = open();
+    assert_eq!(store.lanes()[0].pending, 2);
+    let leases = lease(&store, "c", 8).await;
+    assert_eq!(leases.iter().map(|l| &*l.delivery.webhook.body).collect::<Vec<_>>(), [b"s3"]);
+    world.clock.advance(Duration::from_secs(61));
+    for lease in lease(&store, "c", 8).await.into_iter().chain(leases) {
+        let is_second = &*lease.delivery.webhook.body == b"s2";
+        assert_eq!(lease.delivery.attempts, u32::from(is_second));
+        store.settle(lease, None, Settlement::Delivered);
+    }
+    assert!(store.lanes().is_empty());
+}
+
+async fn duplicates_are_known_after_a_restart<S: Store>(world: &World, open: impl Fn() -> S) {
+    let store = open();
+    let (webhook, _) = world.commit(&store, b"twice", &[]).await;
+    assert_eq!(is_duplicate(&store, b"twice").await, Some(webhook.id));
+    within(Duration::from_secs(5), store.close()).await;
+    drop(store);
+    let store = open();
+    assert_eq!(is_duplicate(&store, b"twice").await, Some(webhook.id));
+    world.clock.advance(Duration::from_secs(24 * 3600 + 1));
+    assert_eq!(is_duplicate(&store, b"twice").await, None);
+}
+
+async fn a_claim_waits_for_the_first<S: Store>(world: &World, store: &S) {
+    let windows = DuplicateWindows::default();
+    let webhook = world.webhook(b"claimed", &[]);
+    let Claim::First(claimed) = store.claim(webhook.duplicate_key, windows).await else { panic!() };
+    let mut second = std::pin::pin!(store.claim(webhook.duplicate_key, windows));
+    let waited = tokio::time::timeout(Duration::from_millis(20), &mut second).await;
+    assert!(waited.is_err());
+    drop(claimed);
+    let Claim::First(claimed) = within(Duration::from_secs(1), second).await else { panic!() };
+    let third = store.claim(webhook.duplicate_key, windows);
+    let (committed, third) = tokio::join!(store.commit(webhook.clone(), claimed), third);
+    committed.unwrap();
+    assert!(matches!(third, Claim::Duplicate(id) if id == webhook.id));
+}
+
+async fn retries_come_when_they_are_due<S: Store>(world: &World, store: &S) {
+    for body in [b"r0", b"r1", b"r2", b"r3"] {
+        world.commit(store, body, &["d"]).await.1.unwrap();
+    }
+    let now = world.clock.now();
+    for (nth, lease) in lease(store, "d", 8).await.into_iter().enumerate() {
+        let at = now.plus(Duration::from_secs(40 - 10 * nth as u64));
+        store.settle(lease, Some(attempt(now, Outcome::Timeout)), Settlement::Retry { at });
+    }
+    assert!(lease_now(store, "d", 8).await.is_empty());
+    for expected in [b"r3", b"r2", b"r1", b"r0"] {
+        world.clock.advance(Duration::from_secs(10));
+        let leases = lease(store, "d", 8).await;
+        assert_eq!(leases.len(), 1);
+        for lease in leases {
+            assert_eq!(&*lease.delivery.webhook.body, expected);
+            assert_eq!(lease.delivery.attempts, 1);
+            store.settle(lease, None, Settlement::Delivered);
+        }
+    }
+    // A wait is real time, too.
+    world.commit(store, b"soon", &["d"]).await.1.unwrap();
+    for lease in lease(store, "d", 1).await {
+        let at = world.clock.now().plus(Duration::from_millis(30));
+        store.settle(lease, None, Settlement::Retry { at });
+    }
+    let waiting = store.lease("d", 1);
+    let advance = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        world.clock.advance(Duration::from_millis(30));
+    };
+    let (leases, ()) = tokio::join!(within(Duration::from_secs(2), waiting), advance);
+    for lease in leases {
+        store.settle(lease, None, Settlement::Delivered);
+    }
+}
+
+async fn dead_letters_are_counted<S: Store>(world: &World, open: impl Fn() -> S) {
+    let store = open();
+    world.commit(&store, b"dead", &["e"]).await.1.unwrap();
+    for lease in lease(&store, "e", 8).await {
+        let failed = attempt(world.clock.now(), Outcome::GivenUp);
+        store.settle(lease, Some(failed), Settlement::DeadLetter(Cause::GivenUp));
+    }
+    let counted = |store: &S| {
+        let lanes = store.lanes();
+        assert_eq!(lanes.len(), 1, "{lanes:?}");
+        assert_eq!((lanes[0].pending, &*lanes[0].dead), (0, &[(Cause::GivenUp, 1)][..]));
+    };
+    counted(&store);
+    within(Duration::from_secs(5), store.close()).await;
+    drop(store);
+    let store = open();
+    counted(&store);
+    assert!(lease_now(&store, "e", 8).await.is_empty());
+}
+
+async fn a_commit_needs_nobody_to_wait<S: Store>(world: &World, store: &S) {
+    let webhook = world.webhook(b"abandoned", &["f"]);
+    let windows = DuplicateWindows::default();
+    let Claim::First(claimed) = store.claim(webhook.duplicate_key, windows).await else { panic!() };
+    drop(store.commit(webhook, claimed));
+    let leases = lease(store, "f", 8).await;
+    assert_eq!(&*leases[0].delivery.webhook.body, b"abandoned");
+    for lease in leases {
+        store.settle(lease, None, Settlement::Delivered);
+    }
+}
+
+async fn expired_ones_end<S: Store>(world: &World, store: &S) {
+    world.commit(store, b"old", &["g"]).await.1.unwrap();
+    world.clock.advance(Duration::from_secs(10));
+    let moment = world.clock.now();
+    world.commit(store, b"new", &["g"]).await.1.unwrap();
+    assert_eq!(store.expire("g", moment, 10, Cause::TargetRemoved).await, 1);
+    assert_eq!(store.expire("g", moment, 10, Cause::TargetRemoved).await, 0);
+    for lease in lease(store, "g", 8).await {
+        assert_eq!(&*lease.delivery.webhook.body, b"new");
+        store.settle(lease, None, Settlement::Delivered);
+    }
+    let lane = store.lanes().into_iter().find(|lane| &*lane.target == "g").unwrap();
+    assert_eq!((lane.pending, lane.dead), (0, vec![(Cause::TargetRemoved, 1)]));
+}
+
+#[tokio::test]
+async fn the_embedded_store_keeps_the_contract_in_memory() {
+    let world = World::new();
+    suite(&world, || world.open()).await;
+}
+
+#[tokio::test]
+async fn the_embedded_store_keeps_the_contract_on_a_disk() {
+    let mut world = World::new();
+    world.settings.disk = Arc::new(crate::store::embedded::disk::RealDisk);
+    suite(&world, || world.open()).await;
+}
+
+#[tokio::test]
+async fn the_embedded_store_keeps_the_contract_without_its_index() {
+    let world = World::new();
+    suite(&world, || {
+        world.delete_index();
+        world.open()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_embedded_store_keeps_the_contract_without_memory() {
+    let mut world = World::new();
+    world.settings.delivery_memory = 40_000;
+    suite(&world, || world.open()).await;
+}
+
+#[tokio::test]
+async fn a_second_store_on_the_same_directory_is_refused() {
+    let world = World::new();
+    let store = world.open();
+    let error = world.try_open().unwrap_err();
+    let expected = format!("is in use by process {}", std::process::id());
+    assert!(error.to_string().ends_with(&expected), "{error}");
+    drop(store);
+    world.open();
+}
+
+#[tokio::test]
+async fn a_directory_in_memory_is_refused() {
+    let mut world = World::new();
+    world.settings.allow_volatile = false;
+    world.settings.disk = Arc::new(crate::store::embedded::disk::RealDisk);
+    world.settings.dir = "/dev/shm/aryeo-relay-test".into();
+    if !exists(Path::new("/dev/shm")) {
+        return;
+    }
+    let error = world.try_open().unwrap_err();
+    assert!(error.to_string().contains("--allow-volatile-data"), "{error}");
+    std::fs::remove_dir_all(&world.settings.dir).unwrap();
+}

@@ -1,0 +1,235 @@
+//! Bytes that change, files that vanish.
+
+use super::*;
+use crate::store::embedded::segment::HEADER_BYTES;
+
+const TARGET: &str = "crm";
+
+/// A stopped store with three small webhooks; the offsets of their frames, the last is the end.
+async fn three() -> (World, std::path::PathBuf, Vec<usize>) {
+    let mut world = World::new();
+    let store = world.open();
+    let path = segments(&world).pop().unwrap();
+    let mut offsets = vec![usize::try_from(HEADER_BYTES).unwrap()];
+    for body in [&b"first"[..], b"second", b"third"] {
+        let (webhook, result) = world.commit(&store, body, &[TARGET]).await;
+        result.unwrap();
+        let meta = crate::store::embedded::record::encode_webhook(&webhook, None).len();
+        let frame = 24 + (meta + body.len()).next_multiple_of(8) + 8;
+        offsets.push(offsets[offsets.len() - 1] + frame);
+    }
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    (world, path, offsets)
+}
+
+struct Snapshot(Vec<u8>);
+
+fn snapshot(world: &World, path: &Path) -> Snapshot {
+    let mut bytes = Vec::new();
+    world.disk.change(path, |content| bytes = content.clone());
+    Snapshot(bytes)
+}
+
+/// Opens with the file as given and everything else as at first; what is due and what is damaged.
+fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
+    world.disk.change(path, |content| *content = bytes);
+    let log = crate::store::embedded::log::Log::open(
+        world.settings.dir.join("segments"),
+        Arc::new(world.disk.clone()),
+    );
+    let log = log.unwrap();
+    let mut bodies = Vec::new();
+    for segment in log.all() {
+        let mut scanner =
+            crate::store::embedded::segment::Scanner::new(segment, 0, u64::MAX).unwrap();
+        while let Some(frame) = scanner.next_frame().unwrap() {
+            let record = crate::store::embedded::record::decode(1, 1, &frame.payload).unwrap();
+            let crate::store::embedded::record::Record::Webhook(webhook, _) = record else {
+                panic!()
+            };
+            bodies.push(webhook.body);
+        }
+        log.count_damaged(scanner.damaged());
+    }
+    (bodies, log.damaged())
+}
+
+#[tokio::test]
+async fn every_flipped_bit_costs_at_most_its_record_and_is_counted() {
+    let (world, path, offsets) = three().await;
+    let Snapshot(bytes) = snapshot(&world, &path);
+    let all = [&b"first"[..], b"second", b"third"];
+    for (nth, pair) in offsets.windows(2).enumerate() {
+        let others: Vec<_> =
+            all.iter().enumerate().filter(|(n, _)| *n != nth).map(|(_, body)| *body).collect();
+        for bit in pair[0] * 8..pair[1] * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            let (bodies, damaged) = scan(&world, &path, changed);
+            if bodies.len() == 3 {
+                // Only in the filling and the mark at the end.
+                assert!(bit / 8 >= pair[1] - 16, "bit {bit} was not noticed");
+                assert_eq!((bodies, damaged), (all.map(Bytes::from_static).to_vec(), 0));
+            } else {
+                assert_eq!(bodies, others, "bit {bit}");
+                assert_eq!(damaged, 1, "bit {bit}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tail_torn_anywhere_is_no_damage_and_costs_nothing_before_it() {
+    let (world, path, offsets) = three().await;
+    let Snapshot(bytes) = snapshot(&world, &path);
+    for torn in offsets[2]..offsets[3] - 8 {
+        let mut zeroed = bytes.clone();
+        zeroed[torn..].fill(0);
+        let cut = bytes[..torn].to_vec();
+        for changed in [zeroed, cut] {
+            let (bodies, damaged) = scan(&world, &path, changed);
+            assert_eq!(bodies, [&b"first"[..], b"second"], "at {torn}");
+            assert_eq!(damaged, 0, "at {torn}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_byte_of_the_header_may_decay() {
+    let (world, path, _) = three().await;
+    let Snapshot(bytes) = snapshot(&world, &path);
+    for at in 0..usize::try_from(HEADER_BYTES).unwrap() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 0x55;
+        let (bodies, damaged) = scan(&world, &path, changed);
+        assert_eq!((bodies.len(), damaged), (3, 0), "at {at}");
+    }
+}
+
+#[tokio::test]
+async fn a_half_created_or_unreadable_segment_never_stops_a_start() {
+    let (world, path, _) = three().await;
+    let Snapshot(bytes) = snapshot(&world, &path);
+    let mut wrecked = bytes.clone();
+    wrecked[..4096].fill(0x77);
+    for (content, kept, damaged) in [
+        (Vec::new(), 0, 0),
+        (vec![0; 100], 0, 0),
+        (vec![0; 65536], 0, 0),
+        (bytes[..40].to_vec(), 0, 0),
+        (wrecked, 1, 1),
+    ] {
+        let next = path.with_file_name("00000777.log");
+        let other = SimDisk::clone(&world.disk);
+        drop(crate::store::embedded::disk::Disk::create(&other, &next, 0).unwrap());
+        other.change(&next, |file| *file = content);
+        world.delete_index();
+        let store = world.open();
+        assert_eq!(store.health().damaged_records, damaged);
+        let bodies: Vec<_> = lease(&store, TARGET, 8).await;
+        assert_eq!(bodies.len(), 3);
+        drop(bodies);
+        world
+            .commit(&store, format!("{kept}{damaged}").as_bytes(), &["other"])
+            .await
+            .1
+            .unwrap_or(());
+        let aside =
+            world.disk.files().iter().filter(|p| p.ends_with("00000777.log.unreadable")).count();
+        assert_eq!(aside, kept);
+        drop(store);
+        if damaged > 0 {
+            break;
+        }
+        // The same body must be a first in the next turn.
+        world.clock.advance(Duration::from_secs(3 * 24 * 3600));
+    }
+}
+
+#[tokio::test]
+async fn a_segment_of_a_newer_version_is_refused_not_misread() {
+    let (world, path, _) = three().await;
+    world.disk.change(&path, |bytes| {
+        for copy in [0, 2048] {
+            bytes[copy + 8] = 99;
+            let crc = crc32fast::hash(&bytes[copy..copy + 60]).to_le_bytes();
+            bytes[copy + 60..copy + 64].copy_from_slice(&crc);
+        }
+    });
+    let error = world.try_open().unwrap_err().to_string();
+    assert!(error.contains("format 99") && error.contains("newer version"), "{error}");
+}
+
+#[tokio::test]
+async fn an_index_that_is_gone_cut_garbage_or_old_is_no_loss() {
+    let world = World::new();
+    let store = world.open();
+    for n in 0..20u8 {
+        world.commit(&store, &[n; 300], &[TARGET]).await.1.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let old = std::fs::read(world.index_file()).unwrap();
+    let store = world.open();
+    for lease in lease(&store, TARGET, 10).await {
+        store.settle(lease, None, Settlement::Delivered);
+    }
+    world.commit(&store, b"later", &[TARGET]).await.1.unwrap();
+    store.close().await;
+    drop(store);
+    let sound = std::fs::read(world.index_file()).unwrap();
+    let garbage = vec![0x5a; sound.len()];
+    let cut = sound[..sound.len() / 2].to_vec();
+    let mut holed = sound.clone();
+    for page in (1..sound.len() / 8192).step_by(2) {
+        holed[page * 8192..(page + 1) * 8192].fill(0);
+    }
+    for (name, bytes) in [
+        ("sound", Some(sound)),
+        ("gone", None),
+        ("empty", Some(Vec::new())),
+        ("garbage", Some(garbage)),
+        ("cut", Some(cut)),
+        ("holed", Some(holed)),
+        ("old", Some(old)),
+    ] {
+        world.delete_index();
+        if let Some(bytes) = bytes {
+            std::fs::write(world.index_file(), bytes).unwrap();
+        }
+        let store = world.open();
+        let leases = lease(&store, TARGET, 64).await;
+        assert_eq!(leases.len(), 11, "{name}");
+        assert!(is_duplicate(&store, &[3; 300]).await.is_some(), "{name}");
+        assert!(is_duplicate(&store, b"later").await.is_some(), "{name}");
+        assert_eq!(store.lanes()[0].pending, 11, "{name}");
+        drop(leases);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_record_damaged_under_a_running_store_is_a_dead_letter() {
+    let mut world = World::new();
+    let store = world.open();
+    for n in 0..3u8 {
+        world.commit(&store, &[n; 300], &[TARGET]).await.1.unwrap();
+    }
+    let path = segments(&world).pop().unwrap();
+    store.close().await;
+    drop(store);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    world.disk.change(&path, |bytes| {
+        let at = bytes.windows(8).position(|window| window == [1; 8]).unwrap();
+        bytes[at] ^= 1;
+    });
+    let store = world.open();
+    let leases = lease(&store, TARGET, 8).await;
+    assert_eq!(leases.len(), 2);
+    assert_eq!(store.health().damaged_records, 1);
+    let lanes = store.lanes();
+    assert_eq!(lanes[0].dead, [(crate::domain::delivery::Cause::Damaged, 1)]);
+}

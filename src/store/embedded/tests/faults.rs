@@ -1,0 +1,179 @@
+//! Disks that fail, and power that goes.
+
+use super::*;
+use crate::store::embedded::sim::Faults;
+
+const TARGET: &str = "crm";
+
+/// Commits some while the disk fails as told, restarts, and compares.
+async fn survives(faults: Faults, cut: bool) -> (u64, u64) {
+    let mut world = World::new();
+    let store = world.open();
+    world.disk.set_faults(faults);
+    let (mut acknowledged, mut sent) = (Vec::new(), Vec::new());
+    for n in 0..6u8 {
+        let body = vec![n; 3000];
+        let (webhook, result) = world.commit(&store, &body, &[TARGET]).await;
+        sent.push(webhook.body.clone());
+        match result {
+            Ok(()) => {
+                acknowledged.push(webhook.body);
+                let leases = lease(&store, TARGET, 1).await;
+                drop(leases);
+            }
+            Err(error) => {
+                assert!(matches!(error, CommitError::DiskFull | CommitError::Unavailable));
+                assert_eq!(is_duplicate(&store, &body).await, None);
+            }
+        }
+        if n == 4 {
+            world.disk.heal();
+            // The next trial, made by itself.
+            let healthy = async {
+                while store.health().failing.is_some() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            within(Duration::from_secs(5), healthy).await;
+        }
+    }
+    let operations = world.disk.operations();
+    let disk = if cut { world.disk.power_cut(7) } else { world.disk.kill() };
+    drop(store);
+    world.use_disk(disk);
+    for delete_index in [false, true] {
+        if delete_index {
+            world.delete_index();
+        }
+        let store = world.open();
+        for body in &acknowledged {
+            assert!(is_duplicate(&store, body).await.is_some(), "{faults:?}");
+        }
+        store.flush().await;
+        let mut found = Vec::new();
+        let mut leases = Vec::new();
+        loop {
+            let more = lease_now(&store, TARGET, 64).await;
+            if more.is_empty() {
+                break;
+            }
+            found.extend(more.iter().map(|lease| lease.delivery.webhook.body.clone()));
+            leases.extend(more);
+        }
+        assert!(acknowledged.iter().all(|body| found.contains(body)), "lost: {faults:?}");
+        assert!(found.iter().all(|body| sent.contains(body)), "invented: {faults:?}");
+        let mut unique = found.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), found.len(), "twice: {faults:?}");
+        assert_eq!(store.health().damaged_records, 0, "{faults:?}");
+        drop(leases);
+        drop(store);
+    }
+    operations
+}
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_whichever_write_finds_the_disk_full() {
+    for cut in [false, true] {
+        for nth in 1..=6 {
+            survives(Faults { full_at_write: Some(nth), ..Faults::default() }, cut).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_whichever_write_breaks_or_is_short() {
+    for cut in [false, true] {
+        for nth in 1..=6 {
+            survives(Faults { broken_at_write: Some(nth), ..Faults::default() }, cut).await;
+            survives(Faults { short_at_write: Some(nth), ..Faults::default() }, cut).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_whichever_sync_fails() {
+    for cut in [false, true] {
+        for nth in 1..=7 {
+            survives(Faults { broken_at_sync: Some(nth), ..Faults::default() }, cut).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_acknowledged_on_that_file() {
+    let world = World::new();
+    let store = world.open();
+    world.commit(&store, b"one", &[TARGET]).await.1.unwrap();
+    let before = segments(&world);
+    world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+    let (_, result) = world.commit(&store, b"two", &[TARGET]).await;
+    assert_eq!(result, Err(CommitError::Unavailable));
+    world.commit(&store, b"three", &[TARGET]).await.1.unwrap();
+    let after = segments(&world);
+    assert_eq!(after.len(), before.len() + 1);
+    assert_eq!(store.health().failing, None);
+    let bodies = drain(&store, TARGET).await;
+    assert_eq!(bodies, [&b"one"[..], b"three"]);
+}
+
+#[tokio::test]
+async fn what_a_failed_sync_refused_does_not_come_back() {
+    let mut world = World::new();
+    let store = world.open();
+    world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+    world.commit(&store, b"refused", &[TARGET]).await.1.unwrap_err();
+    world.commit(&store, b"taken", &[TARGET]).await.1.unwrap();
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.delete_index();
+    let store = world.open();
+    assert_eq!(drain(&store, TARGET).await, [&b"taken"[..]]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_forgotten_and_deliveries_go_on() {
+    let world = World::new();
+    let store = world.open();
+    for n in 0..3u8 {
+        world.commit(&store, &[n], &[TARGET]).await.1.unwrap();
+    }
+    world.disk.set_faults(Faults { full_at_write: Some(1), ..Faults::default() });
+    for _ in 0..3 {
+        let (_, result) = world.commit(&store, b"more", &[TARGET]).await;
+        assert_eq!(result, Err(CommitError::DiskFull));
+        assert_eq!(store.health().failing, Some(CommitError::DiskFull));
+    }
+    assert_eq!(drain(&store, TARGET).await.len(), 3);
+    world.disk.heal();
+    let healthy = async {
+        while store.health().failing.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(Duration::from_secs(5), healthy).await;
+    world.commit(&store, b"more", &[TARGET]).await.1.unwrap();
+    store.close().await;
+    drop(store);
+    // What was settled while the disk was full is settled.
+    world.delete_index();
+    let store = world.open();
+    assert_eq!(drain(&store, TARGET).await, [&b"more"[..]]);
+}
+
+#[tokio::test]
+async fn a_store_on_a_full_disk_starts_and_delivers() {
+    let mut world = World::new();
+    let store = world.open();
+    world.commit(&store, b"kept", &[TARGET]).await.1.unwrap();
+    drop(store);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    world.disk.set_faults(Faults { no_create: true, ..Faults::default() });
+    let store = world.open();
+    assert_eq!(store.health().failing, Some(CommitError::DiskFull));
+    assert_eq!(world.commit(&store, b"x", &[TARGET]).await.1, Err(CommitError::DiskFull));
+    assert_eq!(drain(&store, TARGET).await, [&b"kept"[..]]);
+}

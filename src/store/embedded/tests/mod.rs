@@ -1,0 +1,213 @@
+//! The store, put to the test.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::domain::delivery::Settlement;
+use crate::domain::outcome::{Attempt, Outcome};
+use crate::domain::source::DuplicateWindows;
+use crate::domain::time::{Clock, Timestamp};
+use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds};
+use crate::store::claims::Claim;
+use crate::store::embedded::sim::SimDisk;
+use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
+use crate::store::{CommitError, Lease, Store};
+
+mod contract;
+mod damage;
+mod faults;
+mod random;
+mod retention;
+mod scale;
+
+pub(super) const START: u64 = 1_700_000_000_000;
+
+/// A clock that stands until it is moved.
+#[derive(Debug)]
+pub(super) struct TestClock(AtomicU64);
+
+impl TestClock {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(START)))
+    }
+
+    pub(super) fn advance(&self, by: Duration) {
+        self.0.fetch_add(u64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn at_least(&self, moment: Timestamp) {
+        self.0.fetch_max(moment.as_millis(), Ordering::Relaxed);
+    }
+}
+
+/// A directory, a disk, a clock: what outlives a store.
+pub(super) struct World {
+    _dir: TempDir,
+    pub(super) disk: SimDisk,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) ids: WebhookIds,
+    pub(super) settings: Settings,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = SimDisk::default();
+        let mut settings = Settings::new(dir.path().join("data"));
+        settings.disk = Arc::new(disk.clone());
+        settings.allow_volatile = true;
+        settings.segment_bytes = 64 << 10;
+        Self { _dir: dir, disk, clock: TestClock::new(), ids: WebhookIds::default(), settings }
+    }
+
+    pub(super) fn try_open(&self) -> Result<EmbeddedStore, OpenError> {
+        EmbeddedStore::open(&self.settings, Arc::clone(&self.clock) as Arc<dyn Clock>)
+    }
+
+    pub(super) fn open(&self) -> EmbeddedStore {
+        self.try_open().unwrap()
+    }
+
+    pub(super) fn index_file(&self) -> std::path::PathBuf {
+        self.settings.dir.join("index.sqlite")
+    }
+
+    pub(super) fn delete_index(&self) {
+        for suffix in ["", "-wal", "-shm"] {
+            let path = self.settings.dir.join(format!("index.sqlite{suffix}"));
+            if path.exists() {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+
+    pub(super) fn use_disk(&mut self, disk: SimDisk) {
+        self.disk = disk.clone();
+        self.settings.disk = Arc::new(disk);
+    }
+
+    pub(super) fn webhook(&self, body: &[u8], targets: &[&str]) -> Webhook {
+        let now = self.clock.now();
+        Webhook {
+            id: self.ids.next(now, 7),
+            received_at: now,
+            source: "aryeo".into(),
+            path: "/webhooks/aryeo".into(),
+            peer: Some("192.0.2.1".into()),
+            secret: "env:SECRET".into(),
+            table: [9; 8],
+            activity: Some("ORDER_CREATED".into()),
+            activity_id: true,
+            resource: Resource { object: Some("ORDER".into()), id: Some("o1".into()) },
+            duplicate_key: key_of(body),
+            headers: vec![header("content-type", "application/json")],
+            body: Bytes::copy_from_slice(body),
+            deliveries: targets
+                .iter()
+                .map(|target| NewDelivery {
+                    target: (*target).into(),
+                    headers: vec![header("x-route", target)],
+                    routes: vec!["all".into()],
+                })
+                .collect(),
+        }
+    }
+
+    /// Claims and commits; the answer and the webhook.
+    pub(super) async fn commit<S: Store>(
+        &self,
+        store: &S,
+        body: &[u8],
+        targets: &[&str],
+    ) -> (Webhook, Result<(), CommitError>) {
+        let webhook = self.webhook(body, targets);
+        let result = match store.claim(webhook.duplicate_key, DuplicateWindows::default()).await {
+            Claim::First(claimed) => store.commit(webhook.clone(), claimed).await,
+            Claim::Duplicate(id) => panic!("{id} is a duplicate"),
+        };
+        (webhook, result)
+    }
+}
+
+pub(super) fn header(name: &'static str, value: &str) -> crate::domain::webhook::Header {
+    (name.parse().unwrap(), value.parse().unwrap())
+}
+
+pub(super) fn key_of(body: &[u8]) -> DuplicateKey {
+    DuplicateKey::new("aryeo", "/webhooks/aryeo", &Sha256::digest(body).into())
+}
+
+pub(super) fn attempt(at: Timestamp, outcome: Outcome) -> Attempt {
+    Attempt {
+        at,
+        duration: Duration::from_millis(12),
+        outcome,
+        status: Some(500),
+        excerpt: Bytes::from_static(b"no"),
+    }
+}
+
+pub(super) async fn is_duplicate<S: Store>(store: &S, body: &[u8]) -> Option<WebhookId> {
+    match store.claim(key_of(body), DuplicateWindows::default()).await {
+        Claim::Duplicate(id) => Some(id),
+        Claim::First(_) => None,
+    }
+}
+
+/// What is due, or nothing if nothing comes in time.
+pub(super) async fn lease<S: Store>(store: &S, target: &str, max: usize) -> Vec<Lease> {
+    within(Duration::from_secs(10), store.lease(target, max)).await
+}
+
+/// What is due now; nothing after a moment in which nothing came.
+pub(super) async fn lease_now<S: Store>(store: &S, target: &str, max: usize) -> Vec<Lease> {
+    tokio::time::timeout(Duration::from_millis(200), store.lease(target, max))
+        .await
+        .unwrap_or_default()
+}
+
+pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(limit, future).await.expect("it takes too long")
+}
+
+/// Delivers everything that is due to a target; bodies in the order of their leases.
+pub(super) async fn drain(store: &EmbeddedStore, target: &str) -> Vec<Bytes> {
+    let mut bodies = Vec::new();
+    loop {
+        store.flush().await;
+        let pending = store.lanes().into_iter().find(|lane| *lane.target == *target);
+        if pending.is_none_or(|lane| lane.pending == 0) {
+            return bodies;
+        }
+        let leases = lease_now(store, target, 64).await;
+        if leases.is_empty() {
+            return bodies;
+        }
+        for lease in leases {
+            bodies.push(lease.delivery.webhook.body.clone());
+            store.settle(lease, None, Settlement::Delivered);
+        }
+    }
+}
+
+pub(super) fn segments(world: &World) -> Vec<std::path::PathBuf> {
+    let is_segment = |path: &&std::path::PathBuf| path.extension().is_some_and(|e| e == "log");
+    world.disk.files().iter().filter(is_segment).cloned().collect()
+}
+
+pub(super) fn exists(path: &Path) -> bool {
+    path.exists()
+}

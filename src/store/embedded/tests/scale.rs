@@ -1,0 +1,42 @@
+//! Backlogs larger than the window.
+
+use super::*;
+
+#[tokio::test]
+async fn a_large_backlog_is_delivered_once_and_in_order_through_a_bounded_window() {
+    const COUNT: usize = 100_000;
+    let mut world = World::new();
+    world.settings.segment_bytes = 4 << 20;
+    let store = world.open();
+    let windows = DuplicateWindows::default();
+    for chunk in 0..COUNT / 2000 {
+        world.clock.advance(Duration::from_millis(3));
+        let mut waiting = Vec::new();
+        for n in 0..2000 {
+            let body = (chunk * 2000 + n).to_be_bytes();
+            let webhook = world.webhook(&body, &["crm"]);
+            let Claim::First(claimed) = store.claim(webhook.duplicate_key, windows).await else {
+                panic!()
+            };
+            waiting.push(store.commit(webhook, claimed));
+        }
+        for commit in waiting {
+            commit.await.unwrap();
+        }
+    }
+    let lane = store.lane("crm");
+    assert!(lane.in_memory() <= 1024);
+    store.flush().await;
+    assert_eq!(store.lanes()[0].pending, COUNT as u64);
+    for expected in 0..COUNT {
+        if expected % 1000 == 0 {
+            assert!(lane.in_memory() <= 2 * 1024);
+        }
+        for lease in lease(&store, "crm", 1).await {
+            assert_eq!(*lease.delivery.webhook.body, expected.to_be_bytes());
+            store.settle(lease, None, Settlement::Delivered);
+        }
+    }
+    assert!(lease_now(&store, "crm", 1).await.is_empty());
+    assert!(store.lanes().is_empty());
+}
