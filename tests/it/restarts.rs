@@ -112,7 +112,10 @@ fn post_again(relay: &TestRelay, ledger: &Mutex<Ledger>) {
         answered.take(10).collect()
     };
     for (body, id) in copies {
-        assert_eq!(sender.post(&body).duplicate(), id);
+        let answer = sender.post(&body);
+        let text = String::from_utf8_lossy(&body);
+        assert_eq!(answer.status, 200, "a copy of {id} was not known: {answer:?} to {text}");
+        assert_eq!(answer.duplicate(), id);
     }
 }
 

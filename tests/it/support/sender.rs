@@ -255,7 +255,19 @@ impl Connection {
         let mut buffer = [0; 16 * 1024];
         let count = match &mut self.stream {
             Stream::Plain(stream) => stream.read(&mut buffer)?,
-            Stream::Tls(stream) => stream.read(&mut buffer)?,
+            // Not `stream.read`, which writes what is left to write first: an answer counts also
+            // when the relay has stopped reading.
+            Stream::Tls(stream) => loop {
+                let StreamOwned { conn, sock } = &mut **stream;
+                match conn.reader().read(&mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => break read?,
+                }
+                if conn.read_tls(sock)? == 0 {
+                    break 0;
+                }
+                conn.process_new_packets().map_err(io::Error::other)?;
+            },
         };
         self.ahead.extend_from_slice(&buffer[..count]);
         Ok(count)
