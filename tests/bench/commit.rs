@@ -81,9 +81,11 @@ fn webhook(id: WebhookId, body: &Bytes, n: u64) -> Webhook {
     }
 }
 
+type Asked = (Bytes, tokio::sync::oneshot::Sender<()>);
+
 #[derive(Default)]
 struct Raw {
-    waiting: Mutex<(Vec<(Bytes, tokio::sync::oneshot::Sender<()>)>, bool)>,
+    waiting: Mutex<(Vec<Asked>, bool)>,
     wake: Condvar,
 }
 
