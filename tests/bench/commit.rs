@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark reports")]
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -81,11 +81,11 @@ fn webhook(id: WebhookId, body: &Bytes, n: u64) -> Webhook {
     }
 }
 
-type Asked = (Bytes, tokio::sync::oneshot::Sender<()>);
+type RawWaiting = (Bytes, tokio::sync::oneshot::Sender<()>);
 
 #[derive(Default)]
 struct Raw {
-    waiting: Mutex<(Vec<Asked>, bool)>,
+    waiting: Mutex<(Vec<RawWaiting>, bool)>,
     wake: Condvar,
 }
 
@@ -101,12 +101,14 @@ fn raw_writer(raw: &Raw, path: &Path) {
         }
         let batch = std::mem::take(&mut state.0);
         drop(state);
-        let mut buffer = Vec::new();
-        for (body, _) in &batch {
-            buffer.extend_from_slice(body);
-            buffer.extend_from_slice(&[0; 300]);
+        let head = [0; 300];
+        let mut slices: Vec<_> =
+            batch.iter().flat_map(|(body, _)| [IoSlice::new(body), IoSlice::new(&head)]).collect();
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            let written = file.write_vectored(rest).expect("a write");
+            IoSlice::advance_slices(&mut rest, written);
         }
-        file.write_all(&buffer).expect("a write");
         file.sync_data().expect("a sync");
         for (_, reply) in batch {
             reply.send(()).unwrap_or_default();
