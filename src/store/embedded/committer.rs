@@ -1,6 +1,6 @@
 //! Group commit: one thread writes what waits, syncs once, and only then tells anybody.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,18 +10,17 @@ use tokio::time::Instant;
 
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::CommitError;
+use crate::store::embedded::assembly::{Assembly, Writer};
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
-use crate::store::embedded::disk::write_fully;
 use crate::store::embedded::indexer::Inbox;
-use crate::store::embedded::lanes::{Lanes, Routed};
+use crate::store::embedded::lanes::Lanes;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::Observer;
+use crate::store::embedded::offer::Routed;
 use crate::store::embedded::queue::{Own, OwnRecord, Patience, Queue, Waiting, Work};
-use crate::store::embedded::record::{Kind, Settled, VERSION, encode_settled};
-use crate::store::embedded::segment::{
-    FRAME_HEAD, HEADER_BYTES, LogPoint, NewFrame, Position, Seal, Segment,
-};
+use crate::store::embedded::record::{Kind, Settled, encode_settled};
+use crate::store::embedded::segment::{HEADER_BYTES, LogPoint, Position};
 
 // How long settlements wait for a webhook's sync to go with.
 const SETTLED_WAIT: Duration = Duration::from_millis(5);
@@ -34,8 +33,6 @@ const UNINDEXED_BYTES_MAX: u64 = 64 << 20;
 const THROTTLE_WAIT: Duration = Duration::from_millis(10);
 // Settlements that no segment would take: beyond this the oldest are forgotten.
 const KEPT_MAX: usize = 65_536;
-// A body below this is copied beside its frame: cheaper than a slice of its own.
-const COPIED_BODY_MAX: usize = 4096;
 
 /// Why nothing can be committed now, if so.
 #[derive(Debug, Default)]
@@ -91,66 +88,6 @@ pub struct Committer {
     average_batch: usize,
     average_sync: Duration,
     last_batch: usize,
-}
-
-#[derive(Debug)]
-struct Writer {
-    segment: Arc<Segment>,
-    offset: u64,
-    synced: u64,
-    batch: u32,
-    room: u64,
-}
-
-/// One write in the making.
-#[derive(Default)]
-struct Assembly {
-    plain: Vec<u8>,
-    // After so many bytes of `plain` comes this body.
-    bodies: Vec<(usize, Bytes)>,
-    positions: Vec<Position>,
-    bytes: u64,
-}
-
-impl Assembly {
-    fn add(&mut self, writer: &Writer, kind: Kind, crc: u32, meta: &[u8], body: &Bytes) {
-        let offset = writer.offset + self.bytes;
-        let seal = Seal::new(writer.segment.header.salt, offset);
-        let frame = NewFrame {
-            kind: kind.code(),
-            version: VERSION,
-            batch: writer.batch,
-            payload_bytes: meta.len() + body.len(),
-            payload_crc: crc,
-        };
-        self.plain.extend_from_slice(&frame.head(seal));
-        self.plain.extend_from_slice(meta);
-        if body.len() < COPIED_BODY_MAX {
-            self.plain.extend_from_slice(body);
-        } else {
-            self.bodies.push((self.plain.len(), body.clone()));
-        }
-        frame.tail(seal, &mut self.plain);
-        let length = frame.frame_bytes() as u64;
-        debug_assert!(length > FRAME_HEAD as u64);
-        self.positions.push(Position { segment: writer.segment.header.number, offset, length });
-        self.bytes += length;
-    }
-
-    fn write(&self, writer: &Writer) -> io::Result<()> {
-        let mut slices = Vec::with_capacity(self.bodies.len() * 2 + 1);
-        let mut rest = self.plain.as_slice();
-        let mut done = 0;
-        for (at, body) in &self.bodies {
-            let (before, after) = rest.split_at_checked(at - done).unwrap_or((rest, &[]));
-            slices.push(IoSlice::new(before));
-            slices.push(IoSlice::new(body));
-            rest = after;
-            done = *at;
-        }
-        slices.push(IoSlice::new(rest));
-        write_fully(&*writer.segment.file, &mut slices, writer.offset)
-    }
 }
 
 /// What an error of the disk means to those who commit.

@@ -18,31 +18,20 @@ use tokio::sync::Notify;
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Attempt;
 use crate::domain::time::Timestamp;
-use crate::domain::webhook::{Header, NewDelivery, Webhook, WebhookId};
+use crate::domain::webhook::{Header, Webhook, WebhookId};
 use crate::store::embedded::change::{Change, Entry as IndexEntry};
 use crate::store::embedded::index::queries::{Count, DueKey, DueRow};
 use crate::store::embedded::indexer::{Inbox, Request};
 use crate::store::embedded::memory::{Hold, Memory, Share};
+use crate::store::embedded::offer::{Body, Offer, Routed};
 use crate::store::embedded::queue::Queue;
 use crate::store::embedded::record::Settled;
-use crate::store::embedded::segment::Position;
 use crate::store::{Delivery, LaneCounts, LeaseOwner};
 
 /// How many deliveries a window takes from the index; it holds twice as many at most.
 pub const WINDOW: usize = 512;
 // What a webhook in memory takes besides its body, roughly.
 const WEBHOOK_BYTES: usize = 1024;
-
-/// A webhook that is durable, on its way into the lanes.
-#[derive(Debug)]
-pub struct Routed {
-    /// The webhook, without its deliveries.
-    pub webhook: Arc<Webhook>,
-    /// Its deliveries.
-    pub deliveries: Vec<NewDelivery>,
-    /// Its record.
-    pub position: Position,
-}
 
 /// All lanes.
 #[derive(Debug)]
@@ -171,31 +160,11 @@ pub struct Entry {
     hold: Option<Hold>,
 }
 
-/// What an attempt needs.
-#[derive(Debug, Clone)]
-pub struct Body {
-    /// The webhook, without its deliveries.
-    pub webhook: Arc<Webhook>,
-    /// The routes' headers.
-    pub headers: Arc<[Header]>,
-}
-
 #[derive(Debug)]
 struct Leased {
     row: DueRow,
     body: Option<Body>,
     hold: Option<Hold>,
-}
-
-/// What a lane has to offer.
-#[derive(Debug)]
-pub enum Offer {
-    /// These, leased.
-    Due(Vec<(DueRow, Option<Body>)>),
-    /// Something at that time.
-    At(Timestamp),
-    /// Nothing now; it says when that changes.
-    Nothing,
 }
 
 impl Lane {

@@ -38,6 +38,7 @@ use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
 use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
 
+mod assembly;
 pub mod change;
 pub mod cleaner;
 mod codec;
@@ -53,6 +54,7 @@ pub mod log;
 pub mod memory;
 pub mod newest;
 pub mod observer;
+pub mod offer;
 mod past;
 pub mod queue;
 pub mod reader;

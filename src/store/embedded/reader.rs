@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::domain::webhook::Header;
 use crate::store::embedded::index::queries::DueRow;
-use crate::store::embedded::lanes::Body;
 use crate::store::embedded::log::Log;
+use crate::store::embedded::offer::Body;
 use crate::store::embedded::record::{Record, decode};
 use crate::store::embedded::segment::Position;
 
