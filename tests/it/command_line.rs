@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::support::relay::{BINARY, Ended, command, folder, run};
-use crate::support::routes::SECRET;
-use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Routes, TestRelay};
+use crate::support::relay::{BINARY, Background, Ended, command, folder, run};
+use crate::support::routes::{SECRET, SOON, target_secret};
+use crate::support::sender::Connection;
+use crate::support::vectors::{activity, listing_delivered};
+use crate::support::{Receiver, Request, Routes, Sender, TestRelay, eventually, sign};
 
 fn relay(arguments: &[&str]) -> Ended {
     run(command(BINARY).args(arguments))
@@ -142,4 +143,45 @@ fn certificate_makes_one_that_serves_and_replaces_nothing() {
     code(&send(&["--insecure"], "another"), 1);
     let ca = certificate.display().to_string();
     code(&send(&["--ca", &ca], SECRET), 0);
+}
+
+#[test]
+fn receive_is_a_target_that_verifies_and_can_fail() {
+    let mut receive = command(BINARY);
+    receive.args([
+        "receive",
+        "--listen",
+        "127.0.0.1:0",
+        "--secret-env",
+        "CRM",
+        "--fail-first",
+        "2",
+    ]);
+    let target = Background::start(receive.env("CRM", target_secret("crm")));
+    let url = eventually("it says where it listens", || {
+        let lines = target.lines();
+        let url = lines.iter().flat_map(|line| line.split([' ', ',']));
+        url.map(str::to_owned).find(|word| word.starts_with("http://127.0.0.1:"))
+    });
+    let routes = Routes::new().target("crm", &url, &[SOON]).all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).start();
+    let id = Sender::new(&relay).post(&activity("ORDER_CREATED", "1", "ORDER")).accepted();
+    let settled = [("target", "crm"), ("settlement", "delivered")];
+    relay.wait_for_metric("relay_deliveries_settled_total", &settled, 1.0);
+    let attempts = relay.metrics().value("relay_attempts_total", &[("target", "crm")]);
+    assert_eq!(attempts, 3.0, "the first two were told to come again");
+    let lines = eventually("three lines", || {
+        let lines = target.lines();
+        let ours = lines.iter().filter(|line| line.contains("ORDER_CREATED")).count();
+        if ours == 3 { Ok(lines) } else { Err(lines.join("\n")) }
+    });
+    let text = lines.join("\n");
+    assert!(text.contains(&id), "{text}");
+    assert!(!text.contains(&target_secret("crm")) && !text.contains("NOT"), "{text}");
+
+    // Somebody else's signature.
+    let address = url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
+    let mut connection = Connection::open(address, None).unwrap();
+    let forged = Request::unsigned("/", b"x").header("Signature", &sign("another", b"x"));
+    assert_eq!(connection.send(&forged).unwrap().status, 401);
 }

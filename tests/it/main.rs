@@ -5,6 +5,7 @@
 //! - `delivers`: what a target gets, and what happens when it does not take it
 //! - `restarts`: `kill -9` under load loses nothing that was acknowledged
 //! - `durability`: seen from the kernel, a sync comes before each 2xx
+//! - `full_disk`: no room refuses new webhooks and damages nothing
 //! - `hang_up`: a sender that leaves cancels nothing
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
@@ -29,6 +30,7 @@ mod admin;
 mod command_line;
 mod delivers;
 mod durability;
+mod full_disk;
 mod hang_up;
 mod rejects;
 mod restarts;

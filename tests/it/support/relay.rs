@@ -67,6 +67,25 @@ fn finish(mut child: Child, what: &Command) -> Ended {
     Ended { code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
+/// A command that runs until it is dropped.
+pub(crate) struct Background {
+    _process: Guard,
+    stdout: Logs,
+}
+
+impl Background {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let stdout = Logs::of(child.stdout.take().unwrap());
+        Self { _process: Guard(child), stdout }
+    }
+
+    /// What it printed so far.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.stdout.all()
+    }
+}
+
 /// Kills its process when dropped.
 struct Guard(Child);
 
@@ -227,6 +246,18 @@ struct Logs(Arc<Mutex<VecDeque<String>>>);
 const LOG_LINES_MAX: usize = 20_000;
 
 impl Logs {
+    /// All lines of a pipe, from now on.
+    fn of(pipe: impl Read + Send + 'static) -> Self {
+        let logs = Self::default();
+        let sink = logs.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                sink.push(line);
+            }
+        });
+        logs
+    }
+
     fn push(&self, line: String) {
         let mut lines = self.0.lock().unwrap();
         if lines.len() >= LOG_LINES_MAX {
@@ -265,14 +296,7 @@ impl TestRelay {
     pub(crate) fn start_again(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.builder.command().spawn().unwrap();
-        let logs = Logs::default();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let sink = logs.clone();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                sink.push(line);
-            }
-        });
+        let logs = Logs::of(child.stderr.take().unwrap());
         let mut guard = Guard(child);
         let (listen, admin) = eventually("the relay says where it listens", || {
             if let Some(status) = guard.0.try_wait().unwrap() {
@@ -328,6 +352,12 @@ impl TestRelay {
     #[track_caller]
     fn pid(&self) -> Pid {
         Pid::from_child(&self.running().child.0)
+    }
+
+    /// The same as a number.
+    #[track_caller]
+    pub(crate) fn process(&self) -> u32 {
+        self.running().child.0.id()
     }
 
     #[track_caller]

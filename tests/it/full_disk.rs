@@ -1,0 +1,92 @@
+//! A full disk refuses new webhooks; it never damages what was accepted.
+//!
+//! The relay gets a small file system in memory, mounted in a namespace of its own; what fills it
+//! is put there from outside.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::relay::{command, run};
+use crate::support::routes::SOON;
+use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
+
+const SIZE: u64 = 256 * 1024 * 1024;
+
+/// Mounts `$0` and becomes what follows.
+const SCRIPT: &str =
+    "mkdir -p \"$0\" && mount -t tmpfs -o size=256m,mode=0700 none \"$0\" && exec \"$@\"";
+
+const ALONE: [&str; 5] = ["unshare", "--user", "--map-root-user", "--mount", "--"];
+
+#[test]
+fn a_full_disk_refuses_with_503_until_there_is_room_and_loses_nothing() {
+    let tried =
+        run(command(ALONE[0]).args(&ALONE[1..]).args(["mount", "-t", "tmpfs", "none", "/mnt"]));
+    if tried.code != Some(0) {
+        eprintln!("no file system can be mounted here: {}", tried.stderr);
+        return;
+    }
+    let crm = Receiver::start(|_| Reply::Status(500));
+    let routes = Routes::new().target("crm", &crm.url(), &[SOON]).all_to(&["crm"]);
+    let builder = TestRelay::with(&routes).flags(&["--allow-volatile-data"]);
+    let data = builder.path("data").display().to_string();
+    let under: Vec<&str> = ALONE.into_iter().chain(["sh", "-c", SCRIPT, &data]).collect();
+    let relay = builder.under(&under).start();
+    let inside = PathBuf::from(format!("/proc/{}/root{data}", relay.process()));
+    assert!(fs::read_dir(&inside).unwrap().count() > 0, "the data is in there");
+    let mut sender = Sender::new(&relay);
+    let body = |n: u32| format!("{n} {}", "x".repeat(1024 * 1024)).into_bytes();
+    sender.post(&body(0)).accepted();
+
+    // All that is left, and then some.
+    let filler = inside.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    let piece = vec![0; 1024 * 1024];
+    let mut filled = 0;
+    while std::io::Write::write_all(&mut file, &piece).is_ok() {
+        filled += piece.len() as u64;
+        assert!(filled < SIZE, "it is not full");
+    }
+    let mut accepted = vec![body(0)];
+    let refused = (1..300)
+        .find_map(|n| {
+            let answer = sender.post(&body(n));
+            if answer.status == 202 {
+                accepted.push(body(n));
+                return None;
+            }
+            Some(answer)
+        })
+        .expect("300 MiB do not fit");
+    refused.problem(503);
+    assert!(refused.header("retry-after").is_some());
+    let full = [("source", "aryeo"), ("answer", "disk_full")];
+    assert!(relay.metrics().value("relay_webhooks_received_total", &full) >= 1.0);
+    let ready = relay.get("/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(String::from_utf8_lossy(&ready.body).contains("disk_full"));
+    assert_eq!(relay.get("/livez").status, 200);
+
+    // What was accepted is delivered even now.
+    crm.set(|_| Reply::Status(200));
+    let settled = [("target", "crm"), ("settlement", "delivered")];
+    let count = accepted.len();
+    relay.wait_for_metric("relay_deliveries_settled_total", &settled, count as f64);
+
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    let last = body(1000);
+    let answer = eventually("it accepts again", || {
+        let answer = sender.post(&last);
+        if answer.status == 503 { Err(format!("{answer:?}")) } else { Ok(answer) }
+    });
+    answer.accepted();
+    eventually("it is ready again", || relay.get("/readyz").status == 200);
+    relay.wait_for_metric("relay_deliveries_settled_total", &settled, count as f64 + 1.0);
+    accepted.push(last);
+    let received = crm.received();
+    for body in &accepted {
+        assert!(received.iter().any(|received| &received.body == body), "one is lost");
+    }
+    assert!(received.iter().all(|received| accepted.contains(&received.body)), "one was refused");
+}
