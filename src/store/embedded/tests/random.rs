@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
 use super::*;
 use crate::domain::delivery::Cause;
@@ -207,7 +208,14 @@ async fn check(world: &World, model: &Model, store: EmbeddedStore) {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 48,
+        max_shrink_iters: 200,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/data/regressions/store.txt",
+        ))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_sequence_of_operations_and_crashes_loses_or_invents_anything(steps in steps()) {
