@@ -59,7 +59,7 @@ const SHOW_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the show.
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
-    logging::install(logging::Format::Text, LevelFilter::ERROR);
+    let _logging = logging::install(logging::Format::Text, LevelFilter::ERROR);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

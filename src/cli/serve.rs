@@ -279,7 +279,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         LogFormat::Text => logging::Format::Text,
         LogFormat::Json => logging::Format::Json,
     };
-    logging::install(format, args.log_level);
+    let _logging = logging::install(format, args.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("relay")

@@ -203,6 +203,14 @@ fn id(delivery: &Delivery) -> String {
     }
 }
 
+/// Why there was no answer, in our own words: never what the target wrote.
+fn reason(attempt: &Attempt) -> Option<&str> {
+    if attempt.status.is_some() {
+        return None;
+    }
+    std::str::from_utf8(&attempt.excerpt).ok()
+}
+
 /// The one event of an attempt. Never headers, secrets, bodies, nor what the target wrote.
 fn log(delivery: &Delivery, attempt: &Attempt, number: u32, settlement: Settlement) {
     macro_rules! event {
@@ -214,6 +222,7 @@ fn log(delivery: &Delivery, attempt: &Attempt, number: u32, settlement: Settleme
                 attempt = number,
                 outcome = attempt.outcome.name(),
                 status = attempt.status,
+                reason = reason(attempt),
                 duration_ms = u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
                 settlement = settlement.name(),
                 $($($field)+,)?

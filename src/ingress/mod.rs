@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::EXPECT;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use http_body::Body;
 use http_body_util::Full;
 use tokio::sync::watch;
@@ -148,6 +148,7 @@ impl<S: Store> Ingress<S> {
     {
         let (head, mut body) = request.into_parts();
         let is_http1 = head.version <= Version::HTTP_11;
+        let is_head = head.method == Method::HEAD;
         let awaits_go_ahead = head.headers.contains_key(EXPECT);
         let mut exchange = Exchange::begin(peer);
         let refusal = match self.receive(head, &mut body, &mut exchange, peer).await {
@@ -159,7 +160,9 @@ impl<S: Store> Ingress<S> {
         // Asking for more would tell a sender that waits for it to go ahead.
         let may_ask = exchange.body_wanted || !awaits_go_ahead;
         let whole = body.is_end_stream() || (may_ask && discard(&mut body, told.answer).await);
-        answer::response(told, is_http1 && !whole)
+        let response = answer::response(told, is_http1 && !whole);
+        // hyper leaves the body of an answer to HEAD out over HTTP/1 only.
+        if is_head { response.map(|_| Full::default()) } else { response }
     }
 
     /// From now on every request is told that the relay is stopping.

@@ -1,8 +1,24 @@
 //! Logs: one line per event, text for people or JSON for machines, always to stderr.
+//!
+//! Lines are written by a thread of their own behind a bounded queue: whoever reads stderr may be
+//! slow, stop or leave, and no webhook waits or fails because of it. What finds no room is counted,
+//! and the count is logged as soon as there is room again.
 
-use std::io::IsTerminal;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that wait for stderr.
+const LINES_MAX: usize = 8192;
+
+/// How long an end waits for the last lines to be written.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,16 +30,176 @@ pub enum Format {
     Text,
 }
 
-/// Sends the process's events to stderr. The first call wins.
-pub fn install(format: Format, level: LevelFilter) {
+/// Sends the process's events to stderr, until what this returns is dropped. The first call wins.
+#[must_use = "dropped, it waits for the last lines"]
+pub fn install(format: Format, level: LevelFilter) -> Logging {
+    let lines = start(io::stderr());
     let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(lines.clone())
         .with_max_level(level)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal());
+        // It would write to the very place that can't be written to.
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal());
     // A second subscriber in one process can only come from a test: it may keep the first.
     let _already = match format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
     };
+    Logging(lines)
+}
+
+/// The logging of the process. Dropped, it waits a moment for the last lines.
+#[derive(Debug)]
+pub struct Logging(Lines);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        let (written, done) = sync_channel(1);
+        // A queue that is full, or nobody behind it: there is nothing to wait for.
+        if self.0.queue.try_send(Entry::Flush(written)).is_ok() {
+            let _in_time = done.recv_timeout(FLUSH_WAIT);
+        }
+    }
+}
+
+enum Entry {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+#[derive(Clone)]
+struct Lines {
+    queue: SyncSender<Entry>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lines")
+    }
+}
+
+impl Write for Lines {
+    /// Each call is a whole line: that is how the subscriber writes.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.queue.try_send(Entry::Line(line.to_vec())).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+fn start(out: impl Write + Send + 'static) -> Lines {
+    let (queue, entries) = sync_channel(LINES_MAX);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&dropped);
+    let thread = std::thread::Builder::new().name("log".to_owned());
+    // Without it there is no log, but there is a relay: the queue answers that nobody is there.
+    let _thread = thread.spawn(move || write_lines(&entries, &counted, out));
+    Lines { queue, dropped }
+}
+
+/// Writes what comes. Errors are passed over: there is nowhere to report them, and the next line
+/// may find a reader again.
+fn write_lines(entries: &Receiver<Entry>, dropped: &AtomicU64, out: impl Write) {
+    let mut out = io::BufWriter::new(out);
+    while let Ok(first) = entries.recv() {
+        for entry in std::iter::once(first).chain(entries.try_iter()) {
+            match entry {
+                Entry::Line(line) => drop(out.write_all(&line)),
+                Entry::Flush(written) => {
+                    drop(out.flush());
+                    // Whoever waited may have given up.
+                    written.send(()).unwrap_or_default();
+                }
+            }
+        }
+        match dropped.swap(0, Ordering::Relaxed) {
+            0 => {}
+            lost => drop(writeln!(out, "{{\"level\":\"WARN\",\"log_lines_dropped\":{lost}}}")),
+        }
+        drop(out.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Condvar, Mutex};
+
+    /// A stderr that nobody reads until it is opened.
+    #[derive(Clone, Default)]
+    struct Gate(Arc<(Mutex<Opened>, Condvar)>);
+
+    /// Whether it is open, and what was written.
+    type Opened = (bool, Vec<u8>);
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let state = self.0.0.lock().unwrap();
+            let mut state = self.0.1.wait_while(state, |state| !state.0).unwrap();
+            state.1.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_stalls_stops_nobody_and_what_is_lost_is_counted() {
+        let gate = Gate::default();
+        let mut lines = start(gate.clone());
+        for _ in 0..3 * LINES_MAX {
+            lines.write_all(b"line\n").unwrap();
+        }
+        let lost = lines.dropped.load(Ordering::Relaxed);
+        assert!(lost > 0);
+        gate.0.0.lock().unwrap().0 = true;
+        gate.0.1.notify_all();
+        // Room appears as the lines are written.
+        while lines.queue.try_send(Entry::Line(b"last\n".to_vec())).is_err() {
+            std::thread::yield_now();
+        }
+        let (written, done) = sync_channel(1);
+        lines.queue.send(Entry::Flush(written)).unwrap();
+        done.recv().unwrap();
+        let text = String::from_utf8(gate.0.0.lock().unwrap().1.clone()).unwrap();
+        assert!(text.contains("last\n"));
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_failure() {
+        let mut lines = start(Broken);
+        for _ in 0..100 {
+            lines.write_all(b"line\n").unwrap();
+        }
+        drop(Logging(lines));
+    }
 }
