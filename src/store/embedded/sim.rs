@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -26,6 +27,8 @@ pub struct Faults {
     pub no_create: bool,
     /// From this read on nothing can be read until [`SimDisk::heal`].
     pub broken_from_read: Option<u64>,
+    /// Each read takes so long.
+    pub slow_reads: Duration,
     /// From this change on, of whatever kind, nothing works any more: the process was stopped.
     pub dead_from_change: Option<u64>,
 }
@@ -255,12 +258,16 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        {
+        let slow = {
             let mut state = self.disk.alive()?;
             state.reads += 1;
             if state.faults.broken_from_read.is_some_and(|n| state.reads >= n) {
                 return Err(Errno::IO.into());
             }
+            state.faults.slow_reads
+        };
+        if !slow.is_zero() {
+            std::thread::sleep(slow);
         }
         let content = lock(&self.content);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);

@@ -170,7 +170,8 @@ fn damage(world: &World, body: &[u8]) {
 /// Webhooks that are delivered at once, about as many as a segment holds.
 async fn deliver(world: &World, store: &EmbeddedStore) {
     for n in 0..16u8 {
-        let body = [&[n; 1500][..], &world.ids.next(world.clock.now(), 1).key().to_be_bytes()].concat();
+        let body =
+            [&[n; 1500][..], &world.ids.next(world.clock.now(), 1).key().to_be_bytes()].concat();
         world.commit(store, &body, &[TARGET]).await.1.unwrap();
         let lease = lease(store, TARGET, 1).await.pop().unwrap();
         store.settle(lease, None, Settlement::Delivered);
@@ -211,7 +212,10 @@ async fn a_segment_that_can_not_be_cleaned_blocks_no_other_and_what_ended_stays_
     }
     clean(&world, &store).await;
     let end = segments(&world);
-    assert!(end.contains(&before[0]) && after[1..].iter().all(|path| !end.contains(path)), "{end:?}");
+    assert!(
+        end.contains(&before[0]) && after[1..].iter().all(|path| !end.contains(path)),
+        "{end:?}"
+    );
     store.close().await;
     drop(store);
     world.delete_index();

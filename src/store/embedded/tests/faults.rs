@@ -182,11 +182,7 @@ async fn a_store_on_a_full_disk_starts_and_delivers() {
 async fn what_a_failed_sync_refused_does_not_come_back_where_no_new_segment_can_be_made() {
     let mut world = World::new();
     let store = world.open();
-    world.disk.set_faults(Faults {
-        broken_at_sync: Some(1),
-        no_create: true,
-        ..Faults::default()
-    });
+    world.disk.set_faults(Faults { broken_at_sync: Some(1), no_create: true, ..Faults::default() });
     world.commit(&store, b"refused", &[TARGET]).await.1.unwrap_err();
     // The disk would show it from memory, but will never have it.
     let disk = world.disk.kill();
