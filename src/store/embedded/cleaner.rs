@@ -33,6 +33,8 @@ const JUMP_MAX: Duration = Duration::from_secs(300);
 const DISTRUST: Duration = Duration::from_secs(3600);
 // Duplicate keys older than this are of no window.
 const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+// A segment that could not be cleaned is not looked at again for so long.
+const STAYS_FOR: Duration = Duration::from_secs(3600);
 const REPLY_WAIT: Duration = Duration::from_secs(10);
 
 /// The state between two steps.
@@ -44,6 +46,8 @@ pub struct Cleaner {
     next_pass: Option<Instant>,
     seen: Option<(Timestamp, Instant)>,
     distrust_until: Option<Instant>,
+    // Segments that can't be cleaned for now, and until when they are left alone.
+    staying: HashMap<u64, Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +84,8 @@ enum Problem {
     Index(rusqlite::Error),
     // Not now: the next pass tries again.
     Later,
+    // The segment holds what can't be copied: others may go.
+    Stays,
 }
 
 impl From<rusqlite::Error> for Problem {
@@ -144,6 +150,12 @@ impl Cleaner {
                     Ok(())
                 }
                 Err(Problem::Later) => Ok(()),
+                Err(Problem::Stays) => {
+                    let number = job.segment.header.number;
+                    tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
+                    self.staying.insert(number, Instant::now() + STAYS_FOR);
+                    self.choose(indexer, now, retention)
+                }
                 Err(Problem::Index(error)) => Err(error),
             },
         }
@@ -178,6 +190,8 @@ impl Cleaner {
         retention: Retention,
     ) -> rusqlite::Result<()> {
         let holdings = indexer.index.holdings()?;
+        let present = Instant::now();
+        self.staying.retain(|_, until| present < *until);
         let current = indexer.parts.log.end().segment;
         let segments = indexer.parts.log.all();
         for segment in &segments {
@@ -189,7 +203,8 @@ impl Cleaner {
                 }
                 continue;
             }
-            if is_removable(segment, &segments, &holdings)
+            if !self.staying.contains_key(&number)
+                && is_removable(segment, &segments, &holdings)
                 && indexer.index.applied().segment > number
                 && let Some(job) = Job::new(segment, &segments, &holdings)
             {
@@ -251,13 +266,10 @@ impl Job {
         let number = self.segment.header.number;
         let live = indexer.index.holdings()?.get(&number).map_or(0, |holding| holding.live);
         if live > 0 {
-            tracing::warn!(
-                segment = number,
-                live,
-                "a segment holds what can't be copied: it stays"
-            );
-            return Err(Problem::Later);
+            return Err(Problem::Stays);
         }
+        // An index that a power cut sets back must not look for its webhooks here.
+        indexer.index.checkpoint()?;
         if let Err(error) = indexer.parts.log.remove(number) {
             tracing::warn!(%error, segment = number, "a segment could not be removed");
             return Err(Problem::Later);
@@ -279,7 +291,7 @@ impl Job {
                 }
                 Err(error) => {
                     tracing::error!(%error, "a segment can't be read");
-                    return Err(Problem::Later);
+                    return Err(Problem::Stays);
                 }
             };
             let before = records.len();
@@ -327,7 +339,8 @@ impl Job {
                         records.push(copy_of(webhook, standings));
                         Ok(())
                     }
-                    _ => Ok(()),
+                    // A copy whose original stayed must not leave it behind as if it were new.
+                    _ => self.look_at_state(key, indexer, records),
                 }
             }
             Record::Settlement(settled) => {
@@ -405,14 +418,14 @@ impl Job {
 fn read_webhook(indexer: &Indexer, at: Position) -> Result<Webhook, Problem> {
     match read_record(indexer, at)? {
         Record::Webhook(webhook, _) => Ok(webhook),
-        _ => Err(Problem::Later),
+        _ => Err(Problem::Stays),
     }
 }
 
 fn read_record(indexer: &Indexer, at: Position) -> Result<Record, Problem> {
-    let segment = indexer.parts.log.get(at.segment).ok_or(Problem::Later)?;
-    let frame = segment.read(at).ok().flatten().ok_or(Problem::Later)?;
-    decode(frame.kind, frame.version, &frame.payload).map_err(|_| Problem::Later)
+    let segment = indexer.parts.log.get(at.segment).ok_or(Problem::Stays)?;
+    let frame = segment.read(at).ok().flatten().ok_or(Problem::Stays)?;
+    decode(frame.kind, frame.version, &frame.payload).map_err(|_| Problem::Stays)
 }
 
 /// A webhook with all its deliveries, also those that were added to it, and where they stand.
@@ -420,22 +433,22 @@ fn full(indexer: &Indexer, mut webhook: Webhook) -> Result<(Webhook, Vec<Standin
     let mut standings = Vec::new();
     for (number, standing, defined_at) in indexer.index.standings(webhook.id.key())? {
         if usize::from(number) != standings.len() {
-            return Err(Problem::Later);
+            return Err(Problem::Stays);
         }
         standings.push(standing);
         if webhook.deliveries.len() < standings.len() {
-            let record = read_record(indexer, defined_at.ok_or(Problem::Later)?)?;
+            let record = read_record(indexer, defined_at.ok_or(Problem::Stays)?)?;
             let (Record::Deliveries(_, added) | Record::State(_, added)) = record else {
-                return Err(Problem::Later);
+                return Err(Problem::Stays);
             };
             let found = added.into_iter().find(|full| full.number == number);
-            webhook.deliveries.push(found.ok_or(Problem::Later)?.delivery);
+            webhook.deliveries.push(found.ok_or(Problem::Stays)?.delivery);
         }
     }
     if webhook.deliveries.len() == standings.len() {
         Ok((webhook, standings))
     } else {
-        Err(Problem::Later)
+        Err(Problem::Stays)
     }
 }
 

@@ -419,6 +419,11 @@ impl Committer {
         let void = LogPoint { segment: writer.segment.header.number, offset: writer.synced };
         self.void = Some(void);
         self.parts.log.publish(void);
+        // At once, not only when the next segment says so: a start after `kill -9` would find what
+        // was refused, and the machine's memory would pass it for durable.
+        if let Err(error) = writer.segment.file.truncate(void.offset) {
+            tracing::warn!(%error, "a failed segment could not be cut to its sound part");
+        }
         self.parts.failing.set(Some(commit_error(error)));
         let mut kept = std::mem::take(&mut self.unsynced);
         kept.append(&mut self.kept);

@@ -141,6 +141,20 @@ impl Indexer {
 
     /// Reads the log up to its end; answers whether that went well.
     fn catch_up(&mut self) -> bool {
+        // First only what is from before this start: the lanes count the rest themselves.
+        if !*self.parts.caught_up.borrow()
+            && !(self.read_log(self.parts.start) && self.first_caught_up())
+        {
+            return false;
+        }
+        if !self.read_log(self.parts.log.end()) {
+            return false;
+        }
+        self.behind = false;
+        true
+    }
+
+    fn read_log(&mut self, end: LogPoint) -> bool {
         if !self.parts.log.can_follow(self.index.applied()) {
             tracing::warn!("the index knows a segment that is gone and is made again from the log");
             if let Err(error) = self.index.make_again() {
@@ -149,7 +163,6 @@ impl Indexer {
             }
         }
         let damaged = self.parts.log.damaged();
-        let end = self.parts.log.end();
         let mut ends = BTreeMap::new();
         let Self { index, parts, .. } = self;
         let result = parts.log.follow(index.applied(), end, |entries, point| {
@@ -171,15 +184,10 @@ impl Indexer {
                 return false;
             }
         }
-        self.behind = false;
-        let first = !*self.parts.caught_up.borrow();
-        if first {
-            // Where something is damaged nothing is cut off: somebody may want to look at it.
-            if damaged == self.parts.log.damaged() {
-                let old = ends.into_values().filter(|end| *end < self.parts.start);
-                self.parts.log.truncate_tails(&old.collect());
-            }
-            return self.first_caught_up();
+        // Where something is damaged nothing is cut off: somebody may want to look at it.
+        if !*self.parts.caught_up.borrow() && damaged == self.parts.log.damaged() {
+            let old = ends.into_values().filter(|end| *end < self.parts.start);
+            self.parts.log.truncate_tails(&old.collect());
         }
         true
     }

@@ -89,6 +89,8 @@ pub struct Settings {
     pub delivery_memory: usize,
     /// The size at which a segment is closed.
     pub segment_bytes: u64,
+    /// How long a start waits for a complete index.
+    pub catch_up_wait: Duration,
     /// Who is told of commits.
     pub observer: Arc<dyn Observer>,
     /// Where the segments are.
@@ -108,6 +110,7 @@ impl Settings {
             duplicates_max: 1_000_000,
             delivery_memory: 64 << 20,
             segment_bytes: SEGMENT_BYTES,
+            catch_up_wait: CATCH_UP_WAIT,
             observer: Arc::new(Unobserved),
             disk: Arc::new(disk::RealDisk),
         }
@@ -233,7 +236,7 @@ impl EmbeddedStore {
         let (stop, stopped) = watch::channel(false);
         let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
         let store = Self { shared, threads: Mutex::new(threads), stopped, newest };
-        store.wait_for_index(&is_caught_up, begun + CATCH_UP_WAIT);
+        store.wait_for_index(&is_caught_up, begun + settings.catch_up_wait);
         Ok(store)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -24,6 +25,12 @@ pub struct Faults {
     pub broken_at_sync: Option<u64>,
     /// Files can't be made.
     pub no_create: bool,
+    /// From this read on nothing can be read until [`SimDisk::heal`].
+    pub broken_from_read: Option<u64>,
+    /// Each read takes so long.
+    pub slow_reads: Duration,
+    /// From this change on, of whatever kind, nothing works any more: the process was stopped.
+    pub dead_from_change: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +47,8 @@ struct State {
     faults: Faults,
     writes: u64,
     syncs: u64,
+    reads: u64,
+    changes: u64,
     generation: u64,
 }
 
@@ -67,6 +76,8 @@ impl SimDisk {
         state.faults = faults;
         state.writes = 0;
         state.syncs = 0;
+        state.reads = 0;
+        state.changes = 0;
     }
 
     /// Nothing fails any more.
@@ -137,9 +148,26 @@ impl SimDisk {
         lock(&self.state).files.keys().cloned().collect()
     }
 
+    /// Whether everything fails since [`Faults::dead_from_change`].
+    pub fn is_dead(&self) -> bool {
+        let state = lock(&self.state);
+        state.faults.dead_from_change.is_some_and(|n| state.changes >= n)
+    }
+
     fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
         let state = lock(&self.state);
-        if state.generation == self.generation { Ok(state) } else { Err(Errno::IO.into()) }
+        let dead = state.faults.dead_from_change.is_some_and(|n| state.changes >= n);
+        if state.generation == self.generation && !dead { Ok(state) } else { Err(Errno::IO.into()) }
+    }
+
+    /// Counts a change; the one that is to stop everything does not happen any more.
+    fn changing(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.alive()?;
+        state.changes += 1;
+        if state.faults.dead_from_change.is_some_and(|n| state.changes >= n) {
+            return Err(Errno::IO.into());
+        }
+        Ok(state)
     }
 }
 
@@ -149,7 +177,7 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let full = state.faults.full_at_write.is_some_and(|n| state.writes + 1 >= n);
         if state.faults.no_create || full {
             return Err(Errno::NOSPC.into());
@@ -176,18 +204,18 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.alive()?.files.remove(path).map(drop).ok_or_else(|| Errno::NOENT.into())
+        self.changing()?.files.remove(path).map(drop).ok_or_else(|| Errno::NOENT.into())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.alive()?;
+        let mut state = self.changing()?;
         let content = state.files.remove(from).ok_or(Errno::NOENT)?;
         state.files.insert(to.into(), content);
         Ok(())
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.alive().map(drop)
+        self.changing().map(drop)
     }
 
     fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
@@ -202,7 +230,7 @@ impl Disk for SimDisk {
 impl DiskFile for SimFile {
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let short = {
-            let mut state = self.disk.alive()?;
+            let mut state = self.disk.changing()?;
             state.writes += 1;
             let (faults, nth) = (state.faults, state.writes);
             if faults.full_at_write.is_some_and(|n| nth >= n) {
@@ -230,7 +258,17 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        drop(self.disk.alive()?);
+        let slow = {
+            let mut state = self.disk.alive()?;
+            state.reads += 1;
+            if state.faults.broken_from_read.is_some_and(|n| state.reads >= n) {
+                return Err(Errno::IO.into());
+            }
+            state.faults.slow_reads
+        };
+        if !slow.is_zero() {
+            std::thread::sleep(slow);
+        }
         let content = lock(&self.content);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let there = content.now.get(from..).unwrap_or_default();
@@ -243,7 +281,7 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         {
-            let mut state = self.disk.alive()?;
+            let mut state = self.disk.changing()?;
             state.syncs += 1;
             if state.faults.broken_at_sync == Some(state.syncs) {
                 lock(&self.content).poisoned = true;
@@ -262,7 +300,7 @@ impl DiskFile for SimFile {
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {
-        drop(self.disk.alive()?);
+        drop(self.disk.changing()?);
         let mut content = lock(&self.content);
         content.now.resize(usize::try_from(bytes).unwrap_or(usize::MAX), 0);
         Ok(())

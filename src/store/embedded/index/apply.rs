@@ -24,7 +24,8 @@ pub(super) struct Sums {
     span: BTreeMap<u64, (u64, u64)>,
     newest: HashMap<i64, u64>,
     known: Vec<u8>,
-    known_first: Option<u64>,
+    // The newest of them: so long all of them are kept, and an old copy shortens that for none.
+    known_last: Option<u64>,
 }
 
 impl Sums {
@@ -179,7 +180,7 @@ impl Index {
         *sums.live.entry(at.segment).or_default() += int(at.length);
         let newest = sums.newest.entry(source).or_default();
         *newest = (*newest).max(row.received_at.as_millis());
-        sums.known_first.get_or_insert(key);
+        sums.known_last = sums.known_last.max(Some(key));
         sums.known.extend_from_slice(row.duplicate_key.as_bytes());
         sums.known.extend_from_slice(row.id.as_bytes());
         sums.known.push(u8::from(row.activity_id));
@@ -395,10 +396,10 @@ impl Index {
                 )?
                 .execute([source, int(at)])?;
         }
-        if let Some(first) = sums.known_first {
+        if let Some(last) = sums.known_last {
             connection
                 .prepare_cached("INSERT OR REPLACE INTO recent VALUES (?1,?2)")?
-                .execute(params![int(first), sums.known])?;
+                .execute(params![int(last), sums.known])?;
         }
         Ok(())
     }

@@ -233,3 +233,70 @@ async fn a_record_damaged_under_a_running_store_is_a_dead_letter() {
     let lanes = store.lanes();
     assert_eq!(lanes[0].dead, [(crate::domain::delivery::Cause::Damaged, 1)]);
 }
+
+#[tokio::test]
+async fn duplicates_are_known_after_a_rebuild_and_another_restart_whatever_old_lies_before_them() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let mut world = World::new();
+    world.settings.retain = DAY * 1000;
+    let store = world.open();
+    world.commit(&store, b"old", &["crm"]).await.1.unwrap();
+    world.clock.advance(DAY * 8);
+    world.commit(&store, b"new", &["crm"]).await.1.unwrap();
+    drop(store);
+    world.delete_index();
+    for _ in 0..3 {
+        let store = world.open();
+        assert!(is_duplicate(&store, b"new").await.is_some());
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn while_the_index_is_made_again_in_the_background_nothing_is_lost_or_leased_twice() {
+    use crate::store::embedded::sim::Faults;
+    let mut world = World::new();
+    let store = world.open();
+    let mut expected = std::collections::BTreeSet::new();
+    for n in 0..1500u32 {
+        let (webhook, result) = world.commit(&store, &n.to_be_bytes(), &["crm"]).await;
+        result.unwrap();
+        if n % 3 == 0 {
+            let lease = lease(&store, "crm", 1).await.pop().unwrap();
+            expected.insert(webhook.body);
+            expected.remove(&lease.delivery.webhook.body);
+            store.settle(lease, None, Settlement::Delivered);
+        } else {
+            expected.insert(webhook.body);
+        }
+    }
+    store.close().await;
+    drop(store);
+    world.delete_index();
+    world.settings.catch_up_wait = Duration::ZERO;
+    let slow_reads = Duration::from_millis(40);
+    world.disk.set_faults(Faults { slow_reads, ..Faults::default() });
+    let store = world.open();
+    assert!(store.lanes().is_empty(), "it is not made yet");
+    let mut found = std::collections::BTreeSet::new();
+    for n in 1500..2900u32 {
+        let (webhook, result) = world.commit(&store, &n.to_be_bytes(), &["crm"]).await;
+        result.unwrap();
+        expected.insert(webhook.body);
+        assert!(is_duplicate(&store, &n.to_be_bytes()).await.is_some());
+        if n == 1600 || n == 1700 || n == 2800 {
+            // Asks for a refill, which the index can't give yet.
+            for lease in lease_now(&store, "crm", 4).await {
+                assert!(found.insert(lease.delivery.webhook.body.clone()), "leased twice");
+                store.settle(lease, None, Settlement::Delivered);
+            }
+        }
+    }
+    world.disk.heal();
+    store.flush().await;
+    assert_eq!(store.lanes()[0].pending, (expected.len() - found.len()) as u64);
+    for body in drain(&store, "crm").await {
+        assert!(found.insert(body), "leased twice");
+    }
+    assert_eq!(found, expected);
+}

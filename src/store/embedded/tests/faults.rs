@@ -177,3 +177,46 @@ async fn a_store_on_a_full_disk_starts_and_delivers() {
     assert_eq!(world.commit(&store, b"x", &[TARGET]).await.1, Err(CommitError::DiskFull));
     assert_eq!(drain(&store, TARGET).await, [&b"kept"[..]]);
 }
+
+#[tokio::test]
+async fn what_a_failed_sync_refused_does_not_come_back_where_no_new_segment_can_be_made() {
+    let mut world = World::new();
+    let store = world.open();
+    world.disk.set_faults(Faults { broken_at_sync: Some(1), no_create: true, ..Faults::default() });
+    world.commit(&store, b"refused", &[TARGET]).await.1.unwrap_err();
+    // The disk would show it from memory, but will never have it.
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    let store = world.open();
+    assert_eq!(is_duplicate(&store, b"refused").await, None);
+    assert!(drain(&store, TARGET).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_committed_while_the_log_can_not_be_read_is_counted_once() {
+    let mut world = World::new();
+    let store = world.open();
+    world.commit(&store, b"before", &[TARGET]).await.1.unwrap();
+    drop(store);
+    world.settings.catch_up_wait = Duration::ZERO;
+    // The first read that is the indexer's and not the start's.
+    let mut nth = 1;
+    let store = loop {
+        let disk = world.disk.kill();
+        world.use_disk(disk);
+        world.delete_index();
+        let broken_from_read = Some(nth);
+        world.disk.set_faults(Faults { broken_from_read, ..Faults::default() });
+        match world.try_open() {
+            Ok(store) => break store,
+            Err(_) => nth += 1,
+        }
+    };
+    world.commit(&store, b"during", &[TARGET]).await.1.unwrap();
+    world.disk.heal();
+    store.flush().await;
+    assert_eq!(store.lanes()[0].pending, 2);
+    assert_eq!(drain(&store, TARGET).await, [&b"before"[..], b"during"]);
+    assert!(store.lanes().is_empty());
+}

@@ -1,0 +1,224 @@
+//! The cleaner, stopped wherever it can be stopped, and kept from cleaning.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::domain::delivery::Cause;
+use crate::store::embedded::sim::Faults;
+
+const TARGET: &str = "crm";
+const RETAIN: Duration = Duration::from_millis(640);
+
+fn small() -> World {
+    let mut world = World::new();
+    world.settings.retain = RETAIN;
+    world.settings.segment_bytes = 12 << 10;
+    world
+}
+
+/// What must still be due, and what must not be.
+#[derive(Default)]
+struct Fates {
+    pending: BTreeSet<Bytes>,
+    settled: BTreeSet<Bytes>,
+}
+
+/// Webhooks of all fates, whose settlements are spread over the segments.
+async fn fill(world: &World, store: &EmbeddedStore) -> Fates {
+    let mut fates = Fates::default();
+    let mut late = Vec::new();
+    for n in 0..48u8 {
+        let (webhook, result) = world.commit(store, &[n; 1500], &[TARGET]).await;
+        result.unwrap();
+        let lease = lease(store, TARGET, 1).await.pop().unwrap();
+        assert_eq!(lease.delivery.webhook.id, webhook.id);
+        match n % 8 {
+            0 => {
+                let at = world.clock.now().plus(Duration::from_secs(3600));
+                store.settle(lease, None, Settlement::Retry { at });
+                fates.pending.insert(webhook.body);
+            }
+            1 => {
+                store.settle(lease, None, Settlement::DeadLetter(Cause::GivenUp));
+                fates.settled.insert(webhook.body);
+            }
+            2 | 3 => late.push(lease),
+            _ => {
+                store.settle(lease, None, Settlement::Delivered);
+                fates.settled.insert(webhook.body);
+            }
+        }
+        if n % 8 == 7 && n > 20 {
+            let lease = late.remove(0);
+            fates.settled.insert(lease.delivery.webhook.body.clone());
+            store.settle(lease, None, Settlement::Delivered);
+        }
+    }
+    for lease in late {
+        let at = world.clock.now().plus(Duration::from_secs(3600));
+        fates.pending.insert(lease.delivery.webhook.body.clone());
+        store.settle(lease, None, Settlement::Retry { at });
+    }
+    store.flush().await;
+    fates
+}
+
+/// Lets the cleaner work: each flush is a step of it.
+async fn clean(world: &World, store: &EmbeddedStore) {
+    let mut last = (world.disk.operations(), segments(world));
+    let mut quiet = 0;
+    while quiet < 8 && !world.disk.is_dead() {
+        for _ in 0..10 {
+            store.flush().await;
+        }
+        tokio::time::sleep(Duration::from_millis(12)).await;
+        let now = (world.disk.operations(), segments(world));
+        quiet = if now == last { quiet + 1 } else { 0 };
+        last = now;
+    }
+}
+
+/// After an hour exactly what should be due is due.
+async fn check(world: &World, fates: &Fates, what: &str) {
+    let store = world.open();
+    store.flush().await;
+    let mut found = BTreeSet::new();
+    let mut leases = Vec::new();
+    loop {
+        let more = lease_now(&store, TARGET, 64).await;
+        if more.is_empty() {
+            break;
+        }
+        for lease in &more {
+            let body = lease.delivery.webhook.body.clone();
+            assert!(found.insert(body), "leased twice: {what}");
+        }
+        leases.extend(more);
+    }
+    for body in &fates.pending {
+        assert!(found.contains(body), "lost {}: {what}", body[0]);
+    }
+    for body in &found {
+        assert!(fates.pending.contains(body), "due again {}: {what}", body[0]);
+    }
+    assert_eq!(store.lanes()[0].pending, fates.pending.len() as u64, "{what}");
+    assert_eq!(store.health().damaged_records, 0, "{what}");
+}
+
+/// Stops at the `nth` change that a cleaning makes; answers whether it came so far.
+async fn stopped_at(nth: u64, cut: bool) -> bool {
+    let mut world = small();
+    let store = world.open();
+    let fates = fill(&world, &store).await;
+    // Settlements are synced within 200 ms.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    store.flush().await;
+    world.disk.set_faults(Faults { dead_from_change: Some(nth), ..Faults::default() });
+    world.clock.advance(Duration::from_secs(10));
+    clean(&world, &store).await;
+    let stopped = world.disk.is_dead();
+    let disk = if cut { world.disk.power_cut(nth) } else { world.disk.kill() };
+    drop(store);
+    world.use_disk(disk);
+    world.clock.advance(Duration::from_secs(7200));
+    for delete_index in [false, true, false] {
+        if delete_index {
+            world.delete_index();
+        }
+        let what = format!("stopped at {nth}, cut {cut}, index deleted {delete_index}");
+        check(&world, &fates, &what).await;
+    }
+    stopped
+}
+
+#[test]
+fn wherever_a_cleaning_is_stopped_nothing_is_lost_and_nothing_comes_back() {
+    let next = AtomicU64::new(1);
+    let finished = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !finished.load(Ordering::Relaxed) {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let stopped = tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build()
+                        .unwrap()
+                        .block_on(stopped_at(n.div_ceil(2), n % 2 == 0));
+                    if !stopped {
+                        finished.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let reached = next.load(Ordering::Relaxed) / 2;
+    assert!(reached > 12, "{reached}");
+}
+
+/// Damages the webhook record with this body; its segment can't be cleaned any more.
+fn damage(world: &World, body: &[u8]) {
+    for path in segments(world) {
+        world.disk.change(&path, |bytes| {
+            if let Some(at) = bytes.windows(body.len()).position(|window| window == body) {
+                bytes[at] ^= 1;
+            }
+        });
+    }
+}
+
+/// Webhooks that are delivered at once, about as many as a segment holds.
+async fn deliver(world: &World, store: &EmbeddedStore) {
+    for n in 0..16u8 {
+        let body =
+            [&[n; 1500][..], &world.ids.next(world.clock.now(), 1).key().to_be_bytes()].concat();
+        world.commit(store, &body, &[TARGET]).await.1.unwrap();
+        let lease = lease(store, TARGET, 1).await.pop().unwrap();
+        store.settle(lease, None, Settlement::Delivered);
+    }
+    store.flush().await;
+}
+
+#[tokio::test]
+async fn a_segment_that_can_not_be_cleaned_blocks_no_other_and_what_ended_stays_ended() {
+    let mut world = small();
+    world.settings.segment_bytes = 36 << 10;
+    world.settings.retain_dead_letters = Duration::from_secs(100);
+    let store = world.open();
+    let (stuck, _) = world.commit(&store, &[250; 1500], &["nobody"]).await;
+    world.commit(&store, &[251; 1500], &[TARGET]).await.1.unwrap();
+    let dead = lease(&store, TARGET, 1).await.pop().unwrap();
+    deliver(&world, &store).await;
+    deliver(&world, &store).await;
+    // Its settlement is in a later segment, which goes before it.
+    store.settle(dead, None, Settlement::DeadLetter(Cause::GivenUp));
+    deliver(&world, &store).await;
+    deliver(&world, &store).await;
+    let before = segments(&world);
+    assert!(before.len() > 3, "{before:?}");
+    damage(&world, &stuck.body);
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(10));
+        clean(&world, &store).await;
+    }
+    let after = segments(&world);
+    assert!(after.contains(&before[0]), "it stays");
+    assert!(before[1..before.len() - 1].iter().all(|path| !after.contains(path)), "{after:?}");
+    // Now its copy ends too, and so does the segment that it was copied to.
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(200));
+        clean(&world, &store).await;
+        deliver(&world, &store).await;
+    }
+    clean(&world, &store).await;
+    let end = segments(&world);
+    assert!(
+        end.contains(&before[0]) && after[1..].iter().all(|path| !end.contains(path)),
+        "{end:?}"
+    );
+    store.close().await;
+    drop(store);
+    world.delete_index();
+    let store = world.open();
+    assert!(lease_now(&store, TARGET, 64).await.is_empty(), "what ended is due again");
+}
