@@ -142,9 +142,8 @@ impl Indexer {
     /// Reads the log up to its end; answers whether that went well.
     fn catch_up(&mut self) -> bool {
         // First only what is from before this start: the lanes count the rest themselves.
-        if !*self.parts.caught_up.borrow()
-            && !(self.read_log(self.parts.start) && self.first_caught_up())
-        {
+        let first = !*self.parts.caught_up.borrow();
+        if first && (!self.read_log(self.parts.start) || !self.first_caught_up()) {
             return false;
         }
         if !self.read_log(self.parts.log.end()) {

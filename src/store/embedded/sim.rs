@@ -267,6 +267,7 @@ impl DiskFile for SimFile {
             state.faults.slow_reads
         };
         if !slow.is_zero() {
+            #[expect(clippy::disallowed_methods, reason = "a slow disk is slow")]
             std::thread::sleep(slow);
         }
         let content = lock(&self.content);

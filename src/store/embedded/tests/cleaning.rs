@@ -144,7 +144,7 @@ fn wherever_a_cleaning_is_stopped_nothing_is_lost_and_nothing_comes_back() {
                         .enable_all()
                         .build()
                         .unwrap()
-                        .block_on(stopped_at(n.div_ceil(2), n % 2 == 0));
+                        .block_on(stopped_at(n.div_ceil(2), n.is_multiple_of(2)));
                     if !stopped {
                         finished.store(true, Ordering::Relaxed);
                     }
