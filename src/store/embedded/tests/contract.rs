@@ -25,7 +25,7 @@ async fn committed_is_leased_byte_for_byte<S: Store>(world: &World, open: impl F
         let (webhook, result) = world.commit(&store, body, &["a1", "a2"]).await;
         assert_eq!(result, Ok(()));
         let store = if restart {
-            within(Duration::from_secs(5), store.close()).await;
+            within(PATIENCE, store.close()).await;
             drop(store);
             open()
         } else {
@@ -75,7 +75,7 @@ async fn settled_survives_a_restart<S: Store>(world: &World, open: impl Fn() -> 
     store.settle(leases.next().unwrap(), None, Settlement::Delivered);
     store.settle(leases.next().unwrap(), Some(failed), Settlement::Retry { at });
     drop(leases);
-    within(Duration::from_secs(5), store.close()).await;
+    within(PATIENCE, store.close()).await;
     drop(store);
     let store = open();
     assert_eq!(store.lanes()[0].pending, 2);
@@ -94,7 +94,7 @@ async fn duplicates_are_known_after_a_restart<S: Store>(world: &World, open: imp
     let store = open();
     let (webhook, _) = world.commit(&store, b"twice", &[]).await;
     assert_eq!(is_duplicate(&store, b"twice").await, Some(webhook.id));
-    within(Duration::from_secs(5), store.close()).await;
+    within(PATIENCE, store.close()).await;
     drop(store);
     let store = open();
     assert_eq!(is_duplicate(&store, b"twice").await, Some(webhook.id));
@@ -110,7 +110,7 @@ async fn a_claim_waits_for_the_first<S: Store>(world: &World, store: &S) {
     let waited = tokio::time::timeout(Duration::from_millis(20), &mut second).await;
     assert!(waited.is_err());
     drop(claimed);
-    let Claim::First(claimed) = within(Duration::from_secs(1), second).await else { panic!() };
+    let Claim::First(claimed) = within(PATIENCE, second).await else { panic!() };
     let third = store.claim(webhook.duplicate_key, windows);
     let (committed, third) = tokio::join!(store.commit(webhook.clone(), claimed), third);
     committed.unwrap();
@@ -148,7 +148,7 @@ async fn retries_come_when_they_are_due<S: Store>(world: &World, store: &S) {
         tokio::time::sleep(Duration::from_millis(10)).await;
         world.clock.advance(Duration::from_millis(30));
     };
-    let (leases, ()) = tokio::join!(within(Duration::from_secs(2), waiting), advance);
+    let (leases, ()) = tokio::join!(within(PATIENCE, waiting), advance);
     for lease in leases {
         store.settle(lease, None, Settlement::Delivered);
     }
@@ -167,7 +167,7 @@ async fn dead_letters_are_counted<S: Store>(world: &World, open: impl Fn() -> S)
         assert_eq!((lanes[0].pending, &*lanes[0].dead), (0, &[(Cause::GivenUp, 1)][..]));
     };
     counted(&store);
-    within(Duration::from_secs(5), store.close()).await;
+    within(PATIENCE, store.close()).await;
     drop(store);
     let store = open();
     counted(&store);

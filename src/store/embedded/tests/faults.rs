@@ -34,7 +34,7 @@ async fn survives(faults: Faults, cut: bool) -> (u64, u64) {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             };
-            within(Duration::from_secs(5), healthy).await;
+            within(PATIENCE, healthy).await;
         }
     }
     let operations = world.disk.operations();
@@ -153,7 +153,7 @@ async fn a_full_disk_is_said_and_forgotten_and_deliveries_go_on() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    within(Duration::from_secs(5), healthy).await;
+    within(PATIENCE, healthy).await;
     world.commit(&store, b"more", &[TARGET]).await.1.unwrap();
     store.close().await;
     drop(store);

@@ -170,7 +170,7 @@ pub(super) async fn is_duplicate<S: Store>(store: &S, body: &[u8]) -> Option<Web
 
 /// What is due, or nothing if nothing comes in time.
 pub(super) async fn lease<S: Store>(store: &S, target: &str, max: usize) -> Vec<Lease> {
-    within(Duration::from_secs(10), store.lease(target, max)).await
+    within(PATIENCE, store.lease(target, max)).await
 }
 
 /// What is due now; nothing after a moment in which nothing came.
@@ -179,6 +179,9 @@ pub(super) async fn lease_now<S: Store>(store: &S, target: &str, max: usize) -> 
         .await
         .unwrap_or_default()
 }
+
+/// For what must come: far more than it takes on a machine that has other things to do.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(limit, future).await.expect("it takes too long")

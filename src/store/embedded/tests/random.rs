@@ -204,9 +204,6 @@ async fn check(world: &World, model: &Model, store: EmbeddedStore) {
     assert!(found.keys().all(|key| model.deliveries.contains_key(key)), "invented");
 }
 
-/// For what must come: far more than it takes on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 48,

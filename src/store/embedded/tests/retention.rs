@@ -35,7 +35,7 @@ async fn what_is_settled_goes_with_its_segments_and_what_lives_is_copied_forward
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    within(Duration::from_secs(20), shrunk).await;
+    within(PATIENCE, shrunk).await;
     store.close().await;
     drop(store);
     for delete_index in [false, true] {
