@@ -345,7 +345,7 @@ async fn every_attempt_is_one_event_with_all_fields_and_nothing_secret() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = crate::telemetry::logging::capture(subscriber);
     let mut crm = target("crm");
     crm.headers = vec![(HeaderName::from_static("x-a"), HeaderValue::from_static("h1dden"))];
     let world = World::new(vec![crm], |sent| status([500, 200, 410][sent.attempt as usize - 1]));

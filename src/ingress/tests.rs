@@ -374,7 +374,7 @@ fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
         .with_ansi(false)
         .with_writer(Arc::new(LogWriter(Arc::clone(&log))))
         .finish();
-    (log, tracing::subscriber::set_default(subscriber))
+    (log, crate::telemetry::logging::capture(subscriber))
 }
 
 struct LogWriter(Arc<Mutex<Vec<u8>>>);

@@ -135,6 +135,23 @@ fn write_lines(entries: &Receiver<Entry>, dropped: &AtomicU64, out: impl Write) 
     }
 }
 
+/// Sends this thread's events to a test's own subscriber until the guard is dropped.
+///
+/// Whether an event's place is of interest to anybody is remembered for the whole process. Without
+/// somebody who wants everything, a test on another thread can make it "to nobody" in between.
+#[cfg(test)]
+pub(crate) fn capture(
+    subscriber: impl tracing::Subscriber + Send + Sync,
+) -> tracing::subscriber::DefaultGuard {
+    static EVERYTHING: std::sync::Once = std::sync::Once::new();
+    EVERYTHING.call_once(|| {
+        let all =
+            tracing_subscriber::fmt().with_writer(io::sink).with_max_level(LevelFilter::TRACE);
+        let _already = all.try_init();
+    });
+    tracing::subscriber::set_default(subscriber)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
