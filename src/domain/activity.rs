@@ -8,16 +8,14 @@
 //! `resource`, jumps over all others, and stops as soon as nothing later could change its answer.
 //! It checks the grammar of what it passes, and a body that breaks it has no facts at all: half of
 //! a document is no ground to route on. What lies behind the stopping point is not looked at.
-//! Nesting costs one bit a level, so depth exhausts neither the stack nor the memory.
 
 use std::borrow::Cow;
+
+use crate::domain::json::{Json, Malformed, Value};
 
 /// Longer names, types and ids, in bytes, are as good as absent: no real one comes near it, and
 /// they travel in headers.
 pub const LONGEST_VALUE: usize = 256;
-
-/// The most bytes of JSON that one byte of a string can take: `\u0041`.
-const LONGEST_ESCAPE: usize = 6;
 
 /// The `object` of the wrapper, the only body whose `name` is an activity's.
 const WRAPPER: &str = "ACTIVITY";
@@ -43,7 +41,7 @@ pub struct Facts {
 /// Reads what `body` says of itself. Never fails: a strange body has no facts.
 pub fn read(body: &[u8]) -> Facts {
     let mut seen = Seen::default();
-    match seen.take_in(&mut Json { rest: body }) {
+    match seen.take_in(&mut Json::new(body)) {
         Ok(()) => seen.facts(),
         Err(Malformed) => Facts::default(),
     }
@@ -125,7 +123,7 @@ impl<'a> Seen<'a> {
             // An `object` still to come could make a wrapper of it.
             _ if self.object.is_none() => false,
             Some(Value::Text(_)) => self.kind.is_some() && self.id.is_some(),
-            Some(Value::Number(_) | Value::Other) => self.id.is_some(),
+            Some(_) => self.id.is_some(),
             None => false,
         }
     }
@@ -153,7 +151,7 @@ fn first<'a>(slot: &mut Option<Value<'a>>, value: Value<'a>) {
 
 fn text(value: &Option<Value<'_>>) -> Option<Box<str>> {
     match value {
-        Some(Value::Text(text)) => fit(text.decoded()?),
+        Some(Value::Text(text)) => fit(text.decoded(LONGEST_VALUE)?),
         _ => None,
     }
 }
@@ -173,335 +171,13 @@ fn fit(text: Cow<'_, str>) -> Option<Box<str>> {
     fits.then(|| text.into())
 }
 
-// === JSON, skimmed ===
-
-/// The grammar is broken, or the body ends too soon.
-#[derive(Debug)]
-struct Malformed;
-
-/// A value as it stands in the body.
-enum Value<'a> {
-    Text(Text<'a>),
-    Number(&'a [u8]),
-    /// `true`, `false`, `null`, or one that nests.
-    Other,
-}
-
-/// What stands between two quotes. Its escapes are well formed, its UTF-8 is not checked yet.
-struct Text<'a> {
-    raw: &'a [u8],
-    escaped: bool,
-}
-
-impl<'a> Text<'a> {
-    /// The characters meant. None if it is no text (not UTF-8, half a surrogate pair) or so long
-    /// that nobody wants it.
-    fn decoded(&self) -> Option<Cow<'a, str>> {
-        if self.raw.len() > LONGEST_VALUE * LONGEST_ESCAPE {
-            return None;
-        }
-        let text = str::from_utf8(self.raw).ok()?;
-        if !self.escaped {
-            return Some(Cow::Borrowed(text));
-        }
-        let mut decoded = String::with_capacity(text.len());
-        let mut chars = text.chars();
-        while let Some(char) = chars.next() {
-            decoded.push(if char == '\\' { unescaped(&mut chars)? } else { char });
-        }
-        Some(Cow::Owned(decoded))
-    }
-
-    /// The bytes meant, for a comparison with a key that matters; empty if it can't be one.
-    fn as_key(&self) -> Cow<'a, [u8]> {
-        if !self.escaped {
-            return Cow::Borrowed(self.raw);
-        }
-        Cow::Owned(self.decoded().map(|text| text.into_owned().into_bytes()).unwrap_or_default())
-    }
-}
-
-/// The character that an escape stands for; its backslash has been taken already.
-fn unescaped(chars: &mut std::str::Chars<'_>) -> Option<char> {
-    Some(match chars.next()? {
-        'b' => '\u{8}',
-        'f' => '\u{c}',
-        'n' => '\n',
-        'r' => '\r',
-        't' => '\t',
-        'u' => {
-            let unit = code_unit(chars)?;
-            if !(0xd800..0xdc00).contains(&unit) {
-                return char::from_u32(unit);
-            }
-            if chars.next()? != '\\' || chars.next()? != 'u' {
-                return None;
-            }
-            let low = code_unit(chars).filter(|low| (0xdc00..0xe000).contains(low))?;
-            char::from_u32(0x1_0000 + ((unit - 0xd800) << 10) + (low - 0xdc00))?
-        }
-        itself => itself,
-    })
-}
-
-fn code_unit(chars: &mut std::str::Chars<'_>) -> Option<u32> {
-    (0..4).try_fold(0, |unit, _| Some(unit * 16 + chars.next()?.to_digit(16)?))
-}
-
-/// The part of the body that has not been read yet.
-struct Json<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Json<'a> {
-    /// The first byte of the next token, which stays where it is.
-    fn peek(&mut self) -> Result<u8, Malformed> {
-        loop {
-            match self.rest {
-                [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] => self.rest = rest,
-                [byte, ..] => return Ok(*byte),
-                [] => return Err(Malformed),
-            }
-        }
-    }
-
-    /// Takes a token of one byte.
-    fn take(&mut self) -> Result<u8, Malformed> {
-        let byte = self.peek()?;
-        self.rest = self.rest.get(1..).unwrap_or_default();
-        Ok(byte)
-    }
-
-    fn expect(&mut self, wanted: u8) -> Result<(), Malformed> {
-        if self.take()? == wanted { Ok(()) } else { Err(Malformed) }
-    }
-
-    /// Opens an object and takes its first key, with its colon; None if it is empty.
-    fn first_key(&mut self) -> Result<Option<Text<'a>>, Malformed> {
-        self.expect(b'{')?;
-        if self.peek()? == b'}' {
-            self.expect(b'}')?;
-            return Ok(None);
-        }
-        self.key().map(Some)
-    }
-
-    /// The key after a member of an object; None if that was the last one.
-    fn next_key(&mut self) -> Result<Option<Text<'a>>, Malformed> {
-        match self.take()? {
-            b',' => self.key().map(Some),
-            b'}' => Ok(None),
-            _ => Err(Malformed),
-        }
-    }
-
-    fn key(&mut self) -> Result<Text<'a>, Malformed> {
-        let key = self.string()?;
-        self.expect(b':')?;
-        Ok(key)
-    }
-
-    fn value(&mut self) -> Result<Value<'a>, Malformed> {
-        match self.peek()? {
-            b'{' | b'[' => self.skip_nested().map(|()| Value::Other),
-            byte => self.scalar(byte),
-        }
-    }
-
-    /// A value that does not nest and begins with `byte`.
-    fn scalar(&mut self, byte: u8) -> Result<Value<'a>, Malformed> {
-        match byte {
-            b'"' => self.string().map(Value::Text),
-            b't' => self.literal(b"true"),
-            b'f' => self.literal(b"false"),
-            b'n' => self.literal(b"null"),
-            _ => self.number().map(Value::Number),
-        }
-    }
-
-    /// Jumps over an object or array, without recursion.
-    fn skip_nested(&mut self) -> Result<(), Malformed> {
-        let mut nesting = Nesting::none();
-        loop {
-            match self.peek()? {
-                open @ (b'{' | b'[') => {
-                    self.expect(open)?;
-                    nesting.enter(open == b'{');
-                    if self.peek()? != nesting.closing() {
-                        if nesting.in_object() {
-                            self.key()?;
-                        }
-                        continue;
-                    }
-                }
-                byte => {
-                    self.scalar(byte)?;
-                }
-            }
-            // A value is complete, or the bracket just opened closes at once.
-            loop {
-                match self.take()? {
-                    b',' => {
-                        if nesting.in_object() {
-                            self.key()?;
-                        }
-                        break;
-                    }
-                    byte if byte == nesting.closing() => nesting.leave(),
-                    _ => return Err(Malformed),
-                }
-                if nesting.is_over() {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    fn string(&mut self) -> Result<Text<'a>, Malformed> {
-        self.expect(b'"')?;
-        let text = self.rest;
-        let mut rest = text;
-        let mut escaped = false;
-        loop {
-            rest = skip_plain(rest);
-            match rest {
-                [b'"', after @ ..] => {
-                    self.rest = after;
-                    let raw = text.get(..text.len() - rest.len()).unwrap_or_default();
-                    return Ok(Text { raw, escaped });
-                }
-                [b'\\', b'u', a, b, c, d, after @ ..]
-                    if [a, b, c, d].iter().all(|digit| digit.is_ascii_hexdigit()) =>
-                {
-                    (rest, escaped) = (after, true);
-                }
-                [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', after @ ..] => {
-                    (rest, escaped) = (after, true);
-                }
-                [0..b' ' | b'\\', ..] | [] => return Err(Malformed),
-                [_, after @ ..] => rest = after,
-            }
-        }
-    }
-
-    fn literal(&mut self, word: &[u8]) -> Result<Value<'a>, Malformed> {
-        self.rest = self.rest.strip_prefix(word).ok_or(Malformed)?;
-        Ok(Value::Other)
-    }
-
-    fn number(&mut self) -> Result<&'a [u8], Malformed> {
-        let text = self.rest;
-        self.skip_one_of(b"-");
-        if !self.skip_one_of(b"0") {
-            self.digits()?;
-        }
-        if self.skip_one_of(b".") {
-            self.digits()?;
-        }
-        if self.skip_one_of(b"eE") {
-            self.skip_one_of(b"+-");
-            self.digits()?;
-        }
-        // Only what follows tells that a number is complete.
-        match self.rest {
-            [b',' | b'}' | b']' | b' ' | b'\t' | b'\n' | b'\r', ..] => {
-                Ok(text.get(..text.len() - self.rest.len()).unwrap_or_default())
-            }
-            _ => Err(Malformed),
-        }
-    }
-
-    fn digits(&mut self) -> Result<(), Malformed> {
-        if !self.skip_one_of(b"0123456789") {
-            return Err(Malformed);
-        }
-        while self.skip_one_of(b"0123456789") {}
-        Ok(())
-    }
-
-    fn skip_one_of(&mut self, wanted: &[u8]) -> bool {
-        match self.rest {
-            [byte, rest @ ..] if wanted.contains(byte) => {
-                self.rest = rest;
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-/// Jumps over bytes that mean nothing inside a string, eight at a time, until fewer are left.
-fn skip_plain(mut rest: &[u8]) -> &[u8] {
-    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
-    const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
-    const fn all(byte: u8) -> u64 {
-        u64::from_ne_bytes([byte; 8])
-    }
-    while let Some((chunk, after)) = rest.split_first_chunk::<8>() {
-        let word = u64::from_le_bytes(*chunk);
-        // The lowest high bit of each marks its first hit; those above may be wrong.
-        let controls = word.wrapping_sub(all(b' ')) & !word;
-        let quotes = (word ^ all(b'"')).wrapping_sub(ONES) & !(word ^ all(b'"'));
-        let escapes = (word ^ all(b'\\')).wrapping_sub(ONES) & !(word ^ all(b'\\'));
-        let found = (controls | quotes | escapes) & HIGHS;
-        if found != 0 {
-            let plain = usize::try_from(found.trailing_zeros() / 8).unwrap_or_default();
-            return rest.get(plain..).unwrap_or_default();
-        }
-        rest = after;
-    }
-    rest
-}
-
-/// Which brackets are open, one bit each: 1 for an object, 0 for an array.
-struct Nesting {
-    /// The innermost ones, below a marker bit.
-    inner: u64,
-    /// Full words of those further out.
-    outer: Vec<u64>,
-}
-
-impl Nesting {
-    fn none() -> Self {
-        Self { inner: 1, outer: Vec::new() }
-    }
-
-    fn enter(&mut self, object: bool) {
-        if self.inner.leading_zeros() == 0 {
-            self.outer.push(self.inner);
-            self.inner = 1;
-        }
-        self.inner = (self.inner << 1) | u64::from(object);
-    }
-
-    fn leave(&mut self) {
-        self.inner >>= 1;
-        if self.inner == 1 {
-            self.inner = self.outer.pop().unwrap_or(1);
-        }
-    }
-
-    fn in_object(&self) -> bool {
-        self.inner & 1 == 1
-    }
-
-    fn closing(&self) -> u8 {
-        if self.in_object() { b'}' } else { b']' }
-    }
-
-    /// Only meaningful after the last [`leave`](Self::leave).
-    fn is_over(&self) -> bool {
-        self.inner == 1
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
     use proptest::prelude::*;
     use serde_json::Value as Serde;
 
-    use super::{Facts, LONGEST_VALUE, Nesting, read};
+    use super::{Facts, LONGEST_VALUE, read};
 
     const WRAPPED: &str = r#"{"object":"ACTIVITY","id":"a-1","name":"LISTING_DELIVERED","resource":{"object":"LISTING","id":"l-1"}}"#;
 
@@ -811,21 +487,6 @@ mod tests {
             );
             assert_eq!(read(body.as_bytes()), Facts::default(), "{hostile}");
         }
-    }
-
-    #[test]
-    fn a_level_costs_a_bit() {
-        let mut nesting = Nesting::none();
-        for level in 0..1_000_000 {
-            nesting.enter(level % 3 == 0);
-        }
-        assert!(nesting.outer.len() <= 1_000_000 / 63);
-        for level in (0..1_000_000).rev() {
-            assert!(!nesting.is_over());
-            assert_eq!(nesting.in_object(), level % 3 == 0);
-            nesting.leave();
-        }
-        assert!(nesting.is_over());
     }
 
     #[test]
