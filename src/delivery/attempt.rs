@@ -197,10 +197,7 @@ fn short(text: &[u8]) -> Bytes {
 
 /// The id as the target knows it.
 fn id(delivery: &Delivery) -> String {
-    match delivery.again {
-        0 => delivery.webhook_id().to_string(),
-        n => format!("{}.{n}", delivery.webhook_id()),
-    }
+    delivery.webhook_id().known_as(delivery.again)
 }
 
 /// Why there was no answer, in our own words: never what the target wrote.

@@ -6,17 +6,21 @@
 
 pub mod activity;
 pub mod answer;
+pub mod condition;
 pub mod delivery;
 mod json;
 pub mod known;
 pub mod limit;
+pub mod number;
 pub mod outcome;
 pub mod pattern;
+pub mod pointer;
 pub mod request;
 pub mod retry;
 pub mod route;
 pub mod signature;
 pub mod source;
 pub mod target;
+pub mod template;
 pub mod time;
 pub mod webhook;

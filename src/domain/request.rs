@@ -53,10 +53,7 @@ pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Header
         map.insert(CONTENT_ENCODING, encoding);
     }
     map.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-    let id = match content.again {
-        0 => content.webhook_id.to_string(),
-        n => format!("{}.{n}", content.webhook_id),
-    };
+    let id = content.webhook_id.known_as(content.again);
     insert_text(&mut map, IDEMPOTENCY_KEY, &id);
     insert_text(&mut map, RELAY_WEBHOOK_ID, &id);
     insert_text(&mut map, RELAY_SOURCE, content.source);

@@ -37,6 +37,14 @@ impl WebhookId {
         (high << 12) | (u64::from(g & 0x0f) << 8) | u64::from(h)
     }
 
+    /// The id as targets know it: a repeat on purpose has `<webhook_id>.<n>`.
+    pub fn known_as(self, again: u32) -> String {
+        match again {
+            0 => self.to_string(),
+            n => format!("{self}.{n}"),
+        }
+    }
+
     /// An id with this key, where no more of it is known.
     pub fn from_key(key: u64) -> Self {
         Self::new(key, 0)
