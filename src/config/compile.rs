@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use zeroize::Zeroizing;
 
-use crate::config::position::{Entry, Node};
+use crate::config::position::{Entry, Kind, Node};
 use crate::config::problem::{Position, Report};
 use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
 use crate::config::secret::{self, Environment, SECRET_BYTES_MAX, Secrets};
@@ -19,10 +19,11 @@ use crate::config::value::{self, Parsed};
 use crate::config::{route, source, target};
 use crate::domain::limit::DELIVERIES_PER_WEBHOOK_MAX;
 use crate::domain::pattern::{Pattern, Patterns};
+use crate::domain::pointer::Pointers;
 use crate::domain::request::is_reserved;
-use crate::domain::route::{RoutingTable, Unrouted};
+use crate::domain::route::{RoutingTable, Rules, Unrouted};
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, TIMESTAMP};
-use crate::domain::webhook::Header;
+use crate::domain::template::{HeaderRule, HeaderText};
 
 /// A rotation needs two.
 const SECRETS_MAX: usize = 16;
@@ -53,9 +54,23 @@ impl<'a> Spot<'a> {
         self.below(self.node.and_then(|node| node.get(key)).map(|entry| &entry.value))
     }
 
+    /// The value of the first key if it is there, else of the second.
+    pub(super) fn key_or(self, key: &str, other: &str) -> Self {
+        let has_it = self.node.is_some_and(|node| node.get(key).is_some());
+        self.key(if has_it { key } else { other })
+    }
+
     /// The value of an entry by number.
     pub(super) fn entry(self, index: usize) -> Self {
         self.below(self.raw_entry(index).map(|entry| &entry.value))
+    }
+
+    /// A single value as it is written.
+    pub(super) fn text(self) -> Option<&'a str> {
+        match &self.node?.kind {
+            Kind::Scalar { text, .. } => Some(text),
+            Kind::Broken | Kind::List(_) | Kind::Map(_) => None,
+        }
     }
 
     /// The place of an entry's key.
@@ -102,14 +117,16 @@ pub(super) fn compile(
     }
     context.count(original, "routes", usize::MAX);
     let sources = source::compile(&file.sources, root.key("sources"), context);
-    let signatures: Vec<_> = sources.iter().map(|source| source.verify.header.clone()).collect();
-    let targets = target::compile(&file.targets, root.key("targets"), &signatures, context);
+    let proofs: Vec<_> =
+        sources.iter().flat_map(|source| source.verify.header_names()).cloned().collect();
+    let targets = target::compile(file, root, &proofs, context);
     let known = route::Known {
         sources: names(original, "sources"),
         target_names: names(original, "targets"),
         targets: targets.iter().map(|target| (&*target.name, target)).collect(),
     };
-    let routes = route::compile(&file.routes, root.key("routes"), &known, context);
+    let mut pointers = Pointers::default();
+    let routes = route::compile(&file.routes, root.key("routes"), &known, &mut pointers, context);
     let unrouted = match file.unrouted.as_ref().map(|text| &*text.0) {
         None | Some("keep") => Unrouted::Keep,
         Some("drop") => Unrouted::Drop,
@@ -119,7 +136,7 @@ pub(super) fn compile(
             Unrouted::Keep
         }
     };
-    RoutingTable::new(sources, targets, routes, unrouted, sha256)
+    RoutingTable::new(Rules { sources, targets, routes, pointers, unrouted, sha256 })
 }
 
 fn names<'a>(original: &'a Node, key: &str) -> HashSet<&'a str> {
@@ -220,7 +237,8 @@ impl Context<'_> {
             .collect()
     }
 
-    fn secret(&mut self, secret: &schema::Secret, spot: Spot<'_>) -> Option<Secret> {
+    /// One secret.
+    pub(super) fn secret(&mut self, secret: &schema::Secret, spot: Spot<'_>) -> Option<Secret> {
         let (label, bytes) = match (&secret.env, &secret.file, &secret.value) {
             (Some(Text(name)), None, None) => {
                 (format!("env:{name}"), secret::from_env(self.env, name))
@@ -283,27 +301,29 @@ impl Context<'_> {
         Some(name)
     }
 
-    /// The operator's headers. `taken` are names that a scheme sets.
+    /// The operator's headers. What they point at is added to `pointers`.
     pub(super) fn headers(
         &mut self,
         settings: &Named<HeaderSetting>,
         spot: Spot<'_>,
-        taken: &[HeaderName],
-        owner: HeadersOf,
-    ) -> Vec<Header> {
+        owner: HeadersOf<'_>,
+        pointers: &mut Pointers,
+    ) -> Vec<HeaderRule> {
         if settings.0.len() > HEADERS_MAX {
             self.report.error(spot.at, format!("more than {HEADERS_MAX} headers"));
         }
-        let mut headers: Vec<Header> = Vec::new();
+        let mut headers: Vec<HeaderRule> = Vec::new();
         for (index, (text, setting)) in settings.0.iter().enumerate().take(HEADERS_MAX) {
             let (key_at, spot) = (spot.entry_key(index), spot.entry(index));
             let name = self.take(key_at, value::header_name(text));
             let value = match (setting, owner) {
-                (HeaderSetting::Text(text), _) => self.take(spot.at, value::header_text(text)),
-                (HeaderSetting::Secret(secret), HeadersOf::Target) => {
-                    self.header_secret(secret, spot)
+                (HeaderSetting::Text(text), _) => {
+                    self.take(spot.at, value::header_text(text, pointers))
                 }
-                (HeaderSetting::Secret(_), HeadersOf::Route) => {
+                (HeaderSetting::Secret(secret), HeadersOf::Target(_)) => {
+                    self.header_secret(secret, spot).map(HeaderText::Fixed)
+                }
+                (HeaderSetting::Secret(_), HeadersOf::Route(_)) => {
                     self.report.error(
                         spot.at,
                         "a route's headers are stored with its deliveries and can't be secret: \
@@ -313,12 +333,12 @@ impl Context<'_> {
                 }
             };
             let Some(name) = name else { continue };
-            if is_reserved(&name) || taken.contains(&name) {
+            if is_reserved(&name) || owner.signatures().contains(&name) {
                 self.report.error(key_at, format!("the header \"{text}\" is set by the relay"));
-            } else if headers.iter().any(|(known, _)| *known == name) {
+            } else if headers.iter().any(|known| known.name == name) {
                 self.report.error(key_at, format!("the header \"{text}\" is there already"));
             } else if let Some(value) = value {
-                headers.push((name, value));
+                headers.push(HeaderRule { name, value });
             }
         }
         headers
@@ -404,11 +424,19 @@ fn listed<'a>(list: &'a OneOrMany, spot: Spot<'_>) -> Vec<(&'a str, Position)> {
     }
 }
 
-/// Whose headers they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeadersOf {
+/// Whose headers they are, with the names that the schemes of its targets set.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HeadersOf<'a> {
     /// Rendered at acceptance and stored: never secret.
-    Route,
+    Route(&'a [HeaderName]),
     /// Read from the table in force at each attempt.
-    Target,
+    Target(&'a [HeaderName]),
+}
+
+impl HeadersOf<'_> {
+    const fn signatures(&self) -> &[HeaderName] {
+        match self {
+            Self::Route(names) | Self::Target(names) => names,
+        }
+    }
 }

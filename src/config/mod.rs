@@ -3,15 +3,17 @@
 //! [`load`] is what a server does, [`check`] what an operator asks; both say the same. The way of a
 //! file: [`position`] reads the text as a tree that knows places; [`shape`] finds every problem of
 //! form in it; [`schema`] deserialises the text (or, after problems, what is left of the tree);
-//! [`compile`], [`source`], [`target`] and [`route`] find every problem of meaning and resolve
+//! [`compile`], [`source`], [`target`], [`settings`], [`route`] and [`condition`] find every problem of meaning and resolve
 //! secrets by [`secret`]; [`value`] reads single values; [`problem`] is what all of them report.
 
 mod compile;
+mod condition;
 mod position;
 mod problem;
 mod route;
 mod schema;
 mod secret;
+mod settings;
 mod shape;
 mod source;
 mod target;

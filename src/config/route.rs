@@ -8,7 +8,8 @@ use http::HeaderName;
 use crate::config::compile::{Context, HeadersOf, Spot};
 use crate::config::problem::Position;
 use crate::config::schema::{self, Text};
-use crate::config::value;
+use crate::config::{condition, value};
+use crate::domain::pointer::Pointers;
 use crate::domain::route::Route;
 use crate::domain::target::Target;
 
@@ -25,6 +26,7 @@ pub(super) fn compile(
     routes: &[schema::Route],
     spot: Spot<'_>,
     known: &Known<'_>,
+    pointers: &mut Pointers,
     context: &mut Context<'_>,
 ) -> Vec<Route> {
     let mut names: HashMap<&str, Position> = HashMap::new();
@@ -43,7 +45,7 @@ pub(super) fn compile(
             }
             None => _ = names.insert(&route.name.0, at),
         }
-        compiled.push(one(route, spot, known, context));
+        compiled.push(one(route, spot, known, pointers, context));
     }
     compiled
 }
@@ -52,18 +54,22 @@ fn one(
     route: &schema::Route,
     spot: Spot<'_>,
     known: &Known<'_>,
+    pointers: &mut Pointers,
     context: &mut Context<'_>,
 ) -> Route {
     let source = context.patterns("source", route.source.as_ref(), spot.key("source"));
     context.known_sources(route.source.as_ref(), spot.key("source"), &known.sources);
     let activity = context.patterns("activity", route.activity.as_ref(), spot.key("activity"));
     let resource = context.patterns("resource", route.resource.as_ref(), spot.key("resource"));
+    let when = condition::compile(&route.when, spot.key("when"), pointers, context);
     let to = targets(&route.to, spot.key("to"), known, context);
     let reached = to.iter().filter_map(|name| known.targets.get(&**name));
     let taken: Vec<HeaderName> = reached.flat_map(|target| target.sign.header_names()).collect();
-    let headers = context.headers(&route.headers, spot.key("headers"), &taken, HeadersOf::Route);
+    let owner = HeadersOf::Route(&taken);
+    let headers = context.headers(&route.headers, spot.key("headers"), owner, pointers);
     let name = route.name.0.as_str().into();
-    Route { name, source, activity, resource, to, headers, end: route.end.unwrap_or_default() }
+    let end = route.end.unwrap_or_default();
+    Route { name, source, activity, resource, when, to, headers, end }
 }
 
 fn targets(

@@ -21,6 +21,8 @@ pub(super) struct File {
     pub(super) sources: Named<Source>,
     pub(super) targets: Named<Target>,
     pub(super) routes: Vec<Route>,
+    #[serde(default)]
+    pub(super) defaults: Defaults,
     #[serde(default, deserialize_with = "present")]
     pub(super) unrouted: Option<Text>,
 }
@@ -31,6 +33,10 @@ pub(super) struct File {
 pub(super) struct Source {
     pub(super) path: Text,
     pub(super) verify: Scheme,
+    #[serde(default)]
+    pub(super) require_headers: Named<Secret>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) activity: Option<Text>,
     #[serde(default, deserialize_with = "present")]
     pub(super) body_limit: Option<Text>,
     #[serde(default, deserialize_with = "present")]
@@ -88,8 +94,28 @@ pub(super) struct Target {
     pub(super) sign: Scheme,
     #[serde(default)]
     pub(super) headers: Named<HeaderSetting>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) forward_headers: Option<Vec<Text>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) timeout: Option<Text>,
     #[serde(default)]
-    pub(super) forward_headers: Vec<Text>,
+    pub(super) retry: Retry,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) concurrency: Option<Integer>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) rate_limit: Option<Text>,
+    #[serde(default)]
+    pub(super) tls: Tls,
+}
+
+/// `defaults`: what a target has that does not say otherwise.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Defaults {
+    #[serde(default)]
+    pub(super) headers: Named<HeaderSetting>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) forward_headers: Option<Vec<Text>>,
     #[serde(default, deserialize_with = "present")]
     pub(super) timeout: Option<Text>,
     #[serde(default)]
@@ -168,11 +194,57 @@ pub(super) struct Route {
     pub(super) activity: Option<OneOrMany>,
     #[serde(default, deserialize_with = "present")]
     pub(super) resource: Option<OneOrMany>,
+    #[serde(default)]
+    pub(super) when: Named<Condition>,
     pub(super) to: Vec<Text>,
     #[serde(default)]
     pub(super) headers: Named<HeaderSetting>,
     #[serde(default, rename = "final", deserialize_with = "present")]
     pub(super) end: Option<bool>,
+}
+
+/// A value of `when`: what must equal, or what else must hold.
+#[derive(Debug, PartialEq)]
+pub(super) enum Condition {
+    /// A bare value.
+    Is(Scalar),
+    /// Operators, all of which must hold.
+    Holds(Box<Operators>),
+}
+
+/// The operators of a condition.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Operators {
+    #[serde(default, deserialize_with = "present")]
+    pub(super) equals: Option<Scalar>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) not: Option<Condition>,
+    #[serde(default, rename = "in", deserialize_with = "present")]
+    pub(super) one_of: Option<Vec<Scalar>>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) gt: Option<Scalar>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) gte: Option<Scalar>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) lt: Option<Scalar>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) lte: Option<Scalar>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) prefix: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) suffix: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) exists: Option<bool>,
+}
+
+/// A single value of whatever type. How a number is written is asked of the tree.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Scalar {
+    Boolean(bool),
+    Null,
+    Number(f64),
+    Text(String),
 }
 
 /// Text, and nothing that YAML takes for a number, a boolean or nothing.
@@ -239,7 +311,8 @@ fn to_value(node: &Node) -> Value {
         Kind::Scalar { text, plain: true } => match meaning(text) {
             Meaning::Boolean(value) => Value::from(value),
             Meaning::Integer(value) => Value::from(value),
-            Meaning::Null | Meaning::Number => Value::Null,
+            Meaning::Null => Value::Null,
+            Meaning::Number => text.parse::<f64>().map_or(Value::Null, Value::from),
             Meaning::Text => Value::from(&**text),
         },
     }
@@ -323,6 +396,96 @@ impl<'de> Deserialize<'de> for HeaderSetting {
         }
 
         from.deserialize_any(Either)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Scalars(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Condition {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Scalars(PhantomData))
+    }
+}
+
+/// Reads a single value as a [`Scalar`], or as what is made of one.
+struct Scalars<T>(PhantomData<T>);
+
+impl From<Scalar> for Condition {
+    fn from(scalar: Scalar) -> Self {
+        Self::Is(scalar)
+    }
+}
+
+/// What a [`Scalars`] makes of a map.
+trait FromMap<'de>: From<Scalar> {
+    const EXPECTED: &'static str;
+
+    fn from_map<A: MapAccess<'de>>(map: A) -> Result<Self, A::Error>;
+}
+
+impl<'de> FromMap<'de> for Scalar {
+    const EXPECTED: &'static str = "a single value";
+
+    fn from_map<A: MapAccess<'de>>(_: A) -> Result<Self, A::Error> {
+        Err(de::Error::invalid_type(de::Unexpected::Map, &Self::EXPECTED))
+    }
+}
+
+impl<'de> FromMap<'de> for Condition {
+    const EXPECTED: &'static str = "a single value or operators";
+
+    fn from_map<A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
+        let operators = Operators::deserialize(de::value::MapAccessDeserializer::new(map))?;
+        Ok(Self::Holds(Box::new(operators)))
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "how a number is written is asked of the tree")]
+impl<'de, T: FromMap<'de>> Visitor<'de> for Scalars<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
+        Ok(Scalar::Boolean(value).into())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        Ok(Scalar::Number(value as f64).into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        Ok(Scalar::Number(value as f64).into())
+    }
+
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<T, E> {
+        Ok(Scalar::Number(value as f64).into())
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<T, E> {
+        Ok(Scalar::Number(value as f64).into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
+        Ok(Scalar::Number(value).into())
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        Ok(Scalar::Text(text.to_owned()).into())
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
+        Ok(Scalar::Null.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::from_map(map)
     }
 }
 

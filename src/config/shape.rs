@@ -9,6 +9,8 @@ use crate::config::problem::{Position, Report};
 /// What kind of value is expected.
 enum Shape {
     Boolean,
+    /// A single value of any type, or a map of operators.
+    Condition,
     /// Text, a map or a record.
     Header,
     Integer,
@@ -16,6 +18,8 @@ enum Shape {
     Map(&'static str, &'static Self),
     OneOrMany,
     Record(&'static Record),
+    /// A single value of any type.
+    Scalar,
     /// Text; what it says.
     Text(&'static str),
 }
@@ -68,7 +72,7 @@ static FILE: Record = Record {
         must("targets", Shape::Map("names of targets", &Shape::Record(&TARGET))),
         must("routes", Shape::List(&Shape::Record(&ROUTE))),
         may("unrouted", Shape::Text("keep or drop")),
-        not_yet("defaults"),
+        may("defaults", Shape::Record(&DEFAULTS)),
     ],
     whole: false,
 };
@@ -82,8 +86,8 @@ static SOURCE: Record = Record {
         may("rate_limit", RATE),
         may("duplicates", Shape::Record(&DUPLICATES)),
         may("silence_after", DURATION),
-        not_yet("require_headers"),
-        not_yet("activity"),
+        may("require_headers", Shape::Map("names of headers", &Shape::Record(&SECRET))),
+        may("activity", Shape::Text("the name of an activity")),
         not_yet("allow_from"),
         not_yet("client_certificate"),
     ],
@@ -140,6 +144,22 @@ static TARGET: Record = Record {
     whole: false,
 };
 
+static DEFAULTS: Record = Record {
+    noun: "defaults",
+    keys: &[
+        may("headers", HEADERS),
+        may("forward_headers", Shape::List(&HEADER_NAME)),
+        may("timeout", DURATION),
+        may("retry", Shape::Record(&RETRY)),
+        may("concurrency", Shape::Integer),
+        may("rate_limit", RATE),
+        may("tls", Shape::Record(&TLS)),
+        not_yet("backlog_limit"),
+        not_yet("paused"),
+    ],
+    whole: false,
+};
+
 static HEADER: Record = Record {
     noun: "a header's value",
     keys: &[may("env", VARIABLE), may("file", PATH), may("prefix", Shape::Text("text"))],
@@ -178,9 +198,26 @@ static ROUTE: Record = Record {
         must("to", Shape::List(&Shape::Text("the name of a target"))),
         may("headers", HEADERS),
         may("final", Shape::Boolean),
-        not_yet("when"),
+        may("when", Shape::Map("JSON pointers", &Shape::Condition)),
     ],
     whole: false,
+};
+
+static CONDITION: Record = Record {
+    noun: "a condition",
+    keys: &[
+        may("equals", Shape::Scalar),
+        may("not", Shape::Condition),
+        may("in", Shape::List(&Shape::Scalar)),
+        may("gt", Shape::Scalar),
+        may("gte", Shape::Scalar),
+        may("lt", Shape::Scalar),
+        may("lte", Shape::Scalar),
+        may("prefix", Shape::Text("text")),
+        may("suffix", Shape::Text("text")),
+        may("exists", Shape::Boolean),
+    ],
+    whole: true,
 };
 
 /// Reports every problem of form. `None` if nothing usable is left.
@@ -199,6 +236,7 @@ impl Checker<'_> {
             (_, Kind::Broken) => return None,
             (Shape::Record(record), Kind::Map(entries)) => self.record(entries, record, owner)?,
             (Shape::Header, Kind::Map(entries)) => self.record(entries, &HEADER, owner)?,
+            (Shape::Condition, Kind::Map(entries)) => self.record(entries, &CONDITION, owner)?,
             (Shape::Map(_, shape), Kind::Map(entries)) => self.map(entries, shape),
             // A heading whose entries are all commented out.
             (Shape::Record(record), _) if node.is_blank() => self.record(&[], record, owner)?,
@@ -282,6 +320,7 @@ fn fits(shape: &Shape, text: &str, plain: bool) -> bool {
         Shape::Header | Shape::OneOrMany | Shape::Text(_) => {
             !plain || meaning(text) == Meaning::Text
         }
+        Shape::Condition | Shape::Scalar => !plain || !text.is_empty(),
         Shape::List(_) | Shape::Map(..) | Shape::Record(_) => false,
     }
 }
@@ -295,6 +334,8 @@ fn unknown_key(key: &str, record: &Record) -> String {
 fn mismatch(shape: &Shape, found: &Kind) -> String {
     let expected = match shape {
         Shape::Boolean => "true or false",
+        Shape::Condition => "a value, or a condition such as {gte: 100}",
+        Shape::Scalar => "a single value",
         Shape::Header => "text, {env: NAME} or {file: PATH}",
         Shape::Integer => "a whole number",
         Shape::List(_) => "a list, as in [a, b]",

@@ -1,16 +1,22 @@
 //! `sources`: who may post, on which path, verified how.
 
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, HOST};
 
 use crate::config::compile::{Context, Spot};
 use crate::config::problem::Position;
 use crate::config::schema::{self, Named, Text};
 use crate::config::value;
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
+use crate::domain::proof::{Proof, RequiredHeader};
+use crate::domain::request::is_hop_by_hop;
 use crate::domain::signature::{Scheme, Verification};
-use crate::domain::source::{DuplicateWindows, Source};
+use crate::domain::source::{DuplicateWindows, Source, SourcePath};
+
+/// Required headers of one source.
+const REQUIRED_HEADERS_MAX: usize = 16;
 
 const BODY_LIMIT_DEFAULT: u64 = 2 * 1024 * 1024;
 
@@ -35,19 +41,14 @@ pub(super) fn compile(
     spot: Spot<'_>,
     context: &mut Context<'_>,
 ) -> Vec<Source> {
-    let mut paths: HashMap<&str, (&str, Position)> = HashMap::new();
+    let mut paths: Vec<(&str, &str, Position)> = Vec::with_capacity(sources.0.len());
     let mut compiled = Vec::with_capacity(sources.0.len());
     for (index, (name, source)) in sources.0.iter().enumerate() {
         let key_at = spot.entry_key(index);
         context.take(key_at, value::name(name));
         let path_at = spot.entry(index).key("path").at;
-        match paths.get(&*source.path.0) {
-            Some((other, at)) => context.report.error(
-                path_at,
-                format!("source \"{other}\" has this path already, in line {}", at.line),
-            ),
-            None => _ = paths.insert(&source.path.0, (name, path_at)),
-        }
+        own_path(&source.path.0, &paths, path_at, context);
+        paths.push((&source.path.0, name, path_at));
         compiled.extend(one(name, source, spot.entry(index), context));
     }
     compiled
@@ -60,7 +61,11 @@ fn one(
     context: &mut Context<'_>,
 ) -> Option<Source> {
     let path = context.take(spot.key("path").at, value::path(&source.path.0));
-    let verify = verification(&source.verify, spot.key("verify"), context);
+    let verify = proof(source, spot, context);
+    let activity = source.activity.as_ref().and_then(|Text(text)| {
+        context.take(spot.key("activity").at, value::activity(text))?;
+        Some(text.as_str().into())
+    });
     let body_limit = body_limit(source.body_limit.as_ref(), spot.key("body_limit"), context);
     let rate_limit = source
         .rate_limit
@@ -76,13 +81,123 @@ fn one(
     path?;
     Some(Source {
         name: name.into(),
-        path: source.path.0.as_str().into(),
+        path: SourcePath::new(&source.path.0),
         verify: verify?,
+        activity,
         body_bytes_max: usize::try_from(body_limit).unwrap_or(usize::MAX),
         rate_limit,
         duplicates,
         silence_after: silence_after.unwrap_or(SILENCE_AFTER_DEFAULT),
     })
+}
+
+/// That no request could be of two sources.
+fn own_path(
+    path: &str,
+    others: &[(&str, &str, Position)],
+    at: Position,
+    context: &mut Context<'_>,
+) {
+    for (other_path, other, other_at) in others {
+        if *other_path == path {
+            let message =
+                format!("source \"{other}\" has this path already, in line {}", other_at.line);
+            context.report.error(at, message);
+        } else if overlap(path, other_path) {
+            let line = other_at.line;
+            let exact = |path: &str| !path.contains(SourcePath::ACTIVITY);
+            if exact(path) || exact(other_path) {
+                let message = format!(
+                    "this path and that of source \"{other}\" in line {line} overlap: the one \
+                     without {} goes first",
+                    SourcePath::ACTIVITY
+                );
+                context.report.warning(at, message);
+            } else {
+                let message = format!(
+                    "source \"{other}\" in line {line} takes requests to this path too: which one \
+                     is meant?"
+                );
+                context.report.error(at, message);
+            }
+        }
+    }
+}
+
+/// Whether some request's path is both, by a placeholder.
+fn overlap(a: &str, b: &str) -> bool {
+    if !a.contains(SourcePath::ACTIVITY) && !b.contains(SourcePath::ACTIVITY) {
+        return false;
+    }
+    let alike = |(a, b): (&str, &str)| {
+        let named = |segment: &str| segment == SourcePath::ACTIVITY;
+        a == b || (named(a) && !b.is_empty()) || (named(b) && !a.is_empty())
+    };
+    let (a, b) = (a.split('/'), b.split('/'));
+    a.clone().count() == b.clone().count() && a.zip(b).all(alike)
+}
+
+/// What its requests must bring: a signature, required headers, or both.
+fn proof(source: &schema::Source, spot: Spot<'_>, context: &mut Context<'_>) -> Option<Proof> {
+    let verify_spot = spot.key("verify");
+    let unsigned = source.verify.scheme.0 == "none";
+    let signature = if unsigned {
+        nothing_beside(&source.verify, verify_spot, context);
+        None
+    } else {
+        Some(verification(&source.verify, verify_spot, context))
+    };
+    let headers = required_headers(source, spot.key("require_headers"), context);
+    if unsigned && source.require_headers.0.is_empty() {
+        context.report.error(
+            verify_spot.key("scheme").at,
+            "scheme none believes everybody: it needs \"require_headers\" beside it",
+        );
+    }
+    match signature {
+        Some(signature) => Proof::new(Some(signature?), headers),
+        None => Proof::new(None, headers),
+    }
+}
+
+/// That `scheme: none` has nothing that only a signature has.
+pub(super) fn nothing_beside(scheme: &schema::Scheme, spot: Spot<'_>, context: &mut Context<'_>) {
+    for (key, is_there) in
+        [("secrets", scheme.secrets.is_some()), ("header", scheme.header.is_some())]
+    {
+        if is_there {
+            let message = format!("scheme none takes no \"{key}\"");
+            context.report.error(spot.key(key).at, message);
+        }
+    }
+}
+
+fn required_headers(
+    source: &schema::Source,
+    spot: Spot<'_>,
+    context: &mut Context<'_>,
+) -> Vec<RequiredHeader> {
+    let mut headers: Vec<RequiredHeader> = Vec::new();
+    if source.require_headers.0.len() > REQUIRED_HEADERS_MAX {
+        context.report.error(spot.at, format!("more than {REQUIRED_HEADERS_MAX} headers"));
+    }
+    let entries = source.require_headers.0.iter().enumerate().take(REQUIRED_HEADERS_MAX);
+    for (index, (text, secret)) in entries {
+        let key_at = spot.entry_key(index);
+        let name = context.take(key_at, value::header_name(text));
+        let secret = context.secret(secret, spot.entry(index));
+        let (Some(name), Some(secret)) = (name, secret) else { continue };
+        if headers.iter().any(|known| known.name == name) {
+            context.report.error(key_at, format!("the header \"{text}\" is there already"));
+        } else if is_hop_by_hop(&name) || [HOST, CONTENT_LENGTH].contains(&name) {
+            let message =
+                format!("the header \"{text}\" belongs to the connection: it proves nothing");
+            context.report.error(key_at, message);
+        } else {
+            headers.push(RequiredHeader { name, secret });
+        }
+    }
+    headers
 }
 
 fn verification(
@@ -95,9 +210,6 @@ fn verification(
         "aryeo-timestamped" => Scheme::AryeoTimestamped,
         other => {
             let message = match other {
-                "none" => {
-                    "a source without a signature is not supported by this version".to_owned()
-                }
                 "standard-webhooks" | "github" => {
                     format!(
                         "a source can't be verified by \"{other}\": use aryeo or aryeo-timestamped"

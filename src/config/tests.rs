@@ -10,9 +10,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::route::{Subject, Unrouted};
-use crate::domain::signature::{Scheme, Signing};
+use crate::domain::signature::{Scheme, Signing, TIMESTAMP};
 use crate::domain::source::DuplicateWindows;
-use crate::domain::webhook::Resource;
+use crate::domain::template::{HeaderRule, HeaderText};
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{Resource, WebhookId};
 
 /// Every variable is set, unless its name says otherwise.
 struct TestEnvironment;
@@ -89,15 +91,26 @@ fn every_good_file_loads() {
     }
 }
 
+fn fixed(rule: &HeaderRule) -> Option<&http::HeaderValue> {
+    match &rule.value {
+        HeaderText::Fixed(value) => Some(value),
+        HeaderText::Template(_) => None,
+    }
+}
+
 #[test]
 fn every_key_reaches_the_table() {
     let loaded = load_file(Path::new("tests/data/routes/good/every-key.yaml")).unwrap();
     let table = loaded.table;
-    let source = table.source("/webhooks/aryeo").unwrap();
-    assert_eq!(source.verify.scheme, Scheme::AryeoTimestamped);
-    let labels: Vec<_> = source.verify.secrets.iter().map(|secret| secret.label()).collect();
+    let (source, _) = table.source("/webhooks/aryeo").unwrap();
+    assert!(source.verify.claims(&TIMESTAMP), "the scheme is aryeo-timestamped");
+    let labels: Vec<_> = source.verify.secrets().iter().map(|secret| secret.label()).collect();
     assert_eq!(labels, ["env:NEW", "file:../files/secret.txt", "value"]);
-    assert_eq!(source.verify.header, "x-aryeo-signature");
+    let proofs: Vec<_> = source.verify.header_names().collect();
+    assert_eq!(proofs, ["x-aryeo-signature", "x-sender"]);
+    assert_eq!(source.activity.as_deref(), Some("ORDER_CREATED"));
+    let (source_of_path, activity) = table.source("/webhooks/in/LISTING_MERGED").unwrap();
+    assert_eq!((&*source_of_path.name, activity.as_deref()), ("unsigned", Some("LISTING_MERGED")));
     assert_eq!(source.body_bytes_max, 64_000);
     assert_eq!(source.rate_limit, value::rate("100/s").ok());
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
@@ -111,7 +124,7 @@ fn every_key_reaches_the_table() {
     assert_eq!((*scheme, secret.label()), (Scheme::AryeoTimestamped, "env:CRM_NEW"));
     assert_eq!(header, "x-signature");
     let headers: HashMap<_, _> =
-        crm.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        crm.headers.iter().filter_map(|rule| Some((rule.name.as_str(), fixed(rule)?))).collect();
     assert_eq!(headers["x-braces"], "{a}");
     assert_eq!(headers["authorization"], "Bearer value of TOKEN");
     assert_eq!(headers["x-from-file"], "from a file");
@@ -128,7 +141,18 @@ fn every_key_reaches_the_table() {
 
     let route = &table.routes()[0];
     assert!(route.end && route.resource.is_some() && route.source.is_some());
-    assert_eq!(route.headers[0].1, "orders");
+    assert_eq!(fixed(&route.headers[0]).unwrap(), "orders");
+    let when: Vec<_> = route.when.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        when,
+        [
+            r#"/object: "ACTIVITY""#,
+            "/resource/total: {gte: 100.50, lt: 1e6}",
+            r#"/resource/tags/0: {not: {in: ["a", 1, null, true]}}"#,
+            r#"/resource/city: {prefix: "R", suffix: "o", exists: true}"#,
+            "/resource/number: 12345678901234567890",
+        ]
+    );
     assert_eq!(route.to, [Arc::from("crm"), Arc::from("lake")]);
     assert_eq!(table.unrouted, Unrouted::Drop);
 }
@@ -136,9 +160,10 @@ fn every_key_reaches_the_table() {
 #[test]
 fn what_is_left_out_has_the_documented_default() {
     let table = load_file(Path::new("tests/data/routes/good/minimal.yaml")).unwrap().table;
-    let source = table.source("/").unwrap();
+    let (source, _) = table.source("/").unwrap();
     assert_eq!(source.body_bytes_max, 2 * 1024 * 1024);
-    assert_eq!(source.verify.header, "signature");
+    assert_eq!(source.verify.signature_header().unwrap(), "signature");
+    assert_eq!(source.verify.header_names().count(), 1);
     assert_eq!(source.silence_after, Duration::from_secs(86_400));
     assert_eq!(source.duplicates, DuplicateWindows::default());
     let target = &table.targets["crm"];
@@ -159,9 +184,20 @@ fn the_shipped_file_is_clean_without_its_secrets_and_routes_as_it_says() {
     assert_eq!(loaded.warnings, []);
     let reached = |activity| {
         let resource = Resource::default();
-        let subject = Subject { source: "aryeo", activity, resource: &resource };
-        let deliveries = loaded.table.route(subject);
-        deliveries.iter().map(|delivery| delivery.target.to_string()).collect::<Vec<_>>().join(" ")
+        let routed = loaded.table.route(&Subject {
+            webhook_id: WebhookId::from_key(1),
+            received_at: Timestamp::from_millis(0),
+            source: "aryeo",
+            activity,
+            resource: &resource,
+            body: b"",
+        });
+        routed
+            .deliveries
+            .iter()
+            .map(|delivery| delivery.target.to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     assert_eq!(reached(None), "warehouse");
     assert_eq!(reached(Some("LISTING_DELIVERED")), "warehouse media-site crm");
@@ -175,7 +211,7 @@ fn a_stand_in_for_a_missing_secret_proves_nothing_to_anybody() {
     let path = Path::new("routes.yaml");
     let secrets = || {
         let loaded = load(path, &HashMap::new(), Secrets::Warn).unwrap();
-        loaded.table.sources[0].verify.secrets.clone()
+        loaded.table.sources[0].verify.secrets().to_vec()
     };
     assert_ne!(secrets(), secrets());
 }

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
 
+use crate::domain::activity;
+use crate::domain::pointer::Pointers;
+use crate::domain::source::SourcePath;
 use crate::domain::target::Rate;
+use crate::domain::template::{HeaderText, Template};
 
 /// Names are labels of metrics and words in logs.
 const NAME_BYTES_MAX: usize = 100;
@@ -136,9 +140,19 @@ pub(super) fn path(text: &str) -> Parsed<()> {
             "the path \"{text}\" has a query or fragment: only a path is compared"
         ));
     }
-    if text.contains(['{', '}']) {
-        return Err("`{activity}` in a path is not supported by this version".to_owned());
+    let literal = text.replace(SourcePath::ACTIVITY, "a");
+    if literal.contains(['{', '}']) {
+        return Err(format!("the only placeholder of a path is {}", SourcePath::ACTIVITY));
     }
+    let named = |segment: &&str| segment.contains(SourcePath::ACTIVITY);
+    let named: Vec<_> = text.split('/').filter(named).collect();
+    if named.len() > 1 || named.iter().any(|segment| *segment != SourcePath::ACTIVITY) {
+        return Err(format!(
+            "{} is one whole segment of a path, as in /webhooks/{0}",
+            SourcePath::ACTIVITY
+        ));
+    }
+    let text = &*literal;
     let odd =
         |c: char| !c.is_ascii_graphic() || matches!(c, '"' | '<' | '>' | '\\' | '^' | '`' | '|');
     if text.contains(odd) || text.parse::<http::uri::PathAndQuery>().is_err() {
@@ -180,9 +194,15 @@ pub(super) fn header_name(text: &str) -> Parsed<HeaderName> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is not a header name"))
 }
 
-/// The text of a header, in which `{{` and `}}` are braces.
-pub(super) fn header_text(text: &str) -> Parsed<HeaderValue> {
-    header_value(&braces(text)?)
+/// The text of a header, with placeholders; `{{` and `}}` are braces.
+pub(super) fn header_text(text: &str, pointers: &mut Pointers) -> Parsed<HeaderText> {
+    let template =
+        Template::parse(text, |pointer| pointers.add(pointer)).map_err(|error| error.message)?;
+    match template.plain() {
+        Some(plain) => header_value(plain).map(HeaderText::Fixed),
+        // What stands between the placeholders is held to the same.
+        None => header_value(text).map(|_| HeaderText::Template(template)),
+    }
 }
 
 /// The value of a header as it is. The message does not show it.
@@ -194,6 +214,17 @@ pub(super) fn header_value(text: &str) -> Parsed<HeaderValue> {
         return Err("a header's value has only printable ASCII characters".to_owned());
     }
     HeaderValue::from_str(text).map_err(|_| "this can't be a header's value".to_owned())
+}
+
+/// The name of an activity, fixed for a source.
+pub(super) fn activity(text: &str) -> Parsed<()> {
+    if !activity::is_fit(text)
+        || text.contains(['*', '?', '!'])
+        || text.contains(char::is_whitespace)
+    {
+        return Err(format!("{text:?} is not the name of an activity such as ORDER_CREATED"));
+    }
+    Ok(())
 }
 
 /// A name, or a pattern with `*`, `?` and a leading `!`.
@@ -220,24 +251,6 @@ pub(super) fn server_name(text: &str) -> Parsed<()> {
     } else {
         Err(format!("{text:?} is not a host name or address"))
     }
-}
-
-fn braces(text: &str) -> Parsed<String> {
-    let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        let is_brace = matches!(c, '{' | '}');
-        if !is_brace || chars.next_if_eq(&c).is_some() {
-            plain.push(c);
-        } else if c == '{' && chars.any(|c| c == '}') {
-            return Err("placeholders such as {activity} are not supported by this version; \
-                 {{ and }} are braces"
-                .to_owned());
-        } else {
-            return Err(format!("a single {c} in a header's value: write {c}{c} for a brace"));
-        }
-    }
-    Ok(plain)
 }
 
 fn split_digits(text: &str) -> (&str, &str) {
@@ -339,12 +352,13 @@ mod tests {
     }
 
     #[test]
-    fn doubled_braces_are_braces_and_placeholders_are_for_later() {
-        assert_eq!(header_text("a{{b}}c").unwrap(), "a{b}c");
-        assert!(header_text("{activity}").unwrap_err().contains("not supported by this version"));
-        assert!(header_text("a{b").unwrap_err().contains("write {{"));
-        assert!(header_text("a}b").unwrap_err().contains("write }}"));
-        assert!(header_text("é").is_err() && header_text("a\nb").is_err());
+    fn a_header_is_text_or_has_placeholders() {
+        let mut pointers = Pointers::default();
+        let mut read = |text| header_text(text, &mut pointers);
+        assert_eq!(read("a{{b}}c"), Ok(HeaderText::Fixed(HeaderValue::from_static("a{b}c"))));
+        assert!(matches!(read("x {activity}"), Ok(HeaderText::Template(_))));
+        assert!(read("{activty}").unwrap_err().contains("unknown placeholder {activty}"));
+        assert!(read("é").is_err() && read("é {source}").is_err() && read("a\nb").is_err());
     }
 
     proptest! {
@@ -358,7 +372,8 @@ mod tests {
         fn nothing_written_makes_a_value_panic(text in "\\PC{0,20}") {
             let _ = (duration(&text).is_ok(), size(&text).is_ok(), rate(&text).is_ok());
             let _ = (name(&text).is_ok(), path(&text).is_ok(), url(&text).is_ok());
-            let _ = (header_text(&text).is_ok(), pattern(&text).is_ok(), server_name(&text).is_ok());
+            drop(header_text(&text, &mut Pointers::default()));
+            let _ = (pattern(&text).is_ok(), server_name(&text).is_ok());
         }
 
         #[test]

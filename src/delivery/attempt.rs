@@ -52,7 +52,7 @@ pub(super) async fn run<S: Store, C: SendRequest>(
 ) -> Hold {
     let began = Began::now(tools);
     let exchanged = {
-        let mut exchange = pin!(exchange(client, target, &lease.delivery, began.at, began.instant));
+        let mut exchange = pin!(exchange(client, target, &lease.delivery, &began));
         // One delivery that makes us panic must not stand in the way of the others for ever.
         poll_fn(|context| {
             match catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(context))) {
@@ -115,14 +115,19 @@ async fn exchange<C: SendRequest>(
     client: &C,
     target: &Target,
     delivery: &Delivery,
-    now: Timestamp,
-    began: Instant,
+    began: &Began<'_>,
 ) -> Result<Answer, SendFailure> {
-    client.send(build(target, delivery, now), began + target.timeout).await
+    let request = build(target, delivery, began.at, began.metrics);
+    client.send(request, began.instant + target.timeout).await
 }
 
 /// The request of the delivery's next attempt.
-fn build(target: &Target, delivery: &Delivery, now: Timestamp) -> Outgoing {
+fn build(
+    target: &Target,
+    delivery: &Delivery,
+    now: Timestamp,
+    metrics: &TargetMetrics,
+) -> Outgoing {
     let webhook = &delivery.webhook;
     let content = Content {
         webhook_id: webhook.id,
@@ -139,7 +144,9 @@ fn build(target: &Target, delivery: &Delivery, now: Timestamp) -> Outgoing {
     let mut request = Request::new(Full::new(webhook.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = target.url.clone();
-    *request.headers_mut() = request::headers(target, &content, now);
+    let built = request::headers(target, &content, now);
+    *request.headers_mut() = built.headers;
+    metrics.headers_left_out(built.left_out);
     // Said even of an empty body: some servers answer 411 without it.
     request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(webhook.body.len()));
     request

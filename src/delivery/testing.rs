@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use http_body_util::BodyExt;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -17,11 +17,13 @@ use super::client::{Network, Outgoing, SendRequest};
 use super::{Dispatcher, Parts};
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Attempt;
+use crate::domain::pointer::Pointers;
 use crate::domain::retry::RetrySchedule;
-use crate::domain::route::{RoutingTable, Unrouted};
+use crate::domain::route::{RoutingTable, Rules};
 use crate::domain::signature::Signing;
 use crate::domain::source::DuplicateWindows;
 use crate::domain::target::{Target, TargetTls};
+use crate::domain::template::{HeaderRule, HeaderText};
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
@@ -414,7 +416,7 @@ impl World {
 }
 
 fn table(targets: Vec<Target>) -> Arc<RoutingTable> {
-    Arc::new(RoutingTable::new(Vec::new(), targets, Vec::new(), Unrouted::Keep, [0; 32]))
+    Arc::new(RoutingTable::new(Rules { targets, ..Rules::default() }))
 }
 
 /// A target with everything at its default.
@@ -424,6 +426,7 @@ pub(super) fn target(name: &str) -> Target {
         url: format!("http://{name}.test/hook?tenant=1").parse().unwrap(),
         sign: Signing::None,
         headers: Vec::new(),
+        pointers: Pointers::default(),
         forward_headers: Vec::new(),
         timeout: Duration::from_secs(10),
         retry: RetrySchedule::default(),
@@ -431,4 +434,10 @@ pub(super) fn target(name: &str) -> Target {
         rate_limit: None,
         tls: TargetTls::default(),
     }
+}
+
+/// A header that an operator wrote.
+pub(super) fn rule(name: &'static str, value: &'static str) -> HeaderRule {
+    let value = HeaderText::Fixed(HeaderValue::from_static(value));
+    HeaderRule { name: HeaderName::from_static(name), value }
 }

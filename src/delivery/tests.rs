@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
-use http::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::testing::{Reply, START, World, answer, slow, status, target};
+use super::testing::{Reply, START, World, answer, rule, slow, status, target};
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Outcome;
 use crate::domain::target::Rate;
@@ -180,7 +179,7 @@ async fn new_settings_are_for_the_next_attempt_and_leave_those_in_flight() {
     world.add("crm", Duration::ZERO);
     sleep(SECOND).await;
     assert_eq!(world.store.settlements(), [Settlement::Delivered]);
-    moved.headers = vec![(HeaderName::from_static("x-a"), HeaderValue::from_static("1"))];
+    moved.headers = vec![rule("x-a", "1")];
     world.reload(vec![moved]);
     world.add("crm", Duration::ZERO);
     sleep(Duration::from_secs(4)).await;
@@ -347,7 +346,7 @@ async fn every_attempt_is_one_event_with_all_fields_and_nothing_secret() {
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
     let _guard = crate::telemetry::logging::capture(subscriber);
     let mut crm = target("crm");
-    crm.headers = vec![(HeaderName::from_static("x-a"), HeaderValue::from_static("h1dden"))];
+    crm.headers = vec![rule("x-a", "h1dden")];
     let world = World::new(vec![crm], |sent| status([500, 200, 410][sent.attempt as usize - 1]));
     world.add("crm", Duration::ZERO);
     sleep(Duration::from_secs(5)).await;

@@ -165,10 +165,14 @@ fn text_or_number(value: &Option<Value<'_>>) -> Option<Box<str>> {
 
 /// The text, if it says something and a header can carry it.
 fn fit(text: Cow<'_, str>) -> Option<Box<str>> {
-    let fits = !text.is_empty()
+    is_fit(&text).then(|| text.into())
+}
+
+/// Whether it says something and a header can carry it.
+pub fn is_fit(text: &str) -> bool {
+    !text.is_empty()
         && text.len() <= LONGEST_VALUE
-        && !text.bytes().any(|byte| byte.is_ascii_control());
-    fits.then(|| text.into())
+        && !text.bytes().any(|byte| byte.is_ascii_control())
 }
 
 #[cfg(test)]

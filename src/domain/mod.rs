@@ -1,8 +1,9 @@
 //! What the relay is about, pure: no I/O, no clock, no runtime.
 //!
-//! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] who may send it,
-//! [`activity`] what it says, [`route`] where it goes, [`target`] how; [`delivery`], [`outcome`] and
-//! [`retry`] what becomes of it; [`limit`] names the bounds.
+//! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
+//! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`pointer`] if it
+//! must, [`target`] and [`template`] how; [`delivery`], [`outcome`] and [`retry`] what becomes of it;
+//! [`limit`] names the bounds.
 
 pub mod activity;
 pub mod answer;
@@ -15,6 +16,7 @@ pub mod number;
 pub mod outcome;
 pub mod pattern;
 pub mod pointer;
+pub mod proof;
 pub mod request;
 pub mod retry;
 pub mod route;

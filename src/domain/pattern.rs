@@ -15,6 +15,21 @@ impl Pattern {
         (!self.0.contains(['*', '?'])).then_some(&*self.0)
     }
 
+    /// What is fixed in it.
+    fn anchor(&self) -> Anchor<'_> {
+        let wild = ['*', '?'];
+        let (Some(first), Some(last)) = (self.0.find(wild), self.0.rfind(wild)) else {
+            return Anchor::Exact(&self.0);
+        };
+        let prefix = self.0.get(..first).unwrap_or_default();
+        let suffix = self.0.get(last + 1..).unwrap_or_default();
+        match (prefix, suffix) {
+            ("", "") => Anchor::None,
+            ("", suffix) => Anchor::Suffix(suffix),
+            (prefix, _) => Anchor::Prefix(prefix),
+        }
+    }
+
     /// Whether `name` matches. Linear in practice: at most one place to come back to.
     pub fn matches(&self, name: &str) -> bool {
         let mut pattern = self.0.chars();
@@ -48,6 +63,19 @@ impl Pattern {
     }
 }
 
+/// What every name has that matches a pattern, for finding rules by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor<'a> {
+    /// It is this name.
+    Exact(&'a str),
+    /// Nothing in particular.
+    None,
+    /// It begins so.
+    Prefix(&'a str),
+    /// It ends so.
+    Suffix(&'a str),
+}
+
 /// A list of patterns and exclusions, as in `activity: ["ORDER_*", "!ORDER_VIEWED"]`.
 ///
 /// An exclusion wins whatever the order; a list of exclusions only means all others.
@@ -77,12 +105,11 @@ impl Patterns {
             && !self.exclude.iter().any(|pattern| pattern.matches(name))
     }
 
-    /// The names, where the list has neither wildcards nor only exclusions: it matches no others.
-    pub fn exact(&self) -> Option<Vec<&str>> {
-        if self.include.is_empty() {
-            return None;
-        }
-        self.include.iter().map(Pattern::exact).collect()
+    /// What names must have to be in the list, one for each pattern that includes. None where the
+    /// list has only exclusions.
+    pub fn anchors(&self) -> Option<Vec<Anchor<'_>>> {
+        let anchors: Vec<_> = self.include.iter().map(Pattern::anchor).collect();
+        (!anchors.is_empty()).then_some(anchors)
     }
 
     /// The literal names in it, for bounded labels.
@@ -133,8 +160,21 @@ mod tests {
         let patterns = Patterns::new(["!*_VIEWED"]);
         assert!(patterns.matches("ORDER_CREATED"));
         assert!(!patterns.matches("LISTING_VIEWED"));
-        assert_eq!(patterns.exact(), None);
-        assert_eq!(Patterns::new(["A", "B", "!B"]).exact(), Some(vec!["A", "B"]));
+        assert_eq!(patterns.anchors(), None);
+    }
+
+    #[test]
+    fn an_anchor_is_what_every_match_has() {
+        let anchors = [
+            ("AB", Anchor::Exact("AB")),
+            ("A*", Anchor::Prefix("A")),
+            ("é?B", Anchor::Prefix("é")),
+            ("*A?é", Anchor::Suffix("é")),
+            ("*A*", Anchor::None),
+            ("", Anchor::Exact("")),
+        ];
+        let found = Patterns::new(anchors.map(|(pattern, _)| pattern));
+        assert_eq!(found.anchors(), Some(anchors.map(|(_, anchor)| anchor).to_vec()));
     }
 
     fn naive(pattern: &[char], name: &[char]) -> bool {

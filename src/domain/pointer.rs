@@ -118,6 +118,11 @@ impl Pointers {
         id
     }
 
+    /// The pointer with this number.
+    pub fn pointer(&self, id: PointerId) -> Option<&Pointer> {
+        self.ids.iter().find(|(_, known)| **known == id).map(|(pointer, _)| pointer)
+    }
+
     fn read<'a>(&self, body: &'a [u8]) -> Vec<Option<Field<'a>>> {
         let mut reading = Reading {
             json: Json::new(body),

@@ -3,8 +3,10 @@
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::domain::route::merge_headers;
+use crate::domain::pointer::Document;
+use crate::domain::route::set_header;
 use crate::domain::target::Target;
+use crate::domain::template::{HeaderRule, Values, carried};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{Header, Resource, WebhookId};
 
@@ -43,8 +45,17 @@ const RELAY_RESOURCE: HeaderName = HeaderName::from_static("relay-resource");
 const RELAY_RECEIVED_AT: HeaderName = HeaderName::from_static("relay-received-at");
 const RELAY_ATTEMPT: HeaderName = HeaderName::from_static("relay-attempt");
 
-/// The headers of an attempt: the relay's, the scheme's, then the operator's.
-pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> HeaderMap {
+/// The headers of an attempt.
+#[derive(Debug)]
+pub struct Built {
+    /// The relay's, the scheme's, then the operator's.
+    pub headers: HeaderMap,
+    /// The operator's that were left out, because a placeholder had nothing to stand for.
+    pub left_out: usize,
+}
+
+/// The headers of an attempt to deliver `content` to `target`.
+pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Built {
     let mut map = HeaderMap::with_capacity(16);
     let inbound =
         |name: &HeaderName| content.inbound.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
@@ -70,8 +81,7 @@ pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Header
             map.insert(name.clone(), value);
         }
     }
-    let mut operator = target.headers.clone();
-    merge_headers(&mut operator, content.route_headers);
+    let (operator, left_out) = operators(target, content);
     for (name, value) in operator {
         // Checked at load; a table of another version may have stored what is refused today.
         if !is_reserved(&name) {
@@ -82,7 +92,33 @@ pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Header
     for (name, value) in target.sign.sign(content.body, now) {
         map.insert(name, value);
     }
-    map
+    Built { headers: map, left_out }
+}
+
+/// The target's own headers, with its routes' on top, and how many had to be left out.
+fn operators(target: &Target, content: &Content<'_>) -> (Vec<Header>, usize) {
+    let document = Document::new(content.body, &target.pointers);
+    let values = Values {
+        activity: content.activity,
+        source: content.source,
+        webhook_id: content.webhook_id,
+        again: content.again,
+        resource: content.resource,
+        received_at: content.received_at,
+        document: &document,
+    };
+    let mut headers = Vec::with_capacity(target.headers.len() + content.route_headers.len());
+    let mut left_out = 0;
+    for HeaderRule { name, value } in &target.headers {
+        match value.render(&values, &target.name) {
+            Some(value) => headers.push((name.clone(), value)),
+            None => left_out += 1,
+        }
+    }
+    for (name, value) in content.route_headers {
+        set_header(&mut headers, name.clone(), value.clone());
+    }
+    (headers, left_out)
 }
 
 /// Whether an operator's header can't have this name, the scheme's own aside.
@@ -110,20 +146,7 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Sets a header; bytes that it can't carry are percent-encoded.
 fn insert_text(map: &mut HeaderMap, name: HeaderName, text: &str) {
-    let plain = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-    if plain && let Ok(value) = HeaderValue::from_str(text) {
-        map.insert(name, value);
-        return;
-    }
-    let mut encoded = String::with_capacity(text.len() * 3);
-    for byte in text.bytes() {
-        if (0x20..0x7f).contains(&byte) && byte != b'%' {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    if let Ok(value) = HeaderValue::try_from(encoded) {
+    if let Ok(value) = HeaderValue::from_str(&carried(text)) {
         map.insert(name, value);
     }
 }
@@ -131,9 +154,11 @@ fn insert_text(map: &mut HeaderMap, name: HeaderName, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::pointer::Pointers;
     use crate::domain::retry::RetrySchedule;
     use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing};
     use crate::domain::target::TargetTls;
+    use crate::domain::template::HeaderText;
     use std::time::Duration;
 
     fn target() -> Target {
@@ -145,7 +170,8 @@ mod tests {
                 secret: Secret::new("s", b"abc").unwrap(),
                 header: SIGNATURE,
             },
-            headers: vec![header("x-tenant", "realtour"), header("x-kept", "own")],
+            headers: vec![rule("x-tenant", "realtour"), rule("x-kept", "own")],
+            pointers: Pointers::default(),
             forward_headers: vec![HeaderName::from_static("x-trace")],
             timeout: Duration::from_secs(10),
             retry: RetrySchedule::default(),
@@ -157,6 +183,11 @@ mod tests {
 
     fn header(name: &'static str, value: &'static str) -> Header {
         (HeaderName::from_static(name), HeaderValue::from_static(value))
+    }
+
+    fn rule(name: &'static str, value: &'static str) -> HeaderRule {
+        let (name, value) = header(name, value);
+        HeaderRule { name, value: HeaderText::Fixed(value) }
     }
 
     fn built(target: &Target, inbound: &[Header], route_headers: &[Header]) -> HeaderMap {
@@ -174,7 +205,7 @@ mod tests {
             body: br#"{"a":1}"#,
             attempt: 3,
         };
-        headers(target, &content, Timestamp::from_millis(1_700_000_000_000))
+        headers(target, &content, Timestamp::from_millis(1_700_000_000_000)).headers
     }
 
     #[test]

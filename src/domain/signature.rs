@@ -36,6 +36,15 @@ impl Secret {
         &self.label
     }
 
+    /// Whether these bytes are the secret, in constant time.
+    pub fn is(&self, bytes: &[u8]) -> bool {
+        let other = Hmac::<Sha256>::new_from_slice(bytes);
+        other.is_ok_and(|other| {
+            let other: [u8; 32] = other.finalize().into_bytes().into();
+            bool::from(self.tag(&[]).ct_eq(&other))
+        })
+    }
+
     fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut mac = self.keyed.clone();
         for part in parts {

@@ -1,9 +1,14 @@
 //! Who may post, as compiled from `routes.yaml`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::signature::Verification;
+use http::HeaderMap;
+
+use crate::domain::activity;
+
+use crate::domain::proof::Proof;
 use crate::domain::target::Rate;
 
 /// Who may post, on which path, verified how.
@@ -11,10 +16,12 @@ use crate::domain::target::Rate;
 pub struct Source {
     /// Its name.
     pub name: Arc<str>,
-    /// The exact path.
-    pub path: Box<str>,
+    /// Where it posts.
+    pub path: SourcePath,
     /// How its requests are verified.
-    pub verify: Verification,
+    pub verify: Proof,
+    /// The activity of webhooks that name none, neither in the body nor in the path.
+    pub activity: Option<Box<str>>,
     /// The largest body.
     pub body_bytes_max: usize,
     /// Verified requests per time.
@@ -23,6 +30,13 @@ pub struct Source {
     pub duplicates: DuplicateWindows,
     /// Exported for the alert on silence.
     pub silence_after: Duration,
+}
+
+impl Source {
+    /// Whether a request carries what this source takes for a proof.
+    pub fn is_signed(&self, headers: &HeaderMap) -> bool {
+        self.verify.header_names().any(|name| headers.contains_key(name))
+    }
 }
 
 /// How long the same bytes are a duplicate.
@@ -37,5 +51,103 @@ pub struct DuplicateWindows {
 impl Default for DuplicateWindows {
     fn default() -> Self {
         Self { activities: Duration::from_secs(24 * 3600), bare: Duration::from_secs(150) }
+    }
+}
+
+/// The path of a source: exact, or with one segment that names the activity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourcePath {
+    /// As written.
+    text: Box<str>,
+    /// What comes before and after `{activity}`, where it is in it.
+    around: Option<(Box<str>, Box<str>)>,
+}
+
+/// What a path has in the place of `{activity}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment<'a>(&'a str);
+
+impl SourcePath {
+    /// The placeholder.
+    pub const ACTIVITY: &'static str = "{activity}";
+
+    /// From the text as written; `{activity}` in it is a whole segment, once.
+    pub fn new(text: &str) -> Self {
+        let around = text.split_once(Self::ACTIVITY);
+        let around = around.map(|(before, after)| (before.into(), after.into()));
+        Self { text: text.into(), around }
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The path, where it names no activity.
+    pub fn exact(&self) -> Option<&str> {
+        self.around.is_none().then_some(&*self.text)
+    }
+
+    /// What `path` has in the place of `{activity}`; none if it is another path. An empty segment is
+    /// none: a slash too many is another path.
+    pub fn activity<'a>(&self, path: &'a str) -> Option<Segment<'a>> {
+        let (before, after) = self.around.as_ref()?;
+        let segment = path.strip_prefix(&**before)?.strip_suffix(&**after)?;
+        (!segment.is_empty() && !segment.contains('/')).then_some(Segment(segment))
+    }
+}
+
+impl<'a> Segment<'a> {
+    /// The activity that it names; none if nothing that names one could be meant.
+    pub fn named(self) -> Option<Cow<'a, str>> {
+        let name = if self.0.contains('%') {
+            Cow::Owned(percent_decoded(self.0)?)
+        } else {
+            Cow::Borrowed(self.0)
+        };
+        activity::is_fit(&name).then_some(name)
+    }
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, after @ ..] = rest {
+        rest = match (byte, after) {
+            (b'%', [high, low, after @ ..]) => {
+                let digit = |digit: &u8| char::from(*digit).to_digit(16);
+                let value = digit(high)? * 16 + digit(low)?;
+                bytes.push(u8::try_from(value).ok()?);
+                after
+            }
+            (b'%', _) => return None,
+            (byte, after) => {
+                bytes.push(*byte);
+                after
+            }
+        };
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_of_the_path_names_the_activity() {
+        let path = SourcePath::new("/hooks/{activity}/in");
+        let named = |text: &str| path.activity(text).map(|s| s.named().map(Cow::into_owned));
+        assert_eq!(named("/hooks/ORDER_CREATED/in"), Some(Some("ORDER_CREATED".to_owned())));
+        assert_eq!(named("/hooks/a%2Fb%C3%A9/in"), Some(Some("a/bé".to_owned())));
+        for unnamed in ["/hooks/%/in", "/hooks/%zz/in", "/hooks/%ff/in", "/hooks/%00/in"] {
+            assert_eq!(named(unnamed), Some(None), "{unnamed}");
+        }
+        for other in ["/hooks//in", "/hooks/a/b/in", "/hooks/a/in/", "/hooks/in", "/hooks/a"] {
+            assert_eq!(named(other), None, "{other}");
+        }
+        assert_eq!(path.exact(), None);
+        assert_eq!(SourcePath::new("/hooks").exact(), Some("/hooks"));
+        assert_eq!(SourcePath::new("/hooks").activity("/hooks"), None);
     }
 }

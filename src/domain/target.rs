@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, Uri};
 
+use crate::domain::pointer::Pointers;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::signature::Signing;
-use crate::domain::webhook::Header;
+use crate::domain::template::HeaderRule;
 
 /// Where deliveries go and how.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +22,9 @@ pub struct Target {
     /// How requests to it are signed.
     pub sign: Signing,
     /// The operator's headers; values from secrets are marked sensitive.
-    pub headers: Vec<Header>,
+    pub headers: Vec<HeaderRule>,
+    /// What those headers point at.
+    pub pointers: Pointers,
     /// Inbound headers to pass on besides `Content-Type` and `Content-Encoding`.
     pub forward_headers: Vec<HeaderName>,
     /// One attempt, everything included.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use http::{HeaderName, HeaderValue};
 
-use crate::domain::pointer::{Document, Field, Pointer, PointerId};
+use crate::domain::pointer::{Document, Field, Pointer, PointerId, Pointers};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{Resource, WebhookId};
 
@@ -138,6 +138,19 @@ impl Template {
         Ok(Self { parts })
     }
 
+    /// The same with the numbers that its pointers have `into` another set.
+    pub fn moved(&self, from: &Pointers, into: &mut Pointers) -> Self {
+        let mut moved = self.clone();
+        for part in &mut moved.parts {
+            if let Part::Value(Placeholder::Body(id)) = part
+                && let Some(pointer) = from.pointer(*id)
+            {
+                *id = into.add(pointer);
+            }
+        }
+        moved
+    }
+
     /// The text, where no placeholder is in it.
     pub fn plain(&self) -> Option<&str> {
         match self.parts.as_slice() {
@@ -247,7 +260,6 @@ pub fn placeholder_names() -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::pointer::Pointers;
     use proptest::prelude::*;
 
     fn render(text: &str, body: &str) -> Option<String> {
@@ -306,7 +318,7 @@ mod tests {
         let parse = |text: &str| {
             let mut pointers = Pointers::default();
             let error = Template::parse(text, |pointer| pointers.add(pointer)).unwrap_err();
-            format!("{} {}", &text[error.at.clone()], error.message)
+            format!("{} {}", text.get(error.at.clone()).unwrap(), error.message)
         };
         assert_eq!(parse("a } b"), "} a } alone: write }} for a brace");
         assert_eq!(parse("a {b"), "{b a { without its }: write {{ for a brace");

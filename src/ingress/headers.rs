@@ -8,7 +8,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::domain::limit::KEPT_HEADERS_BYTES_MAX;
-use crate::domain::signature::{SIGNATURE, Scheme, TIMESTAMP, Verification};
+use crate::domain::proof::Proof;
+use crate::domain::signature::SIGNATURE;
 use crate::domain::webhook::Header;
 
 /// About the connection rather than the webhook, or a secret.
@@ -27,7 +28,7 @@ const NEVER: [HeaderName; 11] = [
 ];
 
 /// The headers that are kept, those about the body first; what goes past the bound is left out.
-pub(super) fn kept(inbound: &HeaderMap, verify: &Verification) -> Vec<Header> {
+pub(super) fn kept(inbound: &HeaderMap, proof: &Proof) -> Vec<Header> {
     let mut left = KEPT_HEADERS_BYTES_MAX;
     let mut chosen = Vec::with_capacity(inbound.len());
     let body_first = [CONTENT_TYPE, CONTENT_ENCODING];
@@ -36,7 +37,7 @@ pub(super) fn kept(inbound: &HeaderMap, verify: &Verification) -> Vec<Header> {
     let rest = inbound.iter().filter(|(name, _)| !body_first.contains(name));
     for (name, value) in first.chain(rest) {
         let size = name.as_str().len() + value.len();
-        if size <= left && may_be_kept(name, inbound, verify) && !value.is_sensitive() {
+        if size <= left && may_be_kept(name, inbound, proof) && !value.is_sensitive() {
             left -= size;
             chosen.push((name, value));
         }
@@ -44,12 +45,10 @@ pub(super) fn kept(inbound: &HeaderMap, verify: &Verification) -> Vec<Header> {
     unshared(&chosen)
 }
 
-fn may_be_kept(name: &HeaderName, inbound: &HeaderMap, verify: &Verification) -> bool {
+fn may_be_kept(name: &HeaderName, inbound: &HeaderMap, proof: &Proof) -> bool {
     let text = name.as_str();
-    let is_timestamp = verify.scheme == Scheme::AryeoTimestamped && *name == TIMESTAMP;
-    let is_signature = *name == verify.header || is_timestamp;
     let is_connections = text.starts_with("proxy-") || text == "keep-alive";
-    !(NEVER.contains(name) || is_signature || is_connections || is_hop_by_hop(text, inbound))
+    !(NEVER.contains(name) || proof.claims(name) || is_connections || is_hop_by_hop(text, inbound))
 }
 
 /// Whether the sender's `Connection` header names it.
@@ -80,15 +79,19 @@ fn unshared(chosen: &[(&HeaderName, &HeaderValue)]) -> Vec<Header> {
 mod tests {
     use super::*;
     use crate::domain::limit::TIMESTAMP_TOLERANCE;
-    use crate::domain::signature::Secret;
+    use crate::domain::proof::RequiredHeader;
+    use crate::domain::signature::{Scheme, Secret, Verification};
 
-    fn verification(scheme: Scheme, header: &'static str) -> Verification {
-        Verification {
+    fn proof(scheme: Scheme, header: &'static str) -> Proof {
+        let secret = Secret::new("env:S", b"abc").unwrap();
+        let signature = Verification {
             scheme,
-            secrets: vec![Secret::new("env:S", b"abc").unwrap()],
+            secrets: vec![secret.clone()],
             header: HeaderName::from_static(header),
             tolerance: TIMESTAMP_TOLERANCE,
-        }
+        };
+        let token = RequiredHeader { name: HeaderName::from_static("x-token"), secret };
+        Proof::new(Some(signature), vec![token]).unwrap()
     }
 
     fn map(lines: &[(&'static str, &str)]) -> HeaderMap {
@@ -121,10 +124,11 @@ mod tests {
             ("signature", "00"),
             ("x-mine", "00"),
             ("timestamp", "1"),
+            ("x-token", "abc"),
             ("x-team", "a"),
             ("content-type", "application/json"),
         ]);
-        let kept_of = |scheme, header| kept(&inbound, &verification(scheme, header));
+        let kept_of = |scheme, header| kept(&inbound, &proof(scheme, header));
         let aryeo = kept_of(Scheme::Aryeo, "x-mine");
         assert_eq!(names(&aryeo), ["content-type", "user-agent", "timestamp", "x-team"]);
         assert_eq!(aryeo[0].1, "application/json");
@@ -138,7 +142,7 @@ mod tests {
         let large = "x".repeat(KEPT_HEADERS_BYTES_MAX - 50);
         let inbound =
             map(&[("x-a", &large), ("x-b", &large), ("x-c", "c"), ("content-type", "text/plain")]);
-        let kept = kept(&inbound, &verification(Scheme::Aryeo, "signature"));
+        let kept = kept(&inbound, &proof(Scheme::Aryeo, "signature"));
         assert_eq!(names(&kept), ["content-type", "x-a", "x-c"]);
         assert_eq!(kept[1].1, large);
     }

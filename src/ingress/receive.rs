@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::domain::activity;
 use crate::domain::answer::Answer;
 use crate::domain::limit::ANSWER_WAIT_MAX;
-use crate::domain::route::{Subject, Unrouted};
-use crate::domain::signature::Verified;
+use crate::domain::proof::Proven;
+use crate::domain::route::{Routed, Subject, Unrouted};
 use crate::domain::source::Source;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId};
@@ -49,7 +49,7 @@ impl<S: Store> Ingress<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
     {
         let snapshot = self.snapshot();
-        let state = find_source(&snapshot, &head, exchange)?;
+        let (state, named) = find_source(&snapshot, &head, exchange)?;
         only_post(&head.method)?;
         let mut place = self.enter(body, &state.source, &head.headers, peer)?;
         let bytes = self.read(body, &state.source, &head.headers, exchange).await?;
@@ -60,34 +60,42 @@ impl<S: Store> Ingress<S> {
         let work = async move {
             let now = ingress.clock.now();
             let source = &state.source;
-            let verified = state.verify(&head.headers, &bytes, now)?;
+            let proven = state.verify(&head.headers, &bytes, now)?;
             place.verified();
             state.turn().await?;
             let path = head.uri.path();
-            let key = DuplicateKey::new(&source.name, path, &verified.digest);
+            let key = DuplicateKey::new(&source.name, path, &proven.digest);
             let claimed = match ingress.store.claim(key, source.duplicates).await {
                 Claim::Duplicate(first) => return Ok(Taken::duplicate(first)),
                 Claim::First(claimed) => claimed,
             };
             let facts = activity::read(&bytes);
             let resource = Resource { object: facts.resource_type, id: facts.resource_id };
-            let activity = facts.activity.as_deref();
-            let subject = Subject { source: &source.name, activity, resource: &resource };
-            let deliveries = snapshot.table.route(subject);
+            // What is signed goes first.
+            let activity = facts.activity.or(named).or_else(|| source.activity.clone());
+            let id = ingress.ids.next(now, fastrand::u64(..));
+            let Routed { deliveries, left_out } = snapshot.table.route(&Subject {
+                webhook_id: id,
+                received_at: now,
+                source: &source.name,
+                activity: activity.as_deref(),
+                resource: &resource,
+                body: &bytes,
+            });
             let unrouted = deliveries.is_empty();
             if unrouted && snapshot.table.unrouted == Unrouted::Drop {
                 state.metrics.unrouted();
-                return Ok(Taken::dropped(facts.activity));
+                return Ok(Taken::dropped(activity));
             }
             let webhook = Webhook {
-                id: ingress.ids.next(now, fastrand::u64(..)),
+                id,
                 received_at: now,
                 source: Arc::clone(&source.name),
                 path: path.into(),
                 peer: peer.map(|peer| peer.ip().to_string().into()),
-                secret: secret_label(source, verified),
+                secret: secret_label(source, proven),
                 table: first_eight(&snapshot.table.sha256),
-                activity: facts.activity,
+                activity,
                 activity_id: facts.activity_id,
                 resource,
                 duplicate_key: key,
@@ -100,6 +108,7 @@ impl<S: Store> Ingress<S> {
             let taken = Taken::accepted(&webhook);
             ingress.store.commit(webhook, claimed).await?;
             state.count_accepted(&taken, unrouted, now);
+            left_out.iter().for_each(|target| ingress.metrics.headers_left_out(target, 1));
             Ok(taken)
         };
         Ok(self.detached(exchange.clone(), work).await)
@@ -215,15 +224,15 @@ impl SourceState {
     }
 }
 
-/// The source on this path, whatever the method.
+/// The source on this path, whatever the method, and the activity that the path names.
 fn find_source(
     snapshot: &Snapshot,
     head: &Parts,
     exchange: &mut Exchange,
-) -> Result<Arc<SourceState>, Refusal> {
-    if let Some(state) = snapshot.source(head.uri.path()) {
+) -> Result<(Arc<SourceState>, Option<Box<str>>), Refusal> {
+    if let Some((state, named)) = snapshot.source(head.uri.path()) {
         exchange.source = Some(Arc::clone(state));
-        return Ok(Arc::clone(state));
+        return Ok((Arc::clone(state), named));
     }
     exchange.lost_way(head.uri.path());
     let alarm = snapshot.is_signed(&head.headers).then_some(
@@ -238,7 +247,7 @@ fn only_post(method: &Method) -> Result<(), Refusal> {
 }
 
 fn too_large(source: &Source, headers: &HeaderMap) -> Refusal {
-    let alarm = headers.contains_key(&source.verify.header).then_some(
+    let alarm = source.is_signed(headers).then_some(
         "a signed request was larger than the source's body_limit: if this is the sender, its \
          webhooks are being lost",
     );
@@ -249,8 +258,9 @@ fn took_too_long() -> Refusal {
     Refusal::because(Answer::StoreUnavailable, "it took too long; it goes on")
 }
 
-fn secret_label(source: &Source, verified: Verified) -> Box<str> {
-    source.verify.secrets.get(verified.secret).map_or("", |secret| secret.label()).into()
+fn secret_label(source: &Source, proven: Proven) -> Box<str> {
+    let secret = proven.secret.and_then(|index| source.verify.secrets().get(index));
+    secret.map_or("none", |secret| secret.label()).into()
 }
 
 fn first_eight(sha256: &[u8; 32]) -> [u8; 8] {

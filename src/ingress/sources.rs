@@ -8,8 +8,9 @@ use http::HeaderMap;
 
 use crate::domain::answer::Answer;
 use crate::domain::limit::FAILURES_IN_A_ROW;
+use crate::domain::proof::Proven;
 use crate::domain::route::RoutingTable;
-use crate::domain::signature::{SIGNATURE, Verified};
+use crate::domain::signature::SIGNATURE;
 use crate::domain::source::Source;
 use crate::domain::time::Timestamp;
 use crate::ingress::answer::Refusal;
@@ -44,15 +45,16 @@ impl Snapshot {
         Self { sources: table.sources.iter().map(state).collect(), table }
     }
 
-    /// The source on exactly this path.
-    pub(super) fn source(&self, path: &str) -> Option<&Arc<SourceState>> {
-        self.sources.get(&self.table.source(path)?.name)
+    /// The source on this path, and the activity that the path names.
+    pub(super) fn source(&self, path: &str) -> Option<(&Arc<SourceState>, Option<Box<str>>)> {
+        let (source, activity) = self.table.source(path)?;
+        Some((self.sources.get(&source.name)?, activity.map(Into::into)))
     }
 
     /// Whether a request carries what some source reads as a signature.
     pub(super) fn is_signed(&self, headers: &HeaderMap) -> bool {
         headers.contains_key(SIGNATURE)
-            || self.table.sources.iter().any(|source| headers.contains_key(&source.verify.header))
+            || self.table.sources.iter().any(|source| source.is_signed(headers))
     }
 
     /// Shows what the store knows of each source.
@@ -77,9 +79,10 @@ impl SourceState {
         metrics: &Metrics,
         before: Option<&Self>,
     ) -> Self {
-        let secrets = source.verify.secrets.iter().map(|secret| secret.label());
+        let secrets = source.verify.secrets().iter().map(|secret| secret.label());
         let literals = table.routes().iter().filter_map(|route| route.activity.as_ref());
         let literals = literals.flat_map(|patterns| patterns.literals());
+        let literals = literals.chain(source.activity.as_deref());
         let metrics = metrics.source(&source.name, secrets, literals);
         metrics.settings(source.silence_after, source.duplicates.activities);
         let turns = source.rate_limit.map(|rate| {
@@ -98,15 +101,15 @@ impl SourceState {
         headers: &HeaderMap,
         body: &[u8],
         now: Timestamp,
-    ) -> Result<Verified, Refusal> {
+    ) -> Result<Proven, Refusal> {
         match self.source.verify.verify(headers, body, now) {
-            Ok(verified) => {
-                self.metrics.verified(verified.secret);
+            Ok(proven) => {
+                self.metrics.verified(proven.secret);
                 // The line in the cache stays shared while all goes well.
                 if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
                     self.failures_in_a_row.store(0, Ordering::Relaxed);
                 }
-                Ok(verified)
+                Ok(proven)
             }
             Err(error) => {
                 self.metrics.refused(error);

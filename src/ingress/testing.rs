@@ -18,9 +18,10 @@ use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::outcome::Attempt;
 use crate::domain::pattern::Patterns;
-use crate::domain::route::{Route, RoutingTable, Unrouted};
+use crate::domain::proof::Proof;
+use crate::domain::route::{Route, RoutingTable, Rules, Unrouted};
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, Verification};
-use crate::domain::source::{DuplicateWindows, Source};
+use crate::domain::source::{DuplicateWindows, Source, SourcePath};
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
@@ -127,17 +128,23 @@ pub(super) struct Rig {
     pub(super) tables: watch::Sender<Arc<RoutingTable>>,
 }
 
+/// The signature that `source` demands.
+pub(super) fn verification() -> Verification {
+    Verification {
+        scheme: Scheme::Aryeo,
+        secrets: vec![Secret::new("env:S", SECRET.as_bytes()).unwrap()],
+        header: SIGNATURE,
+        tolerance: TIMESTAMP_TOLERANCE,
+    }
+}
+
 /// The source `aryeo` with one secret.
 pub(super) fn source() -> Source {
     Source {
         name: "aryeo".into(),
-        path: PATH.into(),
-        verify: Verification {
-            scheme: Scheme::Aryeo,
-            secrets: vec![Secret::new("env:S", SECRET.as_bytes()).unwrap()],
-            header: SIGNATURE,
-            tolerance: TIMESTAMP_TOLERANCE,
-        },
+        path: SourcePath::new(PATH),
+        verify: Proof::new(Some(verification()), Vec::new()).unwrap(),
+        activity: None,
         body_bytes_max: 64 * 1024,
         rate_limit: None,
         duplicates: DuplicateWindows::default(),
@@ -152,11 +159,19 @@ pub(super) fn table(source: Source, unrouted: Unrouted) -> Arc<RoutingTable> {
         source: None,
         activity: Some(Patterns::new(["ORDER_*"])),
         resource: None,
+        when: Vec::new(),
         to: vec!["crm".into(), "billing".into()],
         headers: Vec::new(),
         end: false,
     };
-    Arc::new(RoutingTable::new(vec![source], Vec::new(), vec![route], unrouted, [9; 32]))
+    let (sources, routes) = (vec![source], vec![route]);
+    Arc::new(RoutingTable::new(Rules {
+        sources,
+        routes,
+        unrouted,
+        sha256: [9; 32],
+        ..Rules::default()
+    }))
 }
 
 impl Rig {

@@ -9,9 +9,12 @@ use http::{Method, Request};
 use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 
-use super::testing::{NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table};
+use super::testing::{
+    NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table, verification,
+};
+use crate::domain::proof::Proof;
 use crate::domain::route::Unrouted;
-use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP};
+use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP, Verification};
 use crate::domain::target::Rate;
 use crate::domain::webhook::WebhookId;
 use crate::ingress::IngressLimits;
@@ -59,7 +62,9 @@ async fn every_real_body_is_accepted_byte_for_byte() {
     for vector in vectors {
         let text = |key: &str| vector[key].as_str().unwrap().to_owned();
         let mut source = source();
-        source.verify.secrets = vec![Secret::new("env:V", text("secret").as_bytes()).unwrap()];
+        let secrets = vec![Secret::new("env:V", text("secret").as_bytes()).unwrap()];
+        source.verify =
+            Proof::new(Some(Verification { secrets, ..verification() }), Vec::new()).unwrap();
         source.body_bytes_max = 2 * 1024 * 1024;
         let rig = Rig::with(source, Unrouted::Keep, IngressLimits::default());
         let body = BASE64_STANDARD.decode(text("body_base64")).unwrap();
@@ -72,7 +77,8 @@ async fn every_real_body_is_accepted_byte_for_byte() {
 #[tokio::test]
 async fn whatever_is_wrong_with_a_signature_the_answer_is_the_same() {
     let mut source = source();
-    source.verify.scheme = Scheme::AryeoTimestamped;
+    let stamped = Verification { scheme: Scheme::AryeoTimestamped, ..verification() };
+    source.verify = Proof::new(Some(stamped), Vec::new()).unwrap();
     let rig = Rig::with(source, Unrouted::Keep, IngressLimits::default());
     let secret = Secret::new("s", SECRET.as_bytes()).unwrap();
     let signing = Signing::With { scheme: Scheme::AryeoTimestamped, secret, header: SIGNATURE };

@@ -116,6 +116,7 @@ impl Metrics {
         };
         SourceMetrics {
             answers: Answer::ALL.map(|answer| self.answer(source, answer)),
+            // The last one is for requests that are believed without a signature.
             verified: ok,
             refused: VerifyError::NAMES
                 .into_iter()
@@ -167,6 +168,15 @@ impl Metrics {
                 (name, self.counter("relay_deliveries_settled_total", &labels))
             }),
             in_flight: self.gauge("relay_attempts_in_flight", &own),
+            left_out: self.counter("relay_headers_left_out_total", &own),
+        }
+    }
+
+    /// Counts headers of a target's or its routes' that were left out.
+    pub fn headers_left_out(&self, target: &str, count: usize) {
+        if count > 0 {
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            self.counter("relay_headers_left_out_total", &[("target", target)]).increment(count);
         }
     }
 
@@ -258,9 +268,13 @@ impl SourceMetrics {
         record_answer(&self.answers, answer, duration);
     }
 
-    /// The secret at `index` of the source matched.
-    pub fn verified(&self, index: usize) {
-        if let Some(counter) = self.verified.get(index) {
+    /// The secret at `index` of the source matched; without a signature there is none.
+    pub fn verified(&self, index: Option<usize>) {
+        let counter = match index {
+            Some(index) => self.verified.get(index),
+            None => self.verified.last(),
+        };
+        if let Some(counter) = counter {
             counter.increment(1);
         }
     }
@@ -330,9 +344,15 @@ pub struct TargetMetrics {
     latency: Histogram,
     settled: [(&'static str, Counter); Settlement::NAMES.len()],
     in_flight: Gauge,
+    left_out: Counter,
 }
 
 impl TargetMetrics {
+    /// So many of the operator's headers were left out of an attempt.
+    pub fn headers_left_out(&self, count: usize) {
+        self.left_out.increment(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
     /// An attempt began.
     pub fn attempt_began(&self) {
         self.in_flight.increment(1.0);

@@ -71,6 +71,12 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "Age of the oldest pending delivery; 0 if none.",
     ),
     ("relay_attempts_in_flight", Kind::Gauge, Some(Unit::Count), "Attempts running now."),
+    (
+        "relay_headers_left_out_total",
+        Kind::Counter,
+        None,
+        "Operator's headers left out, because a placeholder had no value or too long a one.",
+    ),
     ("relay_dead_letters", Kind::Gauge, Some(Unit::Count), "Dead letters kept, by cause."),
     (
         "relay_routes_last_reload_successful",

@@ -2,15 +2,17 @@
 //!
 //! The counter is one webhook: items per second are matches per second and core.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use aryeo_relay::domain::condition::{Condition, Scalar, Test};
 use aryeo_relay::domain::pattern::Patterns;
+use aryeo_relay::domain::pointer::{Pointer, Pointers};
 use aryeo_relay::domain::retry::RetrySchedule;
-use aryeo_relay::domain::route::{Route, RoutingTable, Subject, Unrouted};
+use aryeo_relay::domain::route::{Route, RoutingTable, Rules, Subject};
 use aryeo_relay::domain::signature::Signing;
 use aryeo_relay::domain::target::{Target, TargetTls};
-use aryeo_relay::domain::webhook::Resource;
+use aryeo_relay::domain::time::Timestamp;
+use aryeo_relay::domain::webhook::{Resource, WebhookId};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use http::Uri;
@@ -27,6 +29,7 @@ fn target() -> Target {
         url: Uri::from_static("http://127.0.0.1/"),
         sign: Signing::None,
         headers: Vec::new(),
+        pointers: Pointers::default(),
         forward_headers: Vec::new(),
         timeout: Duration::from_secs(10),
         retry: RetrySchedule::default(),
@@ -36,34 +39,49 @@ fn target() -> Target {
     }
 }
 
-/// A table in which rule `n` asks for `activity(n)`.
-fn table(rules: usize, activity: impl Fn(usize) -> String) -> RoutingTable {
-    let target = target();
-    let route = |number: usize| Route {
+/// Rule `number` of a table, which asks for `activity`.
+fn rule(number: usize, activity: String) -> Route {
+    Route {
         name: format!("rule-{number}").into(),
         source: None,
-        activity: Some(Patterns::new([activity(number)])),
+        activity: Some(Patterns::new([activity])),
         resource: None,
-        to: vec![Arc::clone(&target.name)],
+        when: Vec::new(),
+        to: vec!["crm".into()],
         headers: Vec::new(),
         end: false,
-    };
-    let routes = (0..rules).map(route).collect();
-    RoutingTable::new(Vec::new(), vec![target.clone()], routes, Unrouted::Keep, [0; 32])
+    }
+}
+
+/// A table in which rule `n` asks for `activity(n)`.
+fn table(rules: usize, activity: impl Fn(usize) -> String) -> RoutingTable {
+    let routes = (0..rules).map(|number| rule(number, activity(number))).collect();
+    RoutingTable::new(Rules { targets: vec![target()], routes, ..Rules::default() })
+}
+
+fn subject<'a>(activity: &'a str, resource: &'a Resource, body: &'a [u8]) -> Subject<'a> {
+    Subject {
+        webhook_id: WebhookId::from_key(1),
+        received_at: Timestamp::from_millis(1_700_000_000_000),
+        source: "aryeo",
+        activity: Some(activity),
+        resource,
+        body,
+    }
 }
 
 /// Asks for each of `names` in turn; the same number of rules has to want each.
 fn matches(bencher: Bencher<'_, '_>, table: &RoutingTable, names: &[String], wanted: usize) {
     let resource = Resource { object: Some("ORDER".into()), id: None };
-    let subject = |name| Subject { source: "aryeo", activity: Some(name), resource: &resource };
     for name in names {
-        let rules: usize = table.route(subject(name)).iter().map(|d| d.routes.len()).sum();
+        let routed = table.route(&subject(name, &resource, b"{}"));
+        let rules: usize = routed.deliveries.iter().map(|d| d.routes.len()).sum();
         assert_eq!(rules, wanted, "rules that want {name}");
     }
     let mut names = names.iter().cycle();
     bencher.counter(ItemsCount::new(1_usize)).bench_local(|| {
         let name = names.next().map_or("", |name| name);
-        table.route(subject(divan::black_box(name)))
+        table.route(&subject(divan::black_box(name), &resource, b"{}"))
     });
 }
 
@@ -97,4 +115,29 @@ fn wildcards(bencher: Bencher<'_, '_>, rules: usize) {
 fn wildcards_in_front(bencher: Bencher<'_, '_>, rules: usize) {
     let table = table(rules, |n| format!("*_{n}_HAPPENED"));
     matches(bencher, &table, &spread(rules), 1);
+}
+
+/// Every rule wants the same activity, and another value inside a body of 26 KB; one has it.
+#[divan::bench(args = RULES)]
+fn conditions(bencher: Bencher<'_, '_>, rules: usize) {
+    let mut pointers = Pointers::default();
+    let pointer = Pointer::parse("/resource/customer/id").expect("a pointer");
+    let id = pointers.add(&pointer);
+    let routes = (0..rules).map(|number| {
+        let test = Test::Equals(Scalar::Text(format!("customer-{number}").into()));
+        let when = vec![Condition { pointer: pointer.clone(), id, test }];
+        Route { when, ..rule(number, "ORDER_CREATED".to_owned()) }
+    });
+    let routes = routes.collect();
+    let table =
+        RoutingTable::new(Rules { targets: vec![target()], routes, pointers, ..Rules::default() });
+    let padding = "\"n\":[1,2,3],\"t\":\"".to_owned() + &"x".repeat(26_000) + "\"";
+    let body = format!(
+        "{{\"object\":\"ACTIVITY\",\"resource\":{{{padding},\"customer\":{{\"id\":\"customer-7\"}}}}}}"
+    );
+    let resource = Resource::default();
+    let route =
+        || table.route(&subject("ORDER_CREATED", &resource, divan::black_box(body.as_bytes())));
+    assert_eq!(route().deliveries.len(), 1);
+    bencher.counter(ItemsCount::new(1_usize)).bench_local(route);
 }
