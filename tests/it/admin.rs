@@ -29,6 +29,7 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_oldest_pending_age_seconds", &["target"]),
     ("relay_attempts_in_flight", &["target"]),
     ("relay_dead_letters", &["target", "cause"]),
+    ("relay_headers_left_out_total", &["target"]),
     ("relay_routes_last_reload_successful", &[]),
     ("relay_routes_last_reload_success_timestamp_seconds", &[]),
     ("relay_routes_info", &["sha256"]),

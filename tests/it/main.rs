@@ -7,6 +7,7 @@
 //! - `durability`: seen from the kernel, a sync comes before each 2xx
 //! - `full_disk`: no room refuses new webhooks and damages nothing
 //! - `hang_up`: a sender that leaves cancels nothing
+//! - `language`: what a table can ask and say, in a running relay
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
@@ -32,6 +33,7 @@ mod delivers;
 mod durability;
 mod full_disk;
 mod hang_up;
+mod language;
 mod rejects;
 mod restarts;
 mod shipped;
