@@ -3,10 +3,11 @@
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
 //! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`pointer`] if it
 //! must, [`target`] and [`template`] how; [`delivery`], [`outcome`] and [`retry`] what becomes of it;
-//! [`limit`] names the bounds.
+//! [`comparison`] is what another table would do; [`limit`] names the bounds.
 
 pub mod activity;
 pub mod answer;
+pub mod comparison;
 pub mod condition;
 pub mod delivery;
 mod json;

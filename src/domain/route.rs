@@ -179,27 +179,53 @@ impl RoutingTable {
     /// The deliveries that a webhook gets: every matching route adds its targets, in file order,
     /// until one that is `final`. A target named twice gets one, with the headers of all its routes.
     pub fn route(&self, subject: &Subject<'_>) -> Routed {
-        let document = Document::new(subject.body, &self.pointers);
+        let document = self.document(subject.body);
         let values = subject.values(&document);
         let mut routed = Routed::default();
-        for route in self.index.candidates(subject.activity) {
-            let Some(route) = self.routes.get(route) else { continue };
-            if route.mismatch(subject, &document).is_some() {
-                continue;
-            }
+        for route in self.matching(subject, &document) {
             for target in &route.to {
                 routed.add(target, route, &values);
-            }
-            if route.end {
-                break;
             }
         }
         routed
     }
 
+    /// What its conditions and its routes' headers ask of a body.
+    pub const fn document<'a>(&'a self, body: &'a [u8]) -> Document<'a> {
+        Document::new(body, &self.pointers)
+    }
+
+    /// The routes that want a webhook, in file order, until one that is `final`. `document` is this
+    /// table's own of the webhook's body.
+    pub fn matching<'table>(
+        &'table self,
+        subject: &Subject<'_>,
+        document: &Document<'_>,
+    ) -> impl Iterator<Item = &'table Route> {
+        let mut routes =
+            self.index.candidates(subject.activity).filter_map(|at| self.routes.get(at));
+        let mut ended = false;
+        std::iter::from_fn(move || {
+            // After a `final` route none is asked, so that none reads the body for nothing.
+            let next =
+                (!ended).then(|| routes.find(|route| route.mismatch(subject, document).is_none()));
+            let route = next.flatten()?;
+            ended = route.end;
+            Some(route)
+        })
+    }
+
+    /// Whether a route that can still match asks what is in the body.
+    pub fn asks_for_body(&self, subject: &Subject<'_>) -> bool {
+        let document = self.document(b"");
+        // With no body every condition is asked of nothing, which reads the document at once.
+        self.matching(subject, &document).for_each(drop);
+        document.was_read()
+    }
+
     /// What becomes of each route, in file order. Slower than [`route`](Self::route), and the same.
     pub fn explain(&self, subject: &Subject<'_>) -> Vec<(&Route, Verdict<'_>)> {
-        let document = Document::new(subject.body, &self.pointers);
+        let document = self.document(subject.body);
         let mut last = None;
         let verdict = |route| {
             let verdict = match (last, Route::mismatch(route, subject, &document)) {
@@ -542,6 +568,22 @@ mod tests {
             let document = Document::new(b"{}", &pointers);
             assert!(asks.mismatch(&subject(Some(activity), &resource, "{}"), &document).is_some());
             assert_eq!(document.was_read(), is_read, "{activity}");
+        }
+    }
+
+    #[test]
+    fn whether_a_body_is_asked_for_is_known_without_it() {
+        let table = table_with(|pointers| {
+            let mut last = route("last", &["B"], &["t"]);
+            last.end = true;
+            let mut asks = route("asks", &["!C"], &["t"]);
+            asks.when = vec![equals("/a", "x", pointers)];
+            vec![last, asks]
+        });
+        let resource = Resource::default();
+        for (activity, asked) in [("A", true), ("B", false), ("C", false)] {
+            let subject = subject(Some(activity), &resource, "");
+            assert_eq!(table.asks_for_body(&subject), asked, "{activity}");
         }
     }
 
