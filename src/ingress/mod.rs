@@ -1,8 +1,8 @@
 //! The face to the sender: takes webhooks in.
 //!
-//! Reading order: [`receive`] is the way of a webhook, step by step; [`limit`] says what is let in,
-//! [`sources`] what is remembered of each source, [`headers`] what is kept of a request, [`answer`]
-//! what the sender is told, [`journal`] what the operator is.
+//! Reading order: [`receive`] is the way of a webhook, step by step; [`budget`] says what is let in,
+//! [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
+//! request, [`answer`] what the sender is told, [`journal`] what the operator is.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,19 +25,20 @@ use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::ingress::answer::Told;
+use crate::ingress::budget::Budget;
 use crate::ingress::journal::{Exchange, Journal};
-use crate::ingress::limit::Budget;
 use crate::ingress::sources::Snapshot;
 use crate::net::body;
 use crate::store::{Health, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 mod answer;
+mod budget;
 mod headers;
 mod journal;
-mod limit;
 mod receive;
 mod sources;
+mod turns;
 
 #[cfg(test)]
 mod testing;

@@ -13,7 +13,7 @@ use crate::domain::signature::{SIGNATURE, Verified};
 use crate::domain::source::Source;
 use crate::domain::time::Timestamp;
 use crate::ingress::answer::Refusal;
-use crate::ingress::limit::Turns;
+use crate::ingress::turns::Turns;
 use crate::store::Health;
 use crate::telemetry::metrics::{Metrics, SourceMetrics};
 
