@@ -288,7 +288,8 @@ mod tests {
                     go.notified().await;
                 }
                 let version = request.version();
-                let read = body::read(request.body_mut(), None, 1 << 20, deadline()).await;
+                let read =
+                    body::read(request.body_mut(), 1 << 20, deadline(), &mut body::NoSharing).await;
                 let got = read.map(|bytes| bytes.len());
                 let text = format!("{version:?} tls={} {got:?} {}", peer.tls, peer.addr.ip());
                 Response::new(Full::new(Bytes::from(text)))

@@ -334,29 +334,3 @@ fn after_a_refusal_the_connection_is_still_in_step() {
     }
     only_the_next_arrives(&relay, &crm);
 }
-
-#[test]
-fn a_stranger_who_holds_on_to_requests_does_not_crowd_out_the_sender() {
-    let (relay, crm) = relay(&[], &["--in-flight-max", "8", "--body-timeout", "3s"]);
-    let sender = Sender::new(&relay);
-    let stuck: Vec<_> = (0..16)
-        .map(|n| {
-            let mut connection = sender.connect_from([127, 0, 0, 2]);
-            let request = Request::unsigned(PATH, &listing_delivered(&n.to_string()));
-            connection.write(&request.head()).unwrap();
-            connection
-        })
-        .collect();
-    only_the_next_arrives(&relay, &crm);
-    // At most two of eight: half for strangers, half of that for one address.
-    let mut statuses = Vec::new();
-    for mut connection in stuck {
-        let answer = connection.read_answer().unwrap();
-        answer.problem(answer.status);
-        assert_eq!(answer.header("retry-after").is_some(), answer.status == 503);
-        statuses.push(answer.status);
-    }
-    statuses.sort_unstable();
-    assert_eq!(statuses, [[408; 2].as_slice(), &[503; 14]].concat());
-    assert_eq!(answered(&relay, "aryeo", "overloaded"), 14.0);
-}
