@@ -14,6 +14,14 @@ pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
 /// How long that may take.
 pub const DISCARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// How long the rest of a body over HTTP/2 is still read and thrown away after the answer, before
+/// the stream is reset. Some clients that are told to stop while they send take it for a failure
+/// and lose the answer.
+pub const UNREAD_STREAM_WAIT: Duration = Duration::from_secs(1);
+
+/// Such streams at the same time, so that reading for nothing stays cheap; more are reset at once.
+pub const UNREAD_STREAMS_MAX: usize = 64;
+
 /// What the slowest sender with any hope of being in time has sent of its body after
 /// [`BODY_PACE_TIME`]: its median webhook. Requests that are behind this pace give way first when
 /// others want their places.

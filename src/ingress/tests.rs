@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, Version};
 use http_body_util::Full;
+use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
 use super::testing::{NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table};
+use crate::domain::limit::{UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX};
 use crate::domain::route::Unrouted;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP};
 use crate::domain::target::Rate;
@@ -155,6 +157,28 @@ async fn a_body_that_grows_too_large_is_read_on_for_a_while_so_that_the_answer_a
         answered.check(413, "too_large");
         assert_eq!(answered.headers.contains_key("connection"), closes);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_stream_is_not_reset_before_its_answer_has_arrived() {
+    let rig = Rig::new();
+    let mut streams = Vec::new();
+    for _ in 0..UNREAD_STREAMS_MAX + 2 {
+        let (pieces, body) = Pieces::new(None);
+        for _ in 0..6 {
+            pieces.send(Bytes::from(vec![b'x'; 65 * 1024])).await.unwrap();
+        }
+        let request = Request::post(PATH).version(Version::HTTP_2).body(body).unwrap();
+        rig.send(request).await.check(413, "too_large");
+        streams.push(pieces);
+    }
+    let open = |streams: &[Sender<Bytes>]| streams.iter().filter(|one| !one.is_closed()).count();
+    assert_eq!(open(&streams), UNREAD_STREAMS_MAX);
+    // Whatever comes is read.
+    sleep(Duration::from_millis(1)).await;
+    assert!(streams.iter().all(|pieces| pieces.capacity() == pieces.max_capacity()));
+    sleep(UNREAD_STREAM_WAIT).await;
+    assert_eq!(open(&streams), 0);
 }
 
 #[tokio::test(start_paused = true)]
