@@ -178,7 +178,7 @@ pub struct StorageArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Connections at once; further ones wait in the kernel
+    /// Connections at once; for further ones those end that are idle for longest
     #[arg(
         long,
         env = "RELAY_CONNECTIONS_MAX",

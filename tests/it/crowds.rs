@@ -1,5 +1,6 @@
 //! Strangers who hold on to as much as they can, and the sender among them.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::support::eventually::pause;
@@ -166,4 +167,26 @@ fn a_stranger_alone_has_until_the_body_s_time_is_up() {
         "somebody gave way although there was room:\n{logs}"
     );
     scene.ends();
+}
+
+#[test]
+fn connections_that_only_wait_do_not_crowd_out_the_sender() {
+    for plain in [false, true] {
+        let mut scene = Scene::start_with(plain, &["--connections-max", "20"]);
+        let address = scene.relay.listen();
+        // Some say nothing, some have begun a head, some have had an answer.
+        let silent: Vec<_> = (0..30).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let mut others: Vec<_> = (0..30).map(|_| Sender::new(&scene.relay).connect()).collect();
+        for (number, connection) in others.iter_mut().enumerate().skip(15) {
+            match number % 2 {
+                0 => connection.write(b"POST /webhooks/aryeo HTT").unwrap(),
+                _ => connection.send(&Request::unsigned("/elsewhere", b"")).unwrap().problem(404),
+            }
+        }
+        for _ in 0..30 {
+            scene.posts(26_000);
+        }
+        drop((silent, others));
+        scene.ends();
+    }
 }
