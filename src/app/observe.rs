@@ -34,8 +34,8 @@ impl ListenerObserver for Connections {
     fn connections_full(&self) {
         // Once for each time that it becomes full, so that a crowd can't fill the log.
         if !self.full.swap(true, Ordering::Relaxed) {
-            tracing::error!(
-                "All --connections-max connections are taken; new ones wait for one to end."
+            tracing::warn!(
+                "All --connections-max connections are taken; those idle for longest end for new ones."
             );
         }
     }

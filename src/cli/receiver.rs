@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -181,10 +181,9 @@ impl<H: Fn(&Received)> Target<H> {
             return response;
         }
         let (head, mut incoming) = request.into_parts();
-        let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        let length = length.and_then(|text| text.parse().ok());
         let deadline = Instant::now() + BODY_WAIT;
-        let body = match body::read(&mut incoming, length, BODY_MAX, deadline).await {
+        let room = &mut body::NoSharing;
+        let body = match body::read(&mut incoming, BODY_MAX, deadline, room).await {
             Ok(body) => body,
             Err(body::BodyError::TooLarge { .. }) => {
                 return response(StatusCode::PAYLOAD_TOO_LARGE);

@@ -178,7 +178,7 @@ pub struct StorageArgs {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Connections at once; further ones wait in the kernel
+    /// Connections at once; for further ones those end that are idle for longest
     #[arg(
         long,
         env = "RELAY_CONNECTIONS_MAX",
@@ -187,7 +187,7 @@ pub struct LimitArgs {
         default_value = "10000"
     )]
     pub connections_max: NonZeroUsize,
-    /// Requests being taken in at once; further ones are answered 503
+    /// Requests being taken in at once; when more come, the slowest unverified one is ended
     #[arg(
         long,
         env = "RELAY_IN_FLIGHT_MAX",
@@ -196,7 +196,8 @@ pub struct LimitArgs {
         default_value = "1024"
     )]
     pub in_flight_max: NonZeroUsize,
-    /// Bytes of bodies being taken in at once; further ones are answered 503
+    /// Bytes of bodies being taken in at once, as they arrive; when more come, the oldest unverified
+    /// one is ended
     #[arg(
         long,
         env = "RELAY_IN_FLIGHT_BYTES_MAX", hide_env_values = true,

@@ -14,6 +14,22 @@ pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
 /// How long that may take.
 pub const DISCARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
+/// How long the rest of a body over HTTP/2 is still read and thrown away after the answer, before
+/// the stream is reset. Some clients that are told to stop while they send take it for a failure
+/// and lose the answer.
+pub const UNREAD_STREAM_WAIT: Duration = Duration::from_secs(1);
+
+/// Such streams at the same time, so that reading for nothing stays cheap; more are reset at once.
+pub const UNREAD_STREAMS_MAX: usize = 64;
+
+/// What the slowest sender with any hope of being in time has sent of its body after
+/// [`BODY_PACE_TIME`]: its median webhook. Requests that are behind this pace give way first when
+/// others want their places.
+pub const BODY_PACE_BYTES: usize = 24 * 1024;
+
+/// The sender's whole patience, as far as is known: what takes longer is lost at the sender.
+pub const BODY_PACE_TIME: Duration = Duration::from_secs(3);
+
 /// The names and values of the headers that are stored with a webhook.
 pub const KEPT_HEADERS_BYTES_MAX: usize = 16 * 1024;
 
@@ -44,5 +60,6 @@ pub const DELIVERIES_PER_WEBHOOK_MAX: usize = 1024;
 /// A routes file larger than this is refused unread.
 pub const ROUTES_FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+const _: () = assert!(BODY_PACE_BYTES > 0 && BODY_PACE_BYTES <= u32::MAX as usize);
 const _: () = assert!(ANSWER_EXCERPT_BYTES_MAX <= ANSWER_BYTES_MAX);
 const _: () = assert!(RATE_LIMIT_WAIT_MAX.as_millis() < ANSWER_WAIT_MAX.as_millis());

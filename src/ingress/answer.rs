@@ -74,6 +74,12 @@ impl From<BodyError> for Refusal {
         match error {
             BodyError::TooLarge { .. } => Answer::TooLarge.into(),
             BodyError::Timeout => Answer::Timeout.into(),
+            BodyError::GaveWay => {
+                Self::because(Answer::Timeout, "others wanted in, and it was the slowest")
+            }
+            BodyError::NoRoom => {
+                Self::because(Answer::Overloaded, "webhooks that are being stored take all memory")
+            }
             BodyError::Disconnected(_) => Self::because(Answer::BadRequest, "the sender left"),
             BodyError::Malformed(_) => Self::because(Answer::BadRequest, "malformed body"),
         }

@@ -1,8 +1,8 @@
 //! The face to the sender: takes webhooks in.
 //!
-//! Reading order: [`receive`] is the way of a webhook, step by step; [`limit`] says what is let in,
-//! [`sources`] what is remembered of each source, [`headers`] what is kept of a request, [`answer`]
-//! what the sender is told, [`journal`] what the operator is.
+//! Reading order: [`receive`] is the way of a webhook, step by step; [`budget`] says what is let in,
+//! [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
+//! request, [`answer`] what the sender is told, [`journal`] what the operator is.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,29 +15,32 @@ use http::header::EXPECT;
 use http::{Method, Request, Response, Version};
 use http_body::Body;
 use http_body_util::Full;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::answer::Answer;
-use crate::domain::limit::{DISCARD_BYTES_MAX, DISCARD_WAIT_MAX};
+use crate::domain::limit::{
+    DISCARD_BYTES_MAX, DISCARD_WAIT_MAX, UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX,
+};
 use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::ingress::answer::Told;
+use crate::ingress::budget::Budget;
 use crate::ingress::journal::{Exchange, Journal};
-use crate::ingress::limit::Budget;
 use crate::ingress::sources::Snapshot;
 use crate::net::body;
 use crate::store::{Health, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 mod answer;
+mod budget;
 mod headers;
 mod journal;
-mod limit;
 mod receive;
 mod sources;
+mod turns;
 
 #[cfg(test)]
 mod testing;
@@ -107,6 +110,7 @@ pub struct Ingress<S> {
     tracker: TaskTracker,
     limits: IngressLimits,
     budget: Arc<Budget>,
+    unread_streams: Arc<Semaphore>,
     shutting_down: AtomicBool,
 }
 
@@ -125,6 +129,7 @@ impl<S: Store> Ingress<S> {
             current: Mutex::new(Arc::new(Snapshot::new(table, &metrics, None))),
             journal: Journal::new(&metrics),
             budget: Budget::new(limits.in_flight_max, limits.in_flight_bytes_max),
+            unread_streams: Arc::new(Semaphore::new(UNREAD_STREAMS_MAX)),
             shutting_down: AtomicBool::new(false),
             store,
             tables,
@@ -143,8 +148,8 @@ impl<S: Store> Ingress<S> {
         peer: Option<SocketAddr>,
     ) -> Response<Full<Bytes>>
     where
-        B: Body<Data = Bytes> + Send + Unpin,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
         let (head, mut body) = request.into_parts();
         let is_http1 = head.version <= Version::HTTP_11;
@@ -160,9 +165,30 @@ impl<S: Store> Ingress<S> {
         // Asking for more would tell a sender that waits for it to go ahead.
         let may_ask = exchange.body_wanted || !awaits_go_ahead;
         let whole = body.is_end_stream() || (may_ask && discard(&mut body, told.answer).await);
+        if !is_http1 && !whole {
+            self.stay_open(body);
+        }
         let response = answer::response(told, is_http1 && !whole);
         // hyper leaves the body of an answer to HEAD out over HTTP/1 only.
         if is_head { response.map(|_| Full::default()) } else { response }
+    }
+
+    /// Keeps an HTTP/2 stream from being reset until its answer has had time to arrive.
+    ///
+    /// Dropping the body of a stream that was answered tells the sender to stop, with `NO_ERROR`, in
+    /// the same breath as the answer. That is what RFC 9113 (8.1) asks for, but curl 7.88, say, fails
+    /// if it reads both at once. Most stop by themselves; who does not is told to after a while. Until
+    /// then all that comes is read, for unread bytes would hold up the connection's other streams.
+    fn stay_open<B: Body<Data = Bytes> + Send + Unpin + 'static>(&self, mut body: B)
+    where
+        B::Error: Send,
+    {
+        let Ok(permit) = Arc::clone(&self.unread_streams).try_acquire_owned() else { return };
+        let deadline = Instant::now() + UNREAD_STREAM_WAIT;
+        drop(self.tracker.spawn(async move {
+            body::drain(&mut body, usize::MAX, deadline).await;
+            drop((body, permit));
+        }));
     }
 
     /// From now on every request is told that the relay is stopping.

@@ -22,9 +22,9 @@ use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId};
 use crate::ingress::Ingress;
 use crate::ingress::answer::{Outcome, Refusal, Taken, Told};
+use crate::ingress::budget::Place;
 use crate::ingress::headers;
 use crate::ingress::journal::Exchange;
-use crate::ingress::limit::Place;
 use crate::ingress::sources::{Snapshot, SourceState};
 use crate::net::body::{self, BodyError};
 use crate::store::Store;
@@ -36,8 +36,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl<S: Store> Ingress<S> {
     /// Takes in one webhook. Each step may refuse; nothing is remembered before the commit.
     ///
-    /// An error is a refusal from before the body was read; from there on all is decided, recorded
-    /// and told by a task that no sender can cancel.
+    /// An error is a refusal from before the request was verified; from there on all is decided,
+    /// recorded and told by a task that no sender can cancel.
     pub(super) async fn receive<B>(
         self: &Arc<Self>,
         head: Parts,
@@ -52,16 +52,17 @@ impl<S: Store> Ingress<S> {
         let (state, named) = find_source(&snapshot, &head, exchange)?;
         only_post(&head.method)?;
         let mut place = self.enter(body, &state.source, &head.headers, peer)?;
-        let bytes = self.read(body, &state.source, &head.headers, exchange).await?;
-        place.shrink(bytes.len());
+        let bytes = self.read(body, &state, &head.headers, &mut place, exchange).await?;
+        let now = self.clock.now();
+        let proven = state.verify(&head.headers, &bytes, now)?;
+        place.verified(bytes.len());
 
-        // From here on a sender that hangs up cancels nothing.
+        // Nothing was awaited since the last byte came, and from here on a sender that hangs up
+        // cancels nothing.
         let ingress = Arc::clone(self);
         let work = async move {
-            let now = ingress.clock.now();
+            let _place = place;
             let source = &state.source;
-            let proven = state.verify(&head.headers, &bytes, now)?;
-            place.verified();
             state.turn().await?;
             let path = head.uri.path();
             let key = DuplicateKey::new(&source.name, path, &proven.digest);
@@ -122,36 +123,40 @@ impl<S: Store> Ingress<S> {
         headers: &HeaderMap,
         peer: Option<SocketAddr>,
     ) -> Result<Place, Refusal> {
-        let announced = body.size_hint();
-        let limit = source.body_bytes_max;
-        let fits = |length: u64| usize::try_from(length).ok().filter(|length| *length <= limit);
-        if fits(announced.lower()).is_none() {
+        let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+        if announced > source.body_bytes_max {
             return Err(too_large(source, headers));
         }
         if self.shutting_down.load(Ordering::Relaxed) {
             return Err(Answer::ShuttingDown.into());
         }
-        // One without a length may become as large as is allowed.
-        let bytes = announced.exact().and_then(fits).unwrap_or(limit);
         let counted = peer.filter(|_| self.limits.peers_are_clients);
-        self.budget.enter(bytes, counted).ok_or_else(|| Answer::Overloaded.into())
+        self.budget.enter(counted).ok_or_else(|| Answer::Overloaded.into())
     }
 
-    /// Reads the body, bounded in bytes and time.
+    /// Reads the body, bounded in bytes and time, until the request has to give way.
     async fn read<B>(
         &self,
         body: &mut B,
-        source: &Source,
+        state: &SourceState,
         headers: &HeaderMap,
+        place: &mut Place,
         exchange: &mut Exchange,
     ) -> Result<Bytes, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
     {
         exchange.body_wanted = true;
-        let announced = body.size_hint().exact();
+        let source = &state.source;
         let deadline = Instant::now() + self.limits.body_timeout;
-        match body::read(body, announced, source.body_bytes_max, deadline).await {
+        let ended = place.ended();
+        let read = tokio::select! {
+            // A body that is complete counts, whoever wants its place.
+            biased;
+            read = body::read(body, source.body_bytes_max, deadline, place) => read,
+            _ = ended => Err(BodyError::GaveWay),
+        };
+        match read {
             Ok(bytes) => {
                 exchange.bytes = bytes.len();
                 Ok(bytes)

@@ -14,7 +14,7 @@ use crate::domain::signature::SIGNATURE;
 use crate::domain::source::Source;
 use crate::domain::time::Timestamp;
 use crate::ingress::answer::Refusal;
-use crate::ingress::limit::Turns;
+use crate::ingress::turns::Turns;
 use crate::store::Health;
 use crate::telemetry::metrics::{Metrics, SourceMetrics};
 

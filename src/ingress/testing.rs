@@ -206,7 +206,10 @@ impl Rig {
     /// Posts, and reads the answer.
     pub(super) async fn send<B>(&self, request: Request<B>) -> Answered
     where
-        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin,
+        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send>
+            + Send
+            + Unpin
+            + 'static,
     {
         let peer = Some("192.0.2.7:4711".parse().unwrap());
         Answered::read(self.ingress.serve(request, peer).await).await

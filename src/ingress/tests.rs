@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::{Method, Request, Version};
 use http_body_util::Full;
+use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
 use super::testing::{
     NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table, verification,
 };
+use crate::domain::limit::{UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX};
 use crate::domain::proof::Proof;
 use crate::domain::route::Unrouted;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP, Verification};
@@ -164,6 +166,28 @@ async fn a_body_that_grows_too_large_is_read_on_for_a_while_so_that_the_answer_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_http2_stream_is_not_reset_before_its_answer_has_arrived() {
+    let rig = Rig::new();
+    let mut streams = Vec::new();
+    for _ in 0..UNREAD_STREAMS_MAX + 2 {
+        let (pieces, body) = Pieces::new(None);
+        for _ in 0..6 {
+            pieces.send(Bytes::from(vec![b'x'; 65 * 1024])).await.unwrap();
+        }
+        let request = Request::post(PATH).version(Version::HTTP_2).body(body).unwrap();
+        rig.send(request).await.check(413, "too_large");
+        streams.push(pieces);
+    }
+    let open = |streams: &[Sender<Bytes>]| streams.iter().filter(|one| !one.is_closed()).count();
+    assert_eq!(open(&streams), UNREAD_STREAMS_MAX);
+    // Whatever comes is read.
+    sleep(Duration::from_millis(1)).await;
+    assert!(streams.iter().all(|pieces| pieces.capacity() == pieces.max_capacity()));
+    sleep(UNREAD_STREAM_WAIT).await;
+    assert_eq!(open(&streams), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_hangs_times_out() {
     let rig = Rig::new();
     let (_pieces, body) = Pieces::new(Some(10));
@@ -278,32 +302,52 @@ async fn a_slow_store_is_answered_for_in_time_and_its_commit_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn strangers_hold_at_most_half_and_who_is_verified_already_goes_on() {
+async fn the_slowest_stranger_gives_way_to_the_sender_and_who_is_verified_goes_on() {
     let limits =
         IngressLimits { in_flight_max: 4, peers_are_clients: false, ..IngressLimits::default() };
     let rig = Rig::with(source(), Unrouted::Keep, limits);
     rig.store.open.send_replace(false);
     let verified = rig.send_apart(ORDER);
     rig.begun(1).await;
-    let strangers: Vec<_> = (0..2)
-        .map(|_| {
-            let (pieces, body) = Pieces::new(Some(10));
-            let (ingress, request) =
-                (Arc::clone(&rig.ingress), Request::post(PATH).body(body).unwrap());
-            let hanging = rig.tracker.spawn(async move { ingress.serve(request, None).await });
-            (pieces, hanging)
-        })
-        .collect();
+    let strangers = [(); 2].map(|()| {
+        let (pieces, body) = Pieces::new(Some(10));
+        let (ingress, request) =
+            (Arc::clone(&rig.ingress), Request::post(PATH).body(body).unwrap());
+        let hanging = rig.tracker.spawn(async move { ingress.serve(request, None).await });
+        (pieces, hanging)
+    });
     sleep(Duration::from_millis(1)).await;
+    let second = rig.send_apart(b"{}");
+    rig.begun(1).await;
+    let third = rig.send_apart(b"[]");
+    rig.begun(1).await;
+    let [(_first, slowest), (pieces, slow)] = strangers;
+    let slowest = slowest.await.unwrap();
+    assert_eq!(
+        (slowest.status().as_u16(), slowest.headers()["connection"].to_str().unwrap()),
+        (408, "close")
+    );
+    rig.check_metric(r#"relay_webhooks_received_total{source="aryeo",answer="timeout"} 1"#);
+    rig.store.open.send_replace(true);
+    for webhook in [verified, second, third] {
+        webhook.await.unwrap().check(202, "accepted");
+    }
+    drop(pieces);
+    assert_eq!(slow.await.unwrap().status(), 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_can_give_way_the_answer_is_that_it_is_too_much() {
+    let limits = IngressLimits { in_flight_max: 1, ..IngressLimits::default() };
+    let rig = Rig::with(source(), Unrouted::Keep, limits);
+    rig.store.open.send_replace(false);
+    let verified = rig.send_apart(ORDER);
+    rig.begun(1).await;
     let answered = rig.send(signed(b"{}")).await;
     answered.check(503, "overloaded");
     assert_eq!(answered.headers["retry-after"], "1");
     rig.store.open.send_replace(true);
     verified.await.unwrap().check(202, "accepted");
-    for (pieces, hanging) in strangers {
-        drop(pieces);
-        assert_eq!(hanging.await.unwrap().status(), 401);
-    }
     rig.send(signed(b"{}")).await.check(202, "accepted");
 }
 

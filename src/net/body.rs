@@ -17,8 +17,9 @@ pub const DRAIN_MAX: usize = 256 * 1024;
 /// buffer alive for as long as the body is.
 const COPY_BELOW: usize = 16 * 1024;
 
-/// Bodies of unknown length start with this much room and double.
-const FIRST_ROOM: usize = 16 * 1024;
+/// A body starts with this much room, or with as much as it announced if that is less, and doubles:
+/// who announces much gets memory for what he has sent.
+const FIRST_ROOM: usize = 32 * 1024;
 
 /// Why a body was not read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,12 @@ pub enum BodyError {
     /// It was not complete at the deadline.
     #[error("body was not complete in time")]
     Timeout,
+    /// Others wanted its room while it was being read.
+    #[error("body gave way to others")]
+    GaveWay,
+    /// There is no memory for it.
+    #[error("no room for the body")]
+    NoRoom,
     /// The sender is gone.
     #[error("sender closed the connection within the body")]
     Disconnected(#[source] Box<dyn Error + Send + Sync>),
@@ -40,26 +47,47 @@ pub enum BodyError {
     Malformed(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// Reads a body whole, at most `limit` bytes and until `deadline`.
+/// Says how much memory a body may take while it is read.
+pub trait Room {
+    /// So many bytes have arrived, all in all.
+    fn arrived(&mut self, bytes: usize);
+
+    /// Waits until the body may take so many bytes, all in all. An error ends it.
+    fn reserve(&mut self, bytes: usize) -> impl Future<Output = Result<(), BodyError>> + Send;
+}
+
+/// As much room as the body's limit.
+#[derive(Debug)]
+pub struct NoSharing;
+
+impl Room for NoSharing {
+    fn arrived(&mut self, _bytes: usize) {}
+
+    fn reserve(&mut self, _bytes: usize) -> impl Future<Output = Result<(), BodyError>> + Send {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// Reads a body whole, at most `limit` bytes and until `deadline`, into memory that `room` grants.
 ///
-/// `content_length` is what the sender announced: more than `limit` is refused before a byte is
-/// read, else it saves growing. The body is borrowed, so that the rest of a refused one can go to
-/// [`drain`].
+/// A body that announces more than `limit` is refused before a byte is read. It is borrowed, so
+/// that the rest of a refused one can go to [`drain`].
 pub async fn read<B>(
     body: &mut B,
-    content_length: Option<u64>,
     limit: usize,
     deadline: Instant,
+    room: &mut impl Room,
 ) -> Result<Bytes, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let announced = content_length.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    let announced = body.size_hint().exact();
+    let announced = announced.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }
-    timeout_at(deadline, read_within(body, announced, limit))
+    timeout_at(deadline, read_within(body, announced, limit, room))
         .await
         .unwrap_or(Err(BodyError::Timeout))
 }
@@ -68,6 +96,7 @@ async fn read_within<B>(
     body: &mut B,
     announced: Option<usize>,
     limit: usize,
+    room: &mut impl Room,
 ) -> Result<Bytes, BodyError>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -78,17 +107,25 @@ where
         return Err(BodyError::TooLarge { limit });
     }
     if body.is_end_stream() || announced == Some(first.len()) {
+        room.reserve(first.len()).await?;
         return Ok(unshared(first));
     }
-    let room = announced.unwrap_or_else(|| FIRST_ROOM.max(first.len() * 2)).min(limit);
-    let mut whole = Vec::with_capacity(room.max(first.len()));
-    whole.extend_from_slice(&first);
-    drop(first);
-    while let Some(chunk) = next(body).await.map_err(classify)? {
+    let mut whole = Vec::new();
+    let mut chunk = first;
+    loop {
         if chunk.len() > limit - whole.len() {
             return Err(BodyError::TooLarge { limit });
         }
+        let length = whole.len() + chunk.len();
+        room.arrived(length);
+        if length > whole.capacity() {
+            let capacity = (length * 2).max(FIRST_ROOM).min(announced.unwrap_or(limit)).max(length);
+            room.reserve(capacity).await?;
+            whole.reserve_exact(capacity - whole.len());
+        }
         whole.extend_from_slice(&chunk);
+        let Some(following) = next(body).await.map_err(classify)? else { break };
+        chunk = following;
     }
     // The body may wait a long time for its target: give back what doubling took too much.
     whole.shrink_to_fit();
@@ -173,7 +210,7 @@ fn classify<E: Into<Box<dyn Error + Send + Sync>>>(error: E) -> BodyError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body::Frame;
+    use http_body::{Frame, SizeHint};
     use http_body_util::Full;
     use std::task::{Context, Poll};
     use std::time::Duration;
@@ -186,6 +223,7 @@ mod tests {
     struct Pieces {
         pieces: std::vec::IntoIter<Bytes>,
         then: Option<Option<ErrorKind>>,
+        announced: Option<u64>,
     }
 
     impl Body for Pieces {
@@ -202,59 +240,118 @@ mod tests {
                 (None, Some(Some(kind))) => Poll::Ready(Some(Err(kind.into()))),
             }
         }
+
+        fn size_hint(&self) -> SizeHint {
+            self.announced.map(SizeHint::with_exact).unwrap_or_default()
+        }
     }
 
     fn pieces(sizes: &[usize], then: Option<Option<ErrorKind>>) -> Pieces {
         let pieces: Vec<_> = sizes.iter().map(|size| Bytes::from(vec![b'x'; *size])).collect();
-        Pieces { pieces: pieces.into_iter(), then }
+        Pieces { pieces: pieces.into_iter(), then, announced: None }
+    }
+
+    fn announcing(announced: u64, mut pieces: Pieces) -> Pieces {
+        pieces.announced = Some(announced);
+        pieces
     }
 
     const END: Option<Option<ErrorKind>> = Some(None);
 
+    async fn read_alone(
+        body: &mut (impl Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin),
+        limit: usize,
+    ) -> Result<Bytes, BodyError> {
+        read(body, limit, soon(), &mut NoSharing).await
+    }
+
     #[tokio::test]
     async fn a_large_body_in_one_piece_is_not_copied() {
         let bytes = Bytes::from(vec![7; COPY_BELOW]);
-        let mut body = Full::new(bytes.clone());
-        let got = read(&mut body, Some(COPY_BELOW as u64), usize::MAX, soon()).await.unwrap();
+        let got = read_alone(&mut Full::new(bytes.clone()), usize::MAX).await.unwrap();
         assert_eq!(got.as_ptr(), bytes.as_ptr());
         let small = bytes.slice(..100);
-        let got = read(&mut Full::new(small.clone()), Some(100), 100, soon()).await.unwrap();
+        let got = read_alone(&mut Full::new(small.clone()), 100).await.unwrap();
         assert_eq!(got, small);
         assert_ne!(got.as_ptr(), small.as_ptr(), "a small one does not pin what it was cut from");
     }
 
     #[tokio::test]
     async fn pieces_are_joined_and_bounded() {
-        for announced in [None, Some(60_000)] {
-            let mut body = pieces(&[20_000, 0, 30_000, 10_000], END);
-            assert_eq!(read(&mut body, announced, 60_000, soon()).await.unwrap().len(), 60_000);
+        let sizes = [20_000, 0, 30_000, 10_000];
+        for mut body in [pieces(&sizes, END), announcing(60_000, pieces(&sizes, END))] {
+            assert_eq!(read_alone(&mut body, 60_000).await.unwrap().len(), 60_000);
         }
-        assert!(read(&mut pieces(&[], END), None, 0, soon()).await.unwrap().is_empty());
+        assert!(read_alone(&mut pieces(&[], END), 0).await.unwrap().is_empty());
         for sizes in [&[60_001][..], &[60_000, 1], &[1, 60_000]] {
-            let error = read(&mut pieces(sizes, END), None, 60_000, soon()).await.unwrap_err();
+            let error = read_alone(&mut pieces(sizes, END), 60_000).await.unwrap_err();
             assert!(matches!(error, BodyError::TooLarge { limit: 60_000 }), "{error}");
         }
-        let mut untouched = pieces(&[1], END);
-        let error = read(&mut untouched, Some(u64::MAX), 60_000, soon()).await.unwrap_err();
+        let mut untouched = announcing(u64::MAX, pieces(&[1], END));
+        let error = read_alone(&mut untouched, 60_000).await.unwrap_err();
         assert!(matches!(error, BodyError::TooLarge { .. }), "{error}");
         assert_eq!(untouched.pieces.len(), 1, "nothing was read");
+    }
+
+    /// Notes what is asked of it, and grants no more than it has.
+    #[derive(Default)]
+    struct Ledger {
+        has: usize,
+        arrived: Vec<usize>,
+        reserved: Vec<usize>,
+    }
+
+    impl Room for Ledger {
+        fn arrived(&mut self, bytes: usize) {
+            self.arrived.push(bytes);
+        }
+
+        async fn reserve(&mut self, bytes: usize) -> Result<(), BodyError> {
+            self.reserved.push(bytes);
+            if bytes > self.has { Err(BodyError::NoRoom) } else { Ok(()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn memory_is_asked_for_as_bytes_arrive_and_not_as_they_are_announced() {
+        const KB: usize = 1000;
+        let of_26 = [10 * KB, 16 * KB];
+        let of_100 = [10 * KB, 30 * KB, 60 * KB];
+        for (sizes, announced, reserved) in [
+            (&of_26[..], Some(26_000), &[26 * KB][..]),
+            (&of_26, None, &[FIRST_ROOM]),
+            (&of_100, Some(100_000), &[FIRST_ROOM, 80 * KB, 100 * KB]),
+            (&of_100, None, &[FIRST_ROOM, 80 * KB, 200 * KB]),
+        ] {
+            let mut body = pieces(sizes, END);
+            body.announced = announced;
+            let mut room = Ledger { has: usize::MAX, ..Ledger::default() };
+            read(&mut body, 1000 * KB, soon(), &mut room).await.unwrap();
+            assert_eq!(room.reserved, reserved, "{sizes:?} {announced:?}");
+            assert_eq!(room.arrived.last(), Some(&sizes.iter().sum()));
+        }
+        let mut room = Ledger { has: FIRST_ROOM, ..Ledger::default() };
+        let error = read(&mut pieces(&of_100, END), 1000 * KB, soon(), &mut room).await;
+        assert!(matches!(error, Err(BodyError::NoRoom)), "{error:?}");
+        assert_eq!(room.arrived, [10 * KB, 40 * KB], "nothing more was read");
     }
 
     #[tokio::test]
     async fn a_hanging_body_times_out() {
         let soon = || Instant::now() + Duration::from_millis(50);
-        let error = read(&mut pieces(&[10], None), Some(20), 100, soon()).await.unwrap_err();
+        let mut body = announcing(20, pieces(&[10], None));
+        let error = read(&mut body, 100, soon(), &mut NoSharing).await.unwrap_err();
         assert!(matches!(error, BodyError::Timeout), "{error}");
         assert!(!drain(&mut pieces(&[10], None), 100, soon()).await);
     }
 
     #[tokio::test]
     async fn a_broken_body_is_told_from_a_lost_sender() {
-        let mut lost = pieces(&[10], Some(Some(ErrorKind::UnexpectedEof)));
-        let error = read(&mut lost, Some(20), 100, soon()).await.unwrap_err();
+        let mut lost = announcing(20, pieces(&[10], Some(Some(ErrorKind::UnexpectedEof))));
+        let error = read_alone(&mut lost, 100).await.unwrap_err();
         assert!(matches!(error, BodyError::Disconnected(_)), "{error}");
         let mut broken = pieces(&[10], Some(Some(ErrorKind::InvalidInput)));
-        let error = read(&mut broken, None, 100, soon()).await.unwrap_err();
+        let error = read_alone(&mut broken, 100).await.unwrap_err();
         assert!(matches!(error, BodyError::Malformed(_)), "{error}");
     }
 

@@ -19,14 +19,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::TrackedExecutor;
+use super::crowd::Member;
 use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo};
 use super::stream::ReadAhead;
 
@@ -88,13 +87,12 @@ impl Protocols {
 /// Counts a connection for as long as it exists.
 pub(super) struct Open<O: ListenerObserver> {
     observer: Arc<O>,
-    _slot: OwnedSemaphorePermit,
 }
 
 impl<O: ListenerObserver> Open<O> {
-    pub(super) fn new(observer: &Arc<O>, slot: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(observer: &Arc<O>) -> Self {
         observer.connection_opened();
-        Self { observer: Arc::clone(observer), _slot: slot }
+        Self { observer: Arc::clone(observer) }
     }
 }
 
@@ -110,8 +108,8 @@ pub(super) struct ServerConnection<O: ListenerObserver> {
     pub(super) tls: Option<Arc<ServerConfig>>,
     pub(super) limits: ListenerLimits,
     pub(super) protocols: Arc<Protocols>,
-    pub(super) drain: CancellationToken,
     pub(super) open: Open<O>,
+    pub(super) member: Arc<Member>,
 }
 
 impl<O: ListenerObserver> ServerConnection<O> {
@@ -143,7 +141,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let ended = tokio::select! {
             biased;
             ended = timeout(self.limits.handshake_timeout, accept) => ended,
-            () = self.drain.cancelled() => return None,
+            () = self.member.ends().cancelled() => return None,
         };
         let (result, stream) = match ended {
             Ok(Ok(stream)) => (HandshakeResult::Ok, Some(stream)),
@@ -169,7 +167,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let phase = Arc::new(Phase::default());
+        let phase = Arc::new(Phase::new(&self.member));
         let (peer, counted) = (self.peer, Arc::clone(&phase));
         let service = service_fn(move |request: Request<Incoming>| {
             let active = Active::begin(&counted, request.version());
@@ -182,17 +180,20 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let io = Watched { io: TokioIo::new(stream), phase: Arc::clone(&phase) };
         let connection = protocol.serve_connection(io, service);
         let mut connection = pin!(connection);
-        let mut drain = pin!(self.drain.cancelled());
+        let mut ends = pin!(self.member.ends().cancelled());
         let mut watch = pin!(Watch::new(&phase, &self.limits));
-        let mut draining = false;
+        let mut ending = false;
         // How it ended is nobody's concern: each request that was complete has been answered.
         poll_fn(|context| {
             loop {
                 if connection.as_mut().poll(context).is_ready() {
                     return Poll::Ready(());
                 }
-                if !draining && drain.as_mut().poll(context).is_ready() {
-                    draining = true;
+                if !ending && ends.as_mut().poll(context).is_ready() {
+                    if self.member.ends_at_once() {
+                        return Poll::Ready(());
+                    }
+                    ending = true;
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
@@ -208,10 +209,10 @@ impl<O: ListenerObserver> ServerConnection<O> {
 }
 
 /// What a connection is doing, as far as its time limits are concerned.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Phase {
-    /// Requests begun and not yet answered.
-    active: AtomicU32,
+    /// Knows of the requests begun and not yet answered.
+    member: Arc<Member>,
     /// Goes up with every change.
     changes: AtomicU32,
     /// A request has begun once.
@@ -223,8 +224,18 @@ struct Phase {
 }
 
 impl Phase {
+    fn new(member: &Arc<Member>) -> Self {
+        Self {
+            member: Arc::clone(member),
+            changes: AtomicU32::new(0),
+            used: AtomicBool::new(false),
+            in_head: AtomicBool::new(false),
+            http2: AtomicBool::new(false),
+        }
+    }
+
     fn bytes_came(&self) {
-        if self.active.load(Ordering::Relaxed) == 0
+        if self.member.requests() == 0
             && !self.http2.load(Ordering::Relaxed)
             && !self.in_head.swap(true, Ordering::Relaxed)
         {
@@ -238,7 +249,7 @@ impl Phase {
 
     fn waits_for_head(&self) -> bool {
         !self.used.load(Ordering::Relaxed)
-            || (self.in_head.load(Ordering::Relaxed) && self.active.load(Ordering::Relaxed) == 0)
+            || (self.in_head.load(Ordering::Relaxed) && self.member.requests() == 0)
     }
 
     fn patience(&self, limits: &ListenerLimits) -> Duration {
@@ -251,7 +262,7 @@ struct Active(Arc<Phase>);
 
 impl Active {
     fn begin(phase: &Arc<Phase>, version: Version) -> Self {
-        phase.active.fetch_add(1, Ordering::Relaxed);
+        phase.member.request_begins();
         phase.used.store(true, Ordering::Relaxed);
         phase.in_head.store(false, Ordering::Relaxed);
         phase.http2.store(version == Version::HTTP_2, Ordering::Relaxed);
@@ -262,7 +273,7 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.0.member.request_ends();
         self.0.changed();
     }
 }

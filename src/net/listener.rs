@@ -12,12 +12,13 @@ use hyper::body::Incoming;
 use rustix::net::SocketFlags;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Open, Protocols, ServerConnection};
+use super::crowd::{Crowd, Member};
 
 /// Connections that the kernel keeps until we come to accept them.
 const BACKLOG: u32 = 4096;
@@ -55,7 +56,8 @@ fn no_ipv6(error: &io::Error) -> bool {
 /// What one listener lets in.
 #[derive(Clone, Debug)]
 pub struct ListenerLimits {
-    /// Connections at once. Further ones wait in the kernel's backlog.
+    /// Connections at once. For further ones those end that are idle for longest; where none is, they
+    /// wait, all but one in the kernel's backlog.
     pub connections_max: usize,
     /// For the TLS handshake.
     pub handshake_timeout: Duration,
@@ -95,7 +97,7 @@ pub trait ListenerObserver: Send + Sync + 'static {
     fn connection_opened(&self) {}
     /// It is gone; called once for each that was opened.
     fn connection_closed(&self) {}
-    /// `connections_max` is reached: nothing is accepted until a connection ends.
+    /// `connections_max` is reached: for each further connection another one has to end.
     fn connections_full(&self) {}
     /// A TLS handshake ended.
     fn handshake(&self, _result: HandshakeResult) {}
@@ -138,11 +140,10 @@ impl<O: ListenerObserver> Server<O> {
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let slots = Arc::new(Semaphore::new(self.limits.connections_max));
+        let crowd = Crowd::new(self.limits.connections_max, self.drain.clone());
         let protocols = Arc::new(Protocols::new(&self.tracker));
         let mut back_off = BACK_OFF.0;
         loop {
-            let Some(slot) = self.slot(&slots).await else { break };
             let accepted = tokio::select! {
                 biased;
                 () = self.stop_accepting.cancelled() => break,
@@ -151,7 +152,8 @@ impl<O: ListenerObserver> Server<O> {
             match accepted {
                 Ok((stream, addr)) => {
                     back_off = BACK_OFF.0;
-                    self.open(stream, addr, slot, &protocols, &service);
+                    let Some(slot) = self.slot(&crowd).await else { break };
+                    self.open(stream, addr, crowd.enter(slot), &protocols, &service);
                 }
                 Err(error) if is_peers(&error) => {}
                 Err(error) => {
@@ -164,42 +166,38 @@ impl<O: ListenerObserver> Server<O> {
                 }
             }
         }
-        self.accept_backlog(&slots, &protocols, &service);
+        self.accept_backlog(&crowd, &protocols, &service);
     }
 
     /// A place for one more connection; none if told to stop.
-    async fn slot(&self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-        if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+    async fn slot(&self, crowd: &Crowd) -> Option<OwnedSemaphorePermit> {
+        if let Some(slot) = crowd.try_slot() {
             return Some(slot);
         }
         self.observer.connections_full();
         tokio::select! {
             biased;
             () = self.stop_accepting.cancelled() => None,
-            slot = Arc::clone(slots).acquire_owned() => slot.ok(),
+            slot = crowd.slot() => slot,
         }
     }
 
     /// Takes in what has connected already: closing the socket would reset it.
-    fn accept_backlog<S, F, B>(
-        &self,
-        slots: &Arc<Semaphore>,
-        protocols: &Arc<Protocols>,
-        service: &S,
-    ) where
+    fn accept_backlog<S, F, B>(&self, crowd: &Arc<Crowd>, protocols: &Arc<Protocols>, service: &S)
+    where
         S: Fn(Request<Incoming>, PeerInfo) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+        while let Some(slot) = crowd.try_slot() {
             // The socket itself is asked: the runtime may not have heard of the newest yet.
             let Ok(accepted) = rustix::net::accept_with(&self.listener, flags) else { break };
             let stream = std::net::TcpStream::from(accepted);
             let Ok(addr) = stream.peer_addr() else { continue };
             let Ok(stream) = TcpStream::from_std(stream) else { continue };
-            self.open(stream, addr, slot, protocols, service);
+            self.open(stream, addr, crowd.enter(slot), protocols, service);
         }
     }
 
@@ -207,7 +205,7 @@ impl<O: ListenerObserver> Server<O> {
         &self,
         stream: TcpStream,
         addr: SocketAddr,
-        slot: OwnedSemaphorePermit,
+        member: Member,
         protocols: &Arc<Protocols>,
         service: &S,
     ) where
@@ -222,8 +220,8 @@ impl<O: ListenerObserver> Server<O> {
             tls: self.tls.as_ref().map(|config| Arc::clone(&config.borrow())),
             limits: self.limits.clone(),
             protocols: Arc::clone(protocols),
-            drain: self.drain.clone(),
-            open: Open::new(&self.observer, slot),
+            open: Open::new(&self.observer),
+            member: Arc::new(member),
         };
         drop(self.tracker.spawn(connection.run(stream, service.clone())));
     }
@@ -288,7 +286,8 @@ mod tests {
                     go.notified().await;
                 }
                 let version = request.version();
-                let read = body::read(request.body_mut(), None, 1 << 20, deadline()).await;
+                let read =
+                    body::read(request.body_mut(), 1 << 20, deadline(), &mut body::NoSharing).await;
                 let got = read.map(|bytes| bytes.len());
                 let text = format!("{version:?} tls={} {got:?} {}", peer.tls, peer.addr.ip());
                 Response::new(Full::new(Bytes::from(text)))
@@ -450,14 +449,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn at_the_limit_the_next_connection_waits() {
+    async fn at_the_limit_an_idle_connection_ends_for_the_next() {
         let mut harness = start(None, ListenerLimits { connections_max: 1, ..limits() });
-        let first = harness.connect().await;
+        let mut silent = harness.connect().await;
+        let mut next = harness.connect().await;
         harness.event(Event::Full).await;
+        assert_eq!(to_end(&mut silent).await, "");
+        next.write_all(POST).await.unwrap();
+        answer(&mut next).await;
+        // One that was of use ends, too, when it is idle, and only then.
+        next.write_all(POST).await.unwrap();
+        answer(&mut next).await;
+        let _last = harness.connect().await;
+        assert_eq!(to_end(&mut next).await, "");
+    }
+
+    #[tokio::test]
+    async fn at_the_limit_a_handshake_that_does_not_come_ends_for_the_next() {
+        let authority = Authority::new();
+        let config = authority.issue(&["127.0.0.1"]).server_config();
+        let harness = start(Some(config), ListenerLimits { connections_max: 1, ..limits() });
+        let mut silent = harness.connect().await;
+        let client = client(Some(authority.client_config()));
+        let url = format!("https://{}/", harness.addr);
+        let answer = client.send(post(&url, "four"), deadline()).await.unwrap();
+        assert!(answer.excerpt.starts_with(b"HTTP/2.0"));
+        assert_eq!(to_end(&mut silent).await, "");
+    }
+
+    #[tokio::test]
+    async fn at_the_limit_a_request_in_work_is_answered_before_its_connection_ends() {
+        let mut harness = start(None, ListenerLimits { connections_max: 1, ..limits() });
+        let mut first = harness.connect().await;
+        first.write_all(&to_wait()).await.unwrap();
+        harness.waiting.notified().await;
         let mut second = harness.connect().await;
         second.write_all(POST).await.unwrap();
-        assert!(harness.events.try_recv().is_err(), "the second is not accepted");
-        drop(first);
+        harness.event(Event::Full).await;
+        assert!(harness.events.try_recv().is_err(), "the second has no slot");
+        harness.go.notify_one();
+        assert!(to_end(&mut first).await.contains("Ok(2)"));
         assert!(answer(&mut second).await.starts_with("HTTP/1.1 200"));
     }
 

@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 pub mod body;
 pub mod client;
 mod connection;
+mod crowd;
 pub mod listener;
 pub mod resolve;
 pub mod stream;

@@ -29,6 +29,7 @@
 mod accepts;
 mod admin;
 mod command_line;
+mod crowds;
 mod delivers;
 mod durability;
 mod full_disk;

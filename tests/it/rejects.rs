@@ -313,7 +313,10 @@ fn expect_100_continue_is_honoured_only_after_the_cheap_checks() {
 fn http2_gets_the_same_answers() {
     let (relay, crm) = relay(&["body_limit: 10kB"], &[]);
     let sender = Sender::new(&relay);
-    sender.post_http2(&vec![b'x'; 300_000]).problem(413);
+    // The rest of the first is read, that of the others is not.
+    for size in [200_000, 1_000_000, 10_000_000] {
+        sender.post_http2(&vec![b'x'; size]).problem(413);
+    }
     Sender::new(&relay).secret("another").post_http2(b"x").problem(401);
     Sender::new(&relay).path("/elsewhere").post_http2(b"x").problem(404);
     only_the_next_arrives(&relay, &crm);
@@ -333,30 +336,4 @@ fn after_a_refusal_the_connection_is_still_in_step() {
         Err(error) => assert!(!is_timeout(&error)),
     }
     only_the_next_arrives(&relay, &crm);
-}
-
-#[test]
-fn a_stranger_who_holds_on_to_requests_does_not_crowd_out_the_sender() {
-    let (relay, crm) = relay(&[], &["--in-flight-max", "8", "--body-timeout", "3s"]);
-    let sender = Sender::new(&relay);
-    let stuck: Vec<_> = (0..16)
-        .map(|n| {
-            let mut connection = sender.connect_from([127, 0, 0, 2]);
-            let request = Request::unsigned(PATH, &listing_delivered(&n.to_string()));
-            connection.write(&request.head()).unwrap();
-            connection
-        })
-        .collect();
-    only_the_next_arrives(&relay, &crm);
-    // At most two of eight: half for strangers, half of that for one address.
-    let mut statuses = Vec::new();
-    for mut connection in stuck {
-        let answer = connection.read_answer().unwrap();
-        answer.problem(answer.status);
-        assert_eq!(answer.header("retry-after").is_some(), answer.status == 503);
-        statuses.push(answer.status);
-    }
-    statuses.sort_unstable();
-    assert_eq!(statuses, [[408; 2].as_slice(), &[503; 14]].concat());
-    assert_eq!(answered(&relay, "aryeo", "overloaded"), 14.0);
 }
