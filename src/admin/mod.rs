@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::readiness::Readiness;
 use crate::domain::time::Clock;
-use crate::store::{CommitError, Store};
+use crate::store::{Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub mod readiness;
@@ -149,11 +149,12 @@ impl<S: Store> Admin<S> {
             return response;
         }
         match request.uri().path() {
-            "/livez" if self.readiness.is_stuck(self.clock.now()) => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "stuck\n".to_owned())
+            "/livez" if self.readiness.is_stuck(self.clock.now(), self.pulse()) => {
+                let why = "the data path has not moved for 30 s\n";
+                text(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
             }
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match self.reasons() {
+            "/readyz" => match self.readiness.reasons(self.pulse()) {
                 reasons if reasons.is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },
@@ -162,17 +163,9 @@ impl<S: Store> Admin<S> {
         }
     }
 
-    fn reasons(&self) -> Vec<&'static str> {
-        let mut reasons = self.readiness.reasons();
-        let failing = self.store.borrow().as_ref().and_then(|store| store.health().failing);
-        match failing {
-            None => {}
-            Some(CommitError::DiskFull) => reasons.push("disk_full"),
-            Some(CommitError::Closed | CommitError::Overloaded | CommitError::Unavailable) => {
-                reasons.push("store_unavailable");
-            }
-        }
-        reasons
+    /// How commits get through; a store that is not open yet has none.
+    fn pulse(&self) -> Pulse {
+        self.store.borrow().as_ref().map(|store| store.pulse()).unwrap_or_default()
     }
 
     fn scrape(&self) -> Response<Full<Bytes>> {

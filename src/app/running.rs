@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::readiness::Readiness;
 use crate::app::App;
-use crate::app::observe::Connections;
+use crate::app::observe::{Connections, HoldUps};
 use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
@@ -181,11 +181,14 @@ async fn watch_over(
     stop: CancellationToken,
 ) {
     let mut beat = tokio::time::interval(HEARTBEAT);
+    let mut hold_ups = HoldUps::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = beat.tick() => {
                 readiness.moved(clock.now());
+                // First, because a disk that hangs may keep its sizes to itself.
+                hold_ups.look(store.pulse());
                 ingress.observe(&store.health());
             }
         }

@@ -26,7 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
-use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Store};
+use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -181,6 +181,10 @@ impl Store for FakeStore {
         }
         let lane = |(target, pending)| LaneCounts { target, pending, ..LaneCounts::default() };
         counts.into_iter().map(lane).collect()
+    }
+
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
     }
 
     fn health(&self) -> Health {

@@ -25,7 +25,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
 
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -89,6 +89,10 @@ impl Store for FakeStore {
 
     fn lanes(&self) -> Vec<LaneCounts> {
         Vec::new()
+    }
+
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
     }
 
     fn health(&self) -> Health {

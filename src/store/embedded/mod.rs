@@ -20,6 +20,7 @@ use crate::domain::source::DuplicateWindows;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook};
 use crate::store::claims::{Claim, Claimed, Claims};
+use crate::store::embedded::busy::Busy;
 use crate::store::embedded::cleaner::Cleaner;
 use crate::store::embedded::committer::{Committer, Failing};
 use crate::store::embedded::disk::Disk;
@@ -36,9 +37,10 @@ use crate::store::embedded::past::Past;
 use crate::store::embedded::queue::{Queue, Waiting};
 use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
-use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 
 mod assembly;
+pub mod busy;
 pub mod change;
 pub mod cleaner;
 mod codec;
@@ -191,6 +193,7 @@ struct Shared {
     lanes: Arc<Lanes>,
     log: Arc<Log>,
     failing: Arc<Failing>,
+    busy: Arc<Busy>,
     newest: Arc<Newest>,
     index_file: PathBuf,
 }
@@ -330,6 +333,7 @@ impl Shared {
             lanes: Arc::new(lanes),
             log: Arc::new(log),
             failing: Arc::default(),
+            busy: Arc::default(),
             newest: Arc::new(past.by_source),
             index_file,
         }
@@ -343,6 +347,7 @@ impl Shared {
             inbox: Arc::clone(&self.inbox),
             observer: Arc::clone(&settings.observer),
             failing: Arc::clone(&self.failing),
+            busy: Arc::clone(&self.busy),
             newest: Arc::clone(&self.newest),
             segment_age: settings.retain / 8,
             segment_bytes: settings.segment_bytes,
@@ -440,6 +445,10 @@ impl Store for EmbeddedStore {
         counts
     }
 
+    fn pulse(&self) -> Pulse {
+        self.shared.busy.pulse(&self.shared.failing)
+    }
+
     fn health(&self) -> Health {
         let shared = &self.shared;
         let now = shared.clock.0.now();
@@ -449,7 +458,7 @@ impl Store for EmbeddedStore {
             std::fs::metadata(path).map_or(0, |meta| meta.len())
         };
         Health {
-            failing: shared.failing.get(),
+            failing: self.pulse().failing,
             bytes: shared.log.bytes() + size("") + size("-wal"),
             available_bytes: shared.log.available_bytes(),
             damaged_records: shared.log.damaged(),
