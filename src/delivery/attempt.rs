@@ -52,7 +52,8 @@ pub(super) async fn run<S: Store, C: SendRequest>(
 ) -> Hold {
     let began = Began::now(tools);
     let exchanged = {
-        let mut exchange = pin!(exchange(client, target, &lease.delivery, began.at, began.instant));
+        let mut exchange =
+            pin!(exchange(client, target, &lease.delivery, tools.clock.wall(), began.instant));
         // One delivery that makes us panic must not stand in the way of the others for ever.
         poll_fn(|context| {
             match catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(context))) {
@@ -72,9 +73,11 @@ pub(super) async fn run<S: Store, C: SendRequest>(
         tools.store.settle(lease, None, Settlement::Retry { at: now.plus(PANIC_WAIT) });
         return None;
     };
-    let came_to = CameTo::of(result, target, now);
+    let came_to = CameTo::of(result, target, now, tools.clock.wall());
     let attempts = lease.delivery.attempts.saturating_add(1);
-    let progress = Progress { attempts, started_at: lease.delivery.started_at };
+    let started_at = lease.delivery.started_at;
+    let age = tools.clock.certain().map_or(Duration::ZERO, |certain| certain.since(started_at));
+    let progress = Progress { attempts, age };
     let settlement =
         settle(came_to.outcome, progress, &target.retry, came_to.not_before, now, (tools.random)());
     let attempt = Attempt {
@@ -115,14 +118,14 @@ async fn exchange<C: SendRequest>(
     client: &C,
     target: &Target,
     delivery: &Delivery,
-    now: Timestamp,
+    wall: Timestamp,
     began: Instant,
 ) -> Result<Answer, SendFailure> {
-    client.send(build(target, delivery, now), began + target.timeout).await
+    client.send(build(target, delivery, wall), began + target.timeout).await
 }
 
-/// The request of the delivery's next attempt.
-fn build(target: &Target, delivery: &Delivery, now: Timestamp) -> Outgoing {
+/// The request of the delivery's next attempt; its signature is compared with the target's clock.
+fn build(target: &Target, delivery: &Delivery, wall: Timestamp) -> Outgoing {
     let webhook = &delivery.webhook;
     let content = Content {
         webhook_id: webhook.id,
@@ -139,7 +142,7 @@ fn build(target: &Target, delivery: &Delivery, now: Timestamp) -> Outgoing {
     let mut request = Request::new(Full::new(webhook.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = target.url.clone();
-    *request.headers_mut() = request::headers(target, &content, now);
+    *request.headers_mut() = request::headers(target, &content, wall);
     // Said even of an empty body: some servers answer 411 without it.
     request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(webhook.body.len()));
     request
@@ -155,7 +158,12 @@ struct CameTo {
 }
 
 impl CameTo {
-    fn of(result: Result<Answer, SendFailure>, target: &Target, now: Timestamp) -> Self {
+    fn of(
+        result: Result<Answer, SendFailure>,
+        target: &Target,
+        now: Timestamp,
+        wall: Timestamp,
+    ) -> Self {
         let answer = match result {
             Ok(answer) => answer,
             Err(failure) => return Self::failed(&failure),
@@ -167,7 +175,9 @@ impl CameTo {
             return Self { outcome, status: Some(status), excerpt, not_before: None, hold: None };
         }
         let asked = answer.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        let not_before = retry_after(asked, now, target.retry.max);
+        // A date is by the target's clock, the store's times are by ours.
+        let not_before =
+            retry_after(asked, wall, target.retry.max).map(|at| now.plus(at.since(wall)));
         Self {
             outcome,
             status: Some(status),

@@ -7,6 +7,7 @@
 pub mod activity;
 pub mod answer;
 pub mod delivery;
+pub mod jump;
 pub mod known;
 pub mod limit;
 pub mod outcome;

@@ -60,7 +60,7 @@ impl<S: Store> Ingress<S> {
         let work = async move {
             let now = ingress.clock.now();
             let source = &state.source;
-            let verified = state.verify(&head.headers, &bytes, now)?;
+            let verified = state.verify(&head.headers, &bytes, ingress.clock.wall())?;
             place.verified();
             state.turn().await?;
             let path = head.uri.path();
@@ -99,7 +99,7 @@ impl<S: Store> Ingress<S> {
             drop(head);
             let taken = Taken::accepted(&webhook);
             ingress.store.commit(webhook, claimed).await?;
-            state.count_accepted(&taken, unrouted, now);
+            state.count_accepted(&taken, unrouted, ingress.clock.wall());
             Ok(taken)
         };
         Ok(self.detached(exchange.clone(), work).await)
@@ -207,7 +207,9 @@ impl Taken {
 }
 
 impl SourceState {
+    /// `at` is what the wall clock showed: alerts compare with their own.
     fn count_accepted(&self, taken: &Taken, unrouted: bool, at: Timestamp) {
+        self.last_at.fetch_max(at.as_millis(), Ordering::Relaxed);
         self.metrics.accepted(taken.activity.as_deref(), at);
         if unrouted {
             self.metrics.unrouted();

@@ -227,7 +227,9 @@ impl EmbeddedStore {
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
         let past = Past::read(&log, &mut index, settings, clock.now(), begun).map_err(io)?;
         let newest = past.newest;
-        clock.at_least(newest.plus(Duration::from_millis(1)));
+        if newest > Timestamp::default() {
+            clock.at_least(newest.plus(Duration::from_millis(1)));
+        }
         let shared = Arc::new(Shared::new(log, past, settings, Arc::clone(&clock), index_file));
         let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
