@@ -28,7 +28,7 @@ use crate::store::embedded::inbox::{Inbox, Request};
 use crate::store::embedded::index::Index;
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lanes::{Lane, Lanes};
-use crate::store::embedded::lock::{DirectoryLock, LockError, lock};
+use crate::store::embedded::lock::DirectoryLock;
 use crate::store::embedded::log::{Log, LogError};
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
@@ -45,6 +45,7 @@ pub mod change;
 pub mod cleaner;
 mod codec;
 pub mod committer;
+mod directory;
 pub mod disk;
 pub mod inbox;
 pub mod index;
@@ -159,6 +160,18 @@ pub enum OpenError {
         /// Its format.
         format: u32,
     },
+    /// Somebody else's files are in it.
+    #[error(
+        "data directory {} is not a relay's: it holds {found:?}. Name a directory of its own with \
+         --data, such as {}",
+        dir.display(), dir.join("aryeo-relay").display()
+    )]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// What is in it.
+        found: String,
+    },
     /// A restart of the machine would empty it.
     #[error(
         "data directory {} is in memory and lost with the machine: name a directory on a disk with \
@@ -214,7 +227,7 @@ impl EmbeddedStore {
         let begun = Instant::now();
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
-        let lock = claim_directory(settings)?;
+        let lock = directory::claim(settings)?;
         let log =
             Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
                 |error| match error {
@@ -282,20 +295,6 @@ impl EmbeddedStore {
             }
         }
     }
-}
-
-fn claim_directory(settings: &Settings) -> Result<DirectoryLock, OpenError> {
-    let dir = &settings.dir;
-    let io = |source| OpenError::Io { dir: dir.clone(), source };
-    disk::RealDisk.create_dir(dir).map_err(io)?;
-    let volatile = settings.disk.is_volatile(dir).map_err(io)?;
-    if volatile && !settings.allow_volatile {
-        return Err(OpenError::Volatile { dir: dir.clone() });
-    }
-    lock(dir).map_err(|error| match error {
-        LockError::InUse(process) => OpenError::InUse { dir: dir.clone(), process },
-        LockError::Io(source) => io(source),
-    })
 }
 
 fn start_threads(
