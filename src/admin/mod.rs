@@ -1,6 +1,7 @@
 //! The operator's address: probes and metrics, on a thread and a runtime of their own, so that a
 //! stuck data path can't block them.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,22 +14,24 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::readiness::Readiness;
 use crate::domain::time::Clock;
-use crate::store::{CommitError, Store};
+use crate::store::{Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub mod readiness;
 
-/// Probes and scrapers at the same time; more wait.
+/// Probes and scrapers at the same time; for one more the oldest has to go.
 const CONNECTIONS_MAX: usize = 64;
 
-/// For a request's head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a connection, from its first byte to the last one of its only answer: as long as Prometheus
+/// waits for a page.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often histograms are folded together when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -107,36 +110,37 @@ impl<S: Store> Admin<S> {
     }
 
     async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener, stop: CancellationToken) {
-        let tracker = TaskTracker::new();
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut connections = Connections::default();
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
-            let free = Arc::clone(&slots).acquire_owned();
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
                 _ = upkeep.tick() => { self.metrics.upkeep(); continue }
-                accepted = async { (free.await, listener.accept().await) } => accepted,
+                accepted = listener.accept() => accepted,
             };
-            let (Ok(slot), Ok((stream, _))) = accepted else {
+            let Ok((stream, _)) = accepted else {
                 // Out of descriptors, most likely: the data path needs the next ones more.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let admin = Arc::clone(&self);
-            tracker.spawn(async move {
-                let service = service_fn(|request| {
-                    let response = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "An admin connection ended early.");
-                }
-                drop(slot);
-            });
+            connections.serve(Arc::clone(&self).exchange(stream));
+        }
+    }
+
+    /// One request and its answer; whoever wants more connects again.
+    async fn exchange(self: Arc<Self>, stream: TcpStream) {
+        let service = service_fn(|request| {
+            let response = self.answer(&request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        match tokio::time::timeout(EXCHANGE_TIMEOUT, connection).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "An admin connection ended early."),
+            Err(_) => tracing::debug!("An admin connection took too long."),
         }
     }
 
@@ -149,11 +153,12 @@ impl<S: Store> Admin<S> {
             return response;
         }
         match request.uri().path() {
-            "/livez" if self.readiness.is_stuck(self.clock.now()) => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "stuck\n".to_owned())
+            "/livez" if self.readiness.is_stuck(self.clock.now(), self.pulse()) => {
+                let why = "the data path has not moved for 30 s\n";
+                text(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
             }
             "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => match self.reasons() {
+            "/readyz" => match self.readiness.reasons(self.pulse()) {
                 reasons if reasons.is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n"),
             },
@@ -162,17 +167,9 @@ impl<S: Store> Admin<S> {
         }
     }
 
-    fn reasons(&self) -> Vec<&'static str> {
-        let mut reasons = self.readiness.reasons();
-        let failing = self.store.borrow().as_ref().and_then(|store| store.health().failing);
-        match failing {
-            None => {}
-            Some(CommitError::DiskFull) => reasons.push("disk_full"),
-            Some(CommitError::Closed | CommitError::Overloaded | CommitError::Unavailable) => {
-                reasons.push("store_unavailable");
-            }
-        }
-        reasons
+    /// How commits get through; a store that is not open yet has none.
+    fn pulse(&self) -> Pulse {
+        self.store.borrow().as_ref().map(|store| store.pulse()).unwrap_or_default()
     }
 
     fn scrape(&self) -> Response<Full<Bytes>> {
@@ -199,10 +196,98 @@ impl<S: Store> Admin<S> {
     }
 }
 
+/// The connections that are open, the oldest first: nobody who is slow or silent keeps a probe out.
+#[derive(Default)]
+struct Connections {
+    tracker: TaskTracker,
+    open: VecDeque<AbortHandle>,
+}
+
+impl Connections {
+    fn serve(&mut self, exchange: impl Future<Output = ()> + Send + 'static) {
+        self.open.retain(|connection| !connection.is_finished());
+        if self.open.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = self.open.pop_front()
+        {
+            oldest.abort();
+        }
+        self.open.push_back(self.tracker.spawn(exchange).abort_handle());
+    }
+}
+
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::time::Timestamp;
+    use crate::store::embedded::EmbeddedStore;
+    use std::io::{Read as _, Write as _};
+    use std::sync::mpsc::sync_channel;
+
+    struct Standing;
+
+    impl Clock for Standing {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(1_700_000_000_000)
+        }
+
+        fn wall(&self) -> Timestamp {
+            self.now()
+        }
+
+        fn at_least(&self, _: Timestamp) {}
+
+        fn is_doubted(&self) -> bool {
+            false
+        }
+    }
+
+    fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn the_probes_answer_while_the_runtime_of_the_data_path_is_blocked() {
+        let readiness = Arc::new(Readiness::default());
+        readiness.started();
+        let admin = Admin::<EmbeddedStore> {
+            store: tokio::sync::watch::channel(None).1,
+            metrics: SharedMetrics::default(),
+            readiness,
+            clock: Arc::new(Standing),
+            targets: Arc::new(Vec::new),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Where `app` builds it: within the runtime of the data path.
+        let data = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let admin = data.block_on(async { admin.spawn(listener) }).unwrap();
+        let (blocked, is_blocked) = sync_channel(0);
+        let (go_on, goes_on) = sync_channel::<()>(0);
+        let thread = std::thread::spawn(move || {
+            data.block_on(async {
+                blocked.send(()).unwrap();
+                goes_on.recv().unwrap();
+            });
+        });
+        is_blocked.recv().unwrap();
+        for path in ["/livez", "/readyz", "/metrics"] {
+            let answer = get(admin.address(), path);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(answer.contains("connection: close\r\n"), "{answer}");
+        }
+        go_on.send(()).unwrap();
+        thread.join().unwrap();
+        admin.join();
+    }
 }

@@ -1,8 +1,10 @@
 //! Whether the relay should get traffic, and whether it still moves.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::domain::time::Timestamp;
+use crate::store::{CommitError, Pulse};
 
 /// What the parts of a relay say of themselves; read by the probes.
 #[derive(Debug, Default)]
@@ -34,14 +36,16 @@ impl Readiness {
         self.moved_at.store(now.as_millis(), Ordering::Release);
     }
 
-    /// Whether the data path has not moved for longer than it may.
-    pub fn is_stuck(&self, now: Timestamp) -> bool {
-        let moved_at = self.moved_at.load(Ordering::Acquire);
-        moved_at != 0 && now.as_millis().saturating_sub(moved_at) > STUCK_AFTER_MS
+    /// Whether the data path has not moved for longer than it may: its runtime gives no sign of
+    /// life, or the disk holds the store up.
+    pub fn is_stuck(&self, now: Timestamp, pulse: Pulse) -> bool {
+        let moved_at = Timestamp::from_millis(self.moved_at.load(Ordering::Acquire));
+        let is_silent = moved_at != Timestamp::default() && now.since(moved_at) > STUCK_AFTER;
+        is_silent || pulse.held_up_for > STUCK_AFTER
     }
 
-    /// Why it should get no traffic, as far as this knows.
-    pub fn reasons(&self) -> Vec<&'static str> {
+    /// Why it should get no traffic.
+    pub fn reasons(&self, pulse: Pulse) -> Vec<&'static str> {
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Acquire) {
             reasons.push("starting");
@@ -49,34 +53,62 @@ impl Readiness {
         if self.is_stopping() {
             reasons.push("shutting_down");
         }
+        match pulse.failing {
+            None => {}
+            Some(CommitError::DiskFull) => reasons.push("disk_full"),
+            Some(CommitError::Closed | CommitError::Overloaded | CommitError::Unavailable) => {
+                reasons.push("store_unavailable");
+            }
+        }
         reasons
     }
 }
 
 /// A data path that has not moved for so long is dead.
-const STUCK_AFTER_MS: u64 = 30_000;
+const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn failing(error: CommitError) -> Pulse {
+        Pulse { failing: Some(error), ..Pulse::default() }
+    }
+
+    fn held_up(secs: u64) -> Pulse {
+        Pulse { held_up_for: Duration::from_secs(secs), ..Pulse::default() }
+    }
+
     #[test]
-    fn it_is_ready_between_start_and_stop() {
+    fn it_is_ready_between_start_and_stop_while_the_store_takes_webhooks() {
         let readiness = Readiness::default();
-        assert_eq!(readiness.reasons(), ["starting"]);
+        let fine = Pulse::default();
+        assert_eq!(readiness.reasons(fine), ["starting"]);
         readiness.started();
-        assert!(readiness.reasons().is_empty());
+        assert!(readiness.reasons(fine).is_empty());
+        assert_eq!(readiness.reasons(failing(CommitError::DiskFull)), ["disk_full"]);
+        assert_eq!(readiness.reasons(failing(CommitError::Unavailable)), ["store_unavailable"]);
         readiness.stopping();
-        assert_eq!(readiness.reasons(), ["shutting_down"]);
+        assert_eq!(readiness.reasons(fine), ["shutting_down"]);
     }
 
     #[test]
     fn it_is_stuck_only_after_thirty_seconds_without_a_move() {
         let readiness = Readiness::default();
         let at = Timestamp::from_millis;
-        assert!(!readiness.is_stuck(at(1_000_000)), "nothing is known before the first move");
+        let fine = Pulse::default();
+        assert!(!readiness.is_stuck(at(1_000_000), fine), "nothing is known before the first move");
         readiness.moved(at(1_000_000));
-        assert!(!readiness.is_stuck(at(1_030_000)));
-        assert!(readiness.is_stuck(at(1_030_001)));
+        assert!(!readiness.is_stuck(at(1_030_000), fine));
+        assert!(readiness.is_stuck(at(1_030_001), fine));
+    }
+
+    #[test]
+    fn it_is_stuck_only_after_the_disk_held_the_store_up_for_thirty_seconds() {
+        let readiness = Readiness::default();
+        let now = Timestamp::from_millis(1_000_000);
+        readiness.moved(now);
+        assert!(!readiness.is_stuck(now, held_up(30)));
+        assert!(readiness.is_stuck(now, held_up(31)));
     }
 }

@@ -128,7 +128,7 @@ pub struct App {
     table: watch::Sender<Arc<RoutingTable>>,
     store: Arc<EmbeddedStore>,
     ids: Arc<WebhookIds>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<SystemClock>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     admin: AdminThread,
@@ -143,16 +143,16 @@ impl std::fmt::Debug for App {
 impl App {
     /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find.
     pub async fn bind(settings: Settings, environment: &dyn Environment) -> anyhow::Result<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+        let clock = Arc::new(SystemClock::start());
         let metrics = Arc::new(Metrics::default());
-        metrics.started(env!("CARGO_PKG_VERSION"), clock.now());
+        metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
         raise_open_files_limit();
 
         let loaded =
             config::load(&settings.routes, environment, Secrets::Resolve).map_err(|problems| {
                 anyhow!("{} can't be used\n{problems}", settings.routes.display())
             })?;
-        metrics.table(&hex(&loaded.table.sha256), None, clock.now());
+        metrics.table(&hex(&loaded.table.sha256), None, clock.wall());
         let (table, tables) = watch::channel(Arc::new(loaded.table));
         let certificate = load_certificate(&settings, &clock, &metrics)?;
 
@@ -167,7 +167,7 @@ impl App {
             store,
             metrics: Arc::clone(&metrics),
             readiness: Arc::clone(&readiness),
-            clock: Arc::clone(&clock),
+            clock: clock.clone(),
             targets: Arc::new(move || tables.borrow().targets.keys().cloned().collect()),
         };
         let admin = admin.spawn(socket)?;
@@ -187,7 +187,7 @@ impl App {
         }
 
         let commits = Commits(metrics.commits());
-        let store = open_store(&settings.store, &clock, commits).await?;
+        let store = open_store(&settings.store, clock.clone(), commits).await?;
         opened.send_replace(Some(Arc::clone(&store)));
         let ids = Arc::new(WebhookIds::after(store.newest()));
         Ok(Self {
@@ -218,11 +218,11 @@ impl App {
 
 fn load_certificate(
     settings: &Settings,
-    clock: &Arc<dyn Clock>,
+    clock: &SystemClock,
     metrics: &Metrics,
 ) -> anyhow::Result<Option<watch::Sender<Arc<rustls::ServerConfig>>>> {
     let Some(files) = &settings.tls else { return Ok(None) };
-    let now = i64::try_from(clock.now().as_secs()).unwrap_or(i64::MAX);
+    let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
     let loaded =
         tls::load_server_files(&files.certificate, &files.key, now).with_context(|| {
             "the listener has no certificate; `aryeo-relay certificate` makes one for development, \
@@ -256,7 +256,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Opens the store off the runtime: it reads from the disk.
 async fn open_store(
     settings: &StoreSettings,
-    clock: &Arc<dyn Clock>,
+    clock: Arc<dyn Clock>,
     commits: Commits,
 ) -> anyhow::Result<Arc<EmbeddedStore>> {
     let settings = embedded::Settings {
@@ -269,7 +269,6 @@ async fn open_store(
         observer: Arc::new(commits),
         ..embedded::Settings::new(settings.data.clone())
     };
-    let clock = Arc::clone(clock);
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&settings, clock)).await?;
     Ok(Arc::new(opened?))
 }

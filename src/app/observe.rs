@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::net::listener::{HandshakeResult, ListenerObserver};
+use crate::store::Pulse;
 use crate::store::embedded::observer::Observer;
 use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
 
@@ -52,6 +53,30 @@ impl ListenerObserver for Connections {
 
     fn accept_error(&self, error: &io::Error) {
         tracing::error!(%error, "A connection can't be accepted; trying again.");
+    }
+}
+
+/// Says when the disk holds commits up, and when it does not any more.
+#[derive(Debug, Default)]
+pub(super) struct HoldUps {
+    is_held_up: bool,
+}
+
+impl HoldUps {
+    /// Looks at the store's pulse; one event for each change.
+    pub(super) fn look(&mut self, pulse: Pulse) {
+        if pulse.is_held_up() == self.is_held_up {
+            return;
+        }
+        self.is_held_up = pulse.is_held_up();
+        if self.is_held_up {
+            tracing::error!(
+                held_up_for = ?pulse.held_up_for,
+                "The disk does not answer: webhooks are refused until it does, and are being lost."
+            );
+        } else {
+            tracing::warn!("The disk answers again.");
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::readiness::Readiness;
 use crate::app::App;
-use crate::app::observe::Connections;
+use crate::app::clock::SystemClock;
+use crate::app::observe::{Connections, HoldUps};
 use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
@@ -67,7 +68,7 @@ impl App {
         let ingress = Ingress::new(Setting {
             store: Arc::clone(&self.store),
             tables: self.table.subscribe(),
-            clock: Arc::clone(&self.clock),
+            clock: self.clock.clone(),
             ids: Arc::clone(&self.ids),
             metrics: Arc::clone(&self.metrics),
             tracker: commits.clone(),
@@ -94,7 +95,7 @@ impl App {
             Parts {
                 store: Arc::clone(&self.store),
                 table: self.table.subscribe(),
-                clock: Arc::clone(&self.clock),
+                clock: self.clock.clone(),
                 metrics: Arc::clone(&self.metrics),
                 random: || fastrand::u64(..),
                 memory_bytes_max: self.settings.store.delivery_memory / 2,
@@ -175,17 +176,21 @@ async fn finish(tasks: &TaskTracker) {
 /// Shows that the data path moves, and keeps the gauges that nobody else sets.
 async fn watch_over(
     readiness: Arc<Readiness>,
-    clock: Arc<dyn Clock>,
+    clock: Arc<SystemClock>,
     store: Arc<EmbeddedStore>,
     ingress: Arc<Ingress<EmbeddedStore>>,
     stop: CancellationToken,
 ) {
     let mut beat = tokio::time::interval(HEARTBEAT);
+    let mut hold_ups = HoldUps::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = beat.tick() => {
+                clock.look();
                 readiness.moved(clock.now());
+                // First, because a disk that hangs may keep its sizes to itself.
+                hold_ups.look(store.pulse());
                 ingress.observe(&store.health());
             }
         }

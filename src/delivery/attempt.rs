@@ -52,7 +52,7 @@ pub(super) async fn run<S: Store, C: SendRequest>(
 ) -> Hold {
     let began = Began::now(tools);
     let exchanged = {
-        let mut exchange = pin!(exchange(client, target, &lease.delivery, &began));
+        let mut exchange = pin!(exchange(tools, client, target, &lease.delivery, began.instant));
         // One delivery that makes us panic must not stand in the way of the others for ever.
         poll_fn(|context| {
             match catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(context))) {
@@ -72,9 +72,11 @@ pub(super) async fn run<S: Store, C: SendRequest>(
         tools.store.settle(lease, None, Settlement::Retry { at: now.plus(PANIC_WAIT) });
         return None;
     };
-    let came_to = CameTo::of(result, target, now);
+    let came_to = CameTo::of(result, target, now, tools.clock.wall());
     let attempts = lease.delivery.attempts.saturating_add(1);
-    let progress = Progress { attempts, started_at: lease.delivery.started_at };
+    let started_at = lease.delivery.started_at;
+    let age = tools.clock.certain().map_or(Duration::ZERO, |certain| certain.since(started_at));
+    let progress = Progress { attempts, age };
     let settlement =
         settle(came_to.outcome, progress, &target.retry, came_to.not_before, now, (tools.random)());
     let attempt = Attempt {
@@ -111,23 +113,19 @@ impl Drop for Began<'_> {
     }
 }
 
-async fn exchange<C: SendRequest>(
+async fn exchange<S, C: SendRequest>(
+    tools: &Tools<S>,
     client: &C,
     target: &Target,
     delivery: &Delivery,
-    began: &Began<'_>,
+    began: Instant,
 ) -> Result<Answer, SendFailure> {
-    let request = build(target, delivery, began.at, began.metrics);
-    client.send(request, began.instant + target.timeout).await
+    let request = build(tools, target, delivery);
+    client.send(request, began + target.timeout).await
 }
 
-/// The request of the delivery's next attempt.
-fn build(
-    target: &Target,
-    delivery: &Delivery,
-    now: Timestamp,
-    metrics: &TargetMetrics,
-) -> Outgoing {
+/// The request of the delivery's next attempt; its signature is compared with the target's clock.
+fn build<S>(tools: &Tools<S>, target: &Target, delivery: &Delivery) -> Outgoing {
     let webhook = &delivery.webhook;
     let content = Content {
         webhook_id: webhook.id,
@@ -144,9 +142,9 @@ fn build(
     let mut request = Request::new(Full::new(webhook.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = target.url.clone();
-    let built = request::headers(target, &content, now);
+    let built = request::headers(target, &content, tools.clock.wall());
     *request.headers_mut() = built.headers;
-    metrics.headers_left_out(built.left_out);
+    tools.metrics.headers_left_out(built.left_out);
     // Said even of an empty body: some servers answer 411 without it.
     request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(webhook.body.len()));
     request
@@ -162,7 +160,12 @@ struct CameTo {
 }
 
 impl CameTo {
-    fn of(result: Result<Answer, SendFailure>, target: &Target, now: Timestamp) -> Self {
+    fn of(
+        result: Result<Answer, SendFailure>,
+        target: &Target,
+        now: Timestamp,
+        wall: Timestamp,
+    ) -> Self {
         let answer = match result {
             Ok(answer) => answer,
             Err(failure) => return Self::failed(&failure),
@@ -174,7 +177,9 @@ impl CameTo {
             return Self { outcome, status: Some(status), excerpt, not_before: None, hold: None };
         }
         let asked = answer.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-        let not_before = retry_after(asked, now, target.retry.max);
+        // A date is by the target's clock, the store's times are by ours.
+        let not_before =
+            retry_after(asked, wall, target.retry.max).map(|at| now.plus(at.since(wall)));
         Self {
             outcome,
             status: Some(status),

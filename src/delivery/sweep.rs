@@ -76,7 +76,8 @@ impl<S: Store> Sweep<S> {
         let mut ended = 0;
         // Asked before each step: the target may be back.
         while !self.stop.is_cancelled() && !self.table.borrow().targets.contains_key(target) {
-            let before = self.clock.now().minus(keep_for);
+            let Some(certain) = self.clock.certain() else { break };
+            let before = certain.minus(keep_for);
             let step = self.store.expire(target, before, STEP, Cause::TargetRemoved).await;
             for _ in 0..step {
                 settled.settled(Settlement::DeadLetter(Cause::TargetRemoved), Duration::ZERO);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -28,20 +29,33 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
-use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Store};
+use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
-/// Wall-clock time that follows tokio's.
-pub(super) struct FakeClock(Instant);
+/// Time that follows tokio's.
+pub(super) struct FakeClock {
+    began: Instant,
+    /// How far records are ahead of the wall clock.
+    ahead: Mutex<Duration>,
+    doubted: AtomicBool,
+}
 
 impl Clock for FakeClock {
     fn now(&self) -> Timestamp {
-        START.plus(self.0.elapsed())
+        START.plus(self.began.elapsed())
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.now().minus(*self.ahead.lock().unwrap())
     }
 
     fn at_least(&self, _: Timestamp) {}
+
+    fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
+    }
 }
 
 /// A delivery that was settled.
@@ -122,7 +136,7 @@ impl Store for FakeStore {
     async fn lease(&self, target: &str, max: usize) -> Vec<Lease> {
         assert!(max > 0);
         assert!(
-            *target != *"breaks" || self.0.clock.0.elapsed() > Duration::ZERO,
+            *target != *"breaks" || self.0.clock.began.elapsed() > Duration::ZERO,
             "as its name says"
         );
         loop {
@@ -183,6 +197,10 @@ impl Store for FakeStore {
         }
         let lane = |(target, pending)| LaneCounts { target, pending, ..LaneCounts::default() };
         counts.into_iter().map(lane).collect()
+    }
+
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
     }
 
     fn health(&self) -> Health {
@@ -343,7 +361,11 @@ impl World {
         delivers_by: N,
         seen_by: FakeNetwork,
     ) -> Self {
-        let clock = Arc::new(FakeClock(Instant::now()));
+        let clock = Arc::new(FakeClock {
+            began: Instant::now(),
+            ahead: Mutex::default(),
+            doubted: AtomicBool::new(false),
+        });
         let inner =
             Inner { clock: Arc::clone(&clock), held: Mutex::default(), more: Notify::new() };
         let store = Arc::new(FakeStore(Arc::new(inner)));
@@ -361,6 +383,16 @@ impl World {
         let mut tasks = JoinSet::new();
         tasks.spawn(Dispatcher::new(parts, delivers_by).run(stop.clone()));
         Self { store, table, network: seen_by, metrics, stop, tasks, ids: WebhookIds::default() }
+    }
+
+    /// Puts the machine's clock in doubt, or ends that.
+    pub(super) fn doubt(&self, doubted: bool) {
+        self.store.0.clock.doubted.store(doubted, Ordering::Relaxed);
+    }
+
+    /// The wall clock is so far behind the times of records.
+    pub(super) fn fall_behind(&self, by: Duration) {
+        *self.store.0.clock.ahead.lock().unwrap() = by;
     }
 
     /// Puts another table in force.

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use super::testing::{Reply, START, World, answer, rule, slow, status, target};
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Outcome;
+use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP};
 use crate::domain::target::Rate;
 use crate::net::client::SendFailure;
 
@@ -387,3 +388,45 @@ async fn every_attempt_is_one_event_with_all_fields_and_nothing_secret() {
         assert!(!text.contains(hidden), "{hidden} in {text}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_expires_while_the_clock_is_in_doubt() {
+    let world = World::new(vec![target("crm")], |_| status(500));
+    world.doubt(true);
+    world.add("crm", HOUR * 200);
+    world.add("gone", HOUR * 200);
+    sleep(HOUR).await;
+    assert_eq!(world.store.pending(), 2, "neither expired nor removed");
+    world.doubt(false);
+    sleep(HOUR * 2).await;
+    assert_eq!(world.store.pending(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_of_records_that_are_ahead_of_the_wall_clock_age_nothing_and_sign_nothing() {
+    let mut crm = target("crm");
+    let secret = Secret::new("s", b"abc").unwrap();
+    crm.sign = Signing::With { scheme: Scheme::AryeoTimestamped, secret, header: SIGNATURE };
+    let world = World::new(vec![crm], |sent| match sent.attempt {
+        1 => {
+            // By the target's clock, which is the wall clock: a minute from then.
+            let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + WALL + SECOND * 60);
+            Reply::After(Duration::ZERO, Ok(answer(503, &[("retry-after", &date)])))
+        }
+        _ => status(200),
+    });
+    world.fall_behind(AHEAD);
+    world.add("crm", AHEAD - HOUR);
+    sleep(SECOND * 59).await;
+    let sent = world.sent("crm");
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].headers[TIMESTAMP], WALL.as_secs().to_string());
+    assert_eq!(world.store.settlements(), [retry(SECOND * 60)], "an hour old, whatever it says");
+    sleep(SECOND * 2).await;
+    assert_eq!(world.store.pending(), 0);
+}
+
+const AHEAD: Duration = Duration::from_secs(240 * 3600);
+
+/// What the wall clock shows when records are ahead of it.
+const WALL: Duration = Duration::from_millis(START.as_millis()).checked_sub(AHEAD).unwrap();

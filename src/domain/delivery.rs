@@ -80,8 +80,8 @@ impl Settlement {
 pub struct Progress {
     /// Attempts so far, this one included.
     pub attempts: u32,
-    /// When its time began: acceptance or redrive.
-    pub started_at: Timestamp,
+    /// For how long it has certainly been tried, since acceptance or redrive.
+    pub age: Duration,
 }
 
 /// Decides what becomes of a delivery whose attempt has just ended.
@@ -105,7 +105,7 @@ pub fn settle(
         | Outcome::Status
         | Outcome::Timeout
         | Outcome::Tls => {
-            if now.since(progress.started_at) >= schedule.keep_for {
+            if progress.age >= schedule.keep_for {
                 return Settlement::DeadLetter(Cause::Expired);
             }
             let wait: Duration = schedule.wait(progress.attempts, random);
@@ -125,7 +125,7 @@ mod tests {
         let now = START.plus(Duration::from_secs(age_secs));
         let settled = settle(
             outcome,
-            Progress { attempts: 3, started_at: START },
+            Progress { attempts: 3, age: now.since(START) },
             &RetrySchedule::default(),
             not_before.map(|secs| now.plus(Duration::from_secs(secs))),
             now,

@@ -11,6 +11,7 @@ pub mod comparison;
 pub mod condition;
 pub mod delivery;
 mod json;
+pub mod jump;
 pub mod known;
 pub mod limit;
 pub mod number;

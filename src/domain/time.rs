@@ -73,11 +73,24 @@ impl fmt::Display for Timestamp {
 ///
 /// Running time is monotonic from the start of the process, whatever is done to the machine's clock.
 pub trait Clock: Send + Sync + 'static {
-    /// The present.
+    /// The present of records: it never goes back, not from one start to the next either.
     fn now(&self) -> Timestamp;
 
-    /// The present is never before `moment` from here on: what is stored was written before now.
-    fn at_least(&self, moment: Timestamp);
+    /// What the machine's clock shows at this moment: for what others compare with their own clocks.
+    fn wall(&self) -> Timestamp;
+
+    /// A store whose newest record is of `newest` was opened: the present is never before that from
+    /// here on, for what is stored was written before now.
+    fn at_least(&self, newest: Timestamp);
+
+    /// Whether the machine's clock jumped lately.
+    fn is_doubted(&self) -> bool;
+
+    /// Up to when time has certainly passed: for what ends because its time is over. None while the
+    /// machine's clock is in doubt: then nothing ends.
+    fn certain(&self) -> Option<Timestamp> {
+        (!self.is_doubted()).then(|| self.now().min(self.wall()))
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::domain::limit::{
     DISCARD_BYTES_MAX, DISCARD_WAIT_MAX, UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX,
 };
 use crate::domain::route::RoutingTable;
-use crate::domain::time::Clock;
+use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookIds;
 use crate::ingress::answer::Told;
 use crate::ingress::budget::Budget;
@@ -104,6 +104,8 @@ pub struct Ingress<S> {
     tables: watch::Receiver<Arc<RoutingTable>>,
     current: Mutex<Arc<Snapshot>>,
     clock: Arc<dyn Clock>,
+    // What the wall clock showed.
+    started: Timestamp,
     ids: Arc<WebhookIds>,
     metrics: SharedMetrics,
     journal: Journal,
@@ -133,6 +135,7 @@ impl<S: Store> Ingress<S> {
             shutting_down: AtomicBool::new(false),
             store,
             tables,
+            started: clock.wall(),
             clock,
             ids,
             metrics,
@@ -199,7 +202,7 @@ impl<S: Store> Ingress<S> {
     /// Shows in the metrics what the store knows of each source: to be called at the start, for the
     /// last webhook's time, and every few seconds, for the reach of duplicates.
     pub fn observe(&self, health: &Health) {
-        self.snapshot().observe(health);
+        self.snapshot().observe(health, self.started);
     }
 
     /// The table in force and what goes with it.

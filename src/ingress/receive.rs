@@ -54,7 +54,7 @@ impl<S: Store> Ingress<S> {
         let mut place = self.enter(body, &state.source, &head.headers, peer)?;
         let bytes = self.read(body, &state, &head.headers, &mut place, exchange).await?;
         let now = self.clock.now();
-        let proven = state.verify(&head.headers, &bytes, now)?;
+        let proven = state.verify(&head.headers, &bytes, self.clock.wall())?;
         place.verified(bytes.len());
 
         // Nothing was awaited since the last byte came, and from here on a sender that hangs up
@@ -108,7 +108,7 @@ impl<S: Store> Ingress<S> {
             drop(head);
             let taken = Taken::accepted(&webhook);
             ingress.store.commit(webhook, claimed).await?;
-            state.count_accepted(&taken, unrouted, now);
+            state.count_accepted(&taken, unrouted, ingress.clock.wall());
             left_out.iter().for_each(|target| ingress.metrics.headers_left_out(target, 1));
             Ok(taken)
         };
@@ -221,7 +221,9 @@ impl Taken {
 }
 
 impl SourceState {
+    /// `at` is what the wall clock showed: alerts compare with their own.
     fn count_accepted(&self, taken: &Taken, unrouted: bool, at: Timestamp) {
+        self.last_at.fetch_max(at.as_millis(), Ordering::Relaxed);
         self.metrics.accepted(taken.activity.as_deref(), at);
         if unrouted {
             self.metrics.unrouted();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use http::HeaderMap;
 
@@ -32,6 +32,8 @@ pub(super) struct SourceState {
     pub(super) metrics: SourceMetrics,
     turns: Option<Arc<Turns>>,
     failures_in_a_row: Arc<AtomicU32>,
+    // When the last webhook was accepted since the start, in unix milliseconds; 0 before that.
+    pub(super) last_at: Arc<AtomicU64>,
 }
 
 impl Snapshot {
@@ -57,8 +59,9 @@ impl Snapshot {
             || self.table.sources.iter().any(|source| source.is_signed(headers))
     }
 
-    /// Shows what the store knows of each source.
-    pub(super) fn observe(&self, health: &Health) {
+    /// Shows what the store knows of each source. What it has from before `started` was received
+    /// before that, whatever it says: a start with a wrong clock may have written it.
+    pub(super) fn observe(&self, health: &Health, started: Timestamp) {
         for state in self.sources.values() {
             let window = state.source.duplicates.activities;
             let reach = health.duplicates_reach.map_or(window, |reach| reach.min(window));
@@ -66,7 +69,7 @@ impl Snapshot {
         }
         for (name, at) in &health.newest_by_source {
             if let Some(state) = self.sources.get(&**name) {
-                state.metrics.restore_last(*at);
+                state.restore_last((*at).min(started));
             }
         }
     }
@@ -92,7 +95,16 @@ impl SourceState {
         });
         let failures_in_a_row =
             before.map(|state| Arc::clone(&state.failures_in_a_row)).unwrap_or_default();
-        Self { source: Arc::clone(source), metrics, turns, failures_in_a_row }
+        let last_at = before.map(|state| Arc::clone(&state.last_at)).unwrap_or_default();
+        Self { source: Arc::clone(source), metrics, turns, failures_in_a_row, last_at }
+    }
+
+    fn restore_last(&self, stored: Timestamp) {
+        let last = match self.last_at.load(Ordering::Relaxed) {
+            0 => stored,
+            live => Timestamp::from_millis(live),
+        };
+        self.metrics.restore_last(last);
     }
 
     /// Verifies the exact bytes, and counts how that went.

@@ -26,7 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
 
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -92,6 +92,10 @@ impl Store for FakeStore {
         Vec::new()
     }
 
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
+
     fn health(&self) -> Health {
         Health::default()
     }
@@ -101,8 +105,11 @@ impl Store for FakeStore {
     }
 }
 
-/// A clock that stands until it is moved.
+/// A clock that stands until it is moved. Records are far ahead of it.
 pub(super) struct StandingClock(AtomicU64);
+
+/// How far.
+pub(super) const AHEAD: Duration = Duration::from_secs(10 * 86_400);
 
 impl StandingClock {
     pub(super) fn advance(&self, by: Duration) {
@@ -112,10 +119,18 @@ impl StandingClock {
 
 impl Clock for StandingClock {
     fn now(&self) -> Timestamp {
+        self.wall().plus(AHEAD)
+    }
+
+    fn wall(&self) -> Timestamp {
         Timestamp::from_millis(self.0.load(Ordering::Relaxed))
     }
 
     fn at_least(&self, _: Timestamp) {}
+
+    fn is_doubted(&self) -> bool {
+        false
+    }
 }
 
 /// An ingress and all that it talks to.

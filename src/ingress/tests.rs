@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep};
 
 use super::testing::{
-    NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table, verification,
+    AHEAD, NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table, verification,
 };
 use crate::domain::limit::{UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX};
 use crate::domain::proof::Proof;
@@ -31,7 +31,7 @@ async fn a_signed_webhook_is_durable_before_it_is_accepted() {
     let [webhook] = &rig.committed()[..] else { panic!("one webhook") };
     let id = answered.field("webhook_id").unwrap();
     assert_eq!(WebhookId::parse(&id), Some(webhook.id));
-    assert_eq!(webhook.received_at, NOW);
+    assert_eq!(webhook.received_at, NOW.plus(AHEAD), "the order of records goes on");
     assert_eq!((&*webhook.source, &*webhook.path), ("aryeo", PATH));
     assert_eq!(webhook.peer.as_deref(), Some("192.0.2.7"));
     assert_eq!((&*webhook.secret, webhook.table), ("env:S", [9; 8]));
@@ -415,6 +415,22 @@ async fn what_the_store_knows_of_a_source_is_shown() {
     rig.check_metric(r#"relay_duplicates_window_seconds{source="aryeo"} 60"#);
     rig.check_metric(r#"relay_last_webhook_timestamp_seconds{source="aryeo"} 1700000000"#);
     rig.check_metric(r#"relay_silence_after_seconds{source="aryeo"} 86400"#);
+}
+
+#[tokio::test]
+async fn a_record_from_the_future_does_not_put_the_alert_on_silence_to_sleep() {
+    let rig = Rig::new();
+    let newest_by_source = vec![("aryeo".into(), NOW.plus(AHEAD))];
+    let health = Health { newest_by_source, ..Health::default() };
+    for _ in 0..2 {
+        rig.ingress.observe(&health);
+        // What was received at the latest when it started, and does not creep.
+        rig.check_metric(r#"relay_last_webhook_timestamp_seconds{source="aryeo"} 1700000000"#);
+        rig.clock.advance(Duration::from_secs(60));
+    }
+    rig.send(signed(ORDER)).await.check(202, "accepted");
+    rig.ingress.observe(&health);
+    rig.check_metric(r#"relay_last_webhook_timestamp_seconds{source="aryeo"} 1700000120"#);
 }
 
 /// The log lines of this thread while it lives.

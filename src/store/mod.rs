@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::limit::ANSWER_WAIT_MAX;
 use crate::domain::outcome::Attempt;
 use crate::domain::source::DuplicateWindows;
 use crate::domain::time::Timestamp;
@@ -76,7 +77,10 @@ pub trait Store: Send + Sync + 'static {
     /// What each lane holds, for every target that was ever named and still has something.
     fn lanes(&self) -> Vec<LaneCounts>;
 
-    /// How the store is.
+    /// Whether commits get through. Answered from memory: a disk that hangs holds nobody up here.
+    fn pulse(&self) -> Pulse;
+
+    /// How the store is. This asks the disk for sizes.
     fn health(&self) -> Health;
 
     /// Takes nothing more, writes everything down, and answers when that is done.
@@ -100,10 +104,27 @@ pub enum CommitError {
     Unavailable,
 }
 
+/// Whether commits get through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pulse {
+    /// Why nothing can be committed now, if so: the last commit failed and no trial has succeeded,
+    /// or the disk holds one up.
+    pub failing: Option<CommitError>,
+    /// For how long the disk has held up those who commit; zero if they wait for no disk.
+    pub held_up_for: Duration,
+}
+
+impl Pulse {
+    /// Whether the disk holds up a commit for longer than any sender waits.
+    pub fn is_held_up(&self) -> bool {
+        self.held_up_for > ANSWER_WAIT_MAX
+    }
+}
+
 /// How a store is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Health {
-    /// Why nothing can be committed now, if so: the last commit failed and no trial has succeeded.
+    /// As in [`Pulse::failing`].
     pub failing: Option<CommitError>,
     /// Bytes that the store takes on its disk.
     pub bytes: u64,

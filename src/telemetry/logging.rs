@@ -152,6 +152,45 @@ pub(crate) fn capture(
     tracing::subscriber::set_default(subscriber)
 }
 
+/// The levels of the events of this thread while a test acts.
+#[cfg(test)]
+pub(crate) fn levels(act: impl FnOnce()) -> Vec<tracing::Level> {
+    use std::sync::Mutex;
+    use tracing::span;
+
+    #[derive(Clone, Default)]
+    struct Levels(Arc<Mutex<Vec<tracing::Level>>>);
+
+    impl tracing::Subscriber for Levels {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            self.0.lock().unwrap().push(*event.metadata().level());
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    let levels = Levels::default();
+    let guard = capture(levels.clone());
+    act();
+    drop(guard);
+    let seen = levels.0.lock().unwrap();
+    seen.clone()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,7 +34,15 @@ impl Clock for WallClock {
         Timestamp::from_millis(ms)
     }
 
-    fn at_least(&self, _moment: Timestamp) {}
+    fn wall(&self) -> Timestamp {
+        self.now()
+    }
+
+    fn at_least(&self, _newest: Timestamp) {}
+
+    fn is_doubted(&self) -> bool {
+        false
+    }
 }
 
 fn cpu() -> Duration {

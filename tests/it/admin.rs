@@ -1,7 +1,10 @@
 //! Probes and metrics.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
+
+use rustix::net::{self, AddressFamily, SocketType};
 
 use crate::support::relay::command;
 use crate::support::routes::SOON;
@@ -245,13 +248,55 @@ fn the_page_is_what_promtool_calls_clean() {
     assert!(output.status.success() && text.trim().is_empty(), "{text}");
 }
 
+/// A connection with so little room that its answer stays at the other end.
+fn without_room(address: SocketAddr) -> TcpStream {
+    let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    net::sockopt::set_socket_recv_buffer_size(&socket, 1024).unwrap();
+    net::connect(&socket, &address).unwrap();
+    TcpStream::from(socket)
+}
+
+#[test]
+fn those_who_ask_nothing_keep_no_probe_out() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm);
+    let mut silent: Vec<TcpStream> =
+        (0..80).map(|_| TcpStream::connect(relay.admin()).unwrap()).collect();
+    assert_eq!(relay.get("/readyz").status, 200);
+    // The oldest had to go for it, the newest had not.
+    let (mut oldest, newest) = (silent.remove(0), silent.pop().unwrap());
+    assert_eq!(oldest.read(&mut [0]).unwrap_or(0), 0);
+    newest.set_nonblocking(true).unwrap();
+    let open = (&newest).read(&mut [0]).unwrap_err();
+    assert_eq!(open.kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn scrapers_that_do_not_read_keep_no_probe_out() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm);
+    let request = b"GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n".repeat(100);
+    let held: Vec<TcpStream> = (0..80)
+        .map(|_| {
+            let mut stream = without_room(relay.admin());
+            // What it does not take any more it need not take.
+            stream.set_nonblocking(true).unwrap();
+            let _written = stream.write(&request);
+            stream
+        })
+        .collect();
+    for path in ["/readyz", "/livez", "/metrics"] {
+        assert_eq!(relay.get(path).status, 200, "{path}");
+    }
+    drop(held);
+}
+
 #[test]
 fn a_thousand_connections_to_the_senders_side_do_not_keep_the_probes_from_answering() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
     let relay = TestRelay::with(&routes).flags(&["--connections-max", "50"]).start();
-    let held: Vec<_> =
-        (0..200).map(|_| std::net::TcpStream::connect(relay.listen()).unwrap()).collect();
+    let held: Vec<_> = (0..200).map(|_| TcpStream::connect(relay.listen()).unwrap()).collect();
     eventually("all places are taken", || relay.metrics().value("relay_connections", &[]) >= 50.0);
     assert!(relay.metrics().value("relay_connections", &[]) <= 50.0);
     assert_eq!(relay.get("/livez").status, 200);

@@ -6,6 +6,7 @@
 //! - `restarts`: `kill -9` under load loses nothing that was acknowledged
 //! - `durability`: seen from the kernel, a sync comes before each 2xx
 //! - `full_disk`: no room refuses new webhooks and damages nothing
+//! - `hung_disk`: a disk that does not answer is said by the probes
 //! - `hang_up`: a sender that leaves cancels nothing
 //! - `language`: what a table can ask and say, in a running relay
 //! - `tls`: versions, protocols, certificates that can't be served
@@ -15,7 +16,8 @@
 //! - `command_line`: what an operator types, and exit statuses
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
-//! how often `restarts` kills the relay.
+//! how often `restarts` kills the relay. A test whose tool is missing fails, unless
+//! `RELAY_TEST_MAY_SKIP` is set.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -34,6 +36,7 @@ mod delivers;
 mod durability;
 mod full_disk;
 mod hang_up;
+mod hung_disk;
 mod language;
 mod rejects;
 mod restarts;

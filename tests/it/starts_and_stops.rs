@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tokio::time::Instant;
 
 use crate::delivers::walk;
-use crate::support::relay::{BINARY, command, run};
+use crate::support::relay::{BINARY, command, folder, run};
 use crate::support::routes::SOON;
 use crate::support::sender::Connection;
 use crate::support::vectors::listing_delivered;
@@ -221,10 +221,28 @@ fn data_in_memory_is_refused_unless_it_is_asked_for() {
     let data = volatile.path().join("data");
     let refused = TestRelay::with(&table(&crm)).data_in(&data).refused();
     assert!(refused.stderr.contains("--allow-volatile-data"), "{}", refused.stderr);
+    assert!(!data.exists(), "what is refused is not made");
     let relay =
         TestRelay::with(&table(&crm)).data_in(&data).flags(&["--allow-volatile-data"]).start();
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     crm.wait_for(1);
+}
+
+#[test]
+fn a_directory_that_is_not_its_own_is_refused_and_left_as_it_is() {
+    let crm = Receiver::willing();
+    let folder = folder();
+    let data = folder.path().join("shared");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(data.join("somebody.else"), "").unwrap();
+    let refused = TestRelay::with(&table(&crm)).data_in(&data).refused();
+    let first = refused.stderr.lines().find(|line| line.contains("error:")).unwrap();
+    for word in [&*data.display().to_string(), "somebody.else", "--data"] {
+        assert!(first.contains(word), "no {word} in {first}");
+    }
+    assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(fs::read_dir(&data).unwrap().count(), 1);
 }
 
 #[test]

@@ -28,9 +28,6 @@ use crate::store::embedded::segment::{Frame, HEADER_BYTES, LogPoint, Position, S
 const ROWS_PER_STEP: usize = 200;
 const BYTES_PER_STEP: usize = 1 << 20;
 const PASS_WAIT_MAX: Duration = Duration::from_secs(60);
-// A clock that jumped further is not believed for a while.
-const JUMP_MAX: Duration = Duration::from_secs(300);
-const DISTRUST: Duration = Duration::from_secs(3600);
 // Duplicate keys older than this are of no window.
 const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 // A segment that could not be cleaned is not looked at again for so long.
@@ -44,8 +41,6 @@ pub struct Cleaner {
     queue: Arc<Queue>,
     stage: Stage,
     next_pass: Option<Instant>,
-    seen: Option<(Timestamp, Instant)>,
-    distrust_until: Option<Instant>,
     // Segments that can't be cleaned for now, and until when they are left alone.
     staying: HashMap<u64, Instant>,
 }
@@ -119,16 +114,18 @@ impl Cleaner {
         let now = indexer.clock.now();
         match std::mem::take(&mut self.stage) {
             Stage::Idle => {
-                if self.may_begin(now, retention) {
+                if self.may_begin(retention) {
                     self.stage = Stage::Expiring(0);
                 }
                 Ok(())
             }
             Stage::Expiring(cursor) => {
+                // The clock is in doubt: the next pass tries again.
+                let Some(certain) = indexer.clock.certain() else { return Ok(()) };
                 let expiry = Expiry {
-                    settled: now.minus(retention.settled),
-                    unrouted: now.minus(retention.unrouted),
-                    dead: now.minus(retention.dead),
+                    settled: certain.minus(retention.settled),
+                    unrouted: certain.minus(retention.unrouted),
+                    dead: certain.minus(retention.dead),
                 };
                 let (next, dead) = indexer.index.expire_some(cursor, ROWS_PER_STEP, expiry)?;
                 for (target, cause, n) in dead {
@@ -137,7 +134,7 @@ impl Cleaner {
                 match next {
                     Some(cursor) => self.stage = Stage::Expiring(cursor),
                     None => {
-                        indexer.index.forget_known(now.minus(KNOWN_KEPT))?;
+                        indexer.index.forget_known(certain.minus(KNOWN_KEPT))?;
                         self.choose(indexer, now, retention)?;
                     }
                 }
@@ -161,24 +158,13 @@ impl Cleaner {
         }
     }
 
-    /// Whether a pass may begin: not too often, and not on a clock that jumped.
-    fn may_begin(&mut self, now: Timestamp, retention: Retention) -> bool {
+    /// Whether a pass may begin: not too often.
+    fn may_begin(&mut self, retention: Retention) -> bool {
         let present = Instant::now();
-        let wait = (retention.settled / 64).min(PASS_WAIT_MAX);
-        if let Some((wall, at)) = self.seen {
-            let (went, passed) = (now.since(wall), present.saturating_duration_since(at));
-            if went > passed + JUMP_MAX {
-                tracing::error!(?went, ?passed, "the clock jumped: nothing expires for an hour");
-                self.distrust_until = Some(present + DISTRUST);
-            }
-        }
-        self.seen = Some((now, present));
-        if self.distrust_until.is_some_and(|until| present < until)
-            || self.next_pass.is_some_and(|next| present < next)
-        {
+        if self.next_pass.is_some_and(|next| present < next) {
             return false;
         }
-        self.next_pass = Some(present + wait);
+        self.next_pass = Some(present + (retention.settled / 64).min(PASS_WAIT_MAX));
         true
     }
 

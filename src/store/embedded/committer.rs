@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::CommitError;
 use crate::store::embedded::assembly::{Assembly, Writer};
+use crate::store::embedded::busy::Busy;
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
 use crate::store::embedded::indexer::Inbox;
 use crate::store::embedded::lanes::Lanes;
@@ -64,6 +65,8 @@ pub struct Parts {
     pub observer: Arc<dyn Observer>,
     /// How it is.
     pub failing: Arc<Failing>,
+    /// Since when it waits for the disk.
+    pub busy: Arc<Busy>,
     /// The newest webhooks.
     pub newest: Arc<Newest>,
     /// The age at which a segment is closed.
@@ -130,13 +133,16 @@ impl Committer {
         loop {
             let work = self.parts.queue.next(self.patience());
             let closing = work.closing;
+            self.parts.busy.begin();
             self.cycle(work);
             if closing {
                 break;
             }
             self.throttle();
+            self.parts.busy.end();
         }
         self.finish();
+        self.parts.busy.end();
         self.parts.inbox.close();
     }
 

@@ -1,18 +1,20 @@
 //! The disk under the segments, so that tests can cut its power.
 
 use std::fmt;
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::store::embedded::directory;
+
 /// A place for segment files.
 pub trait Disk: Send + Sync + fmt::Debug + 'static {
-    /// Makes a directory with its parents, for its owner only.
+    /// Makes a directory with its parents, for its owner only, and makes that durable.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes a new file of that many bytes, all zero, with room reserved for them.
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
@@ -58,8 +60,7 @@ const RAMFS_MAGIC: u64 = 0x8584_58f6;
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(dir)?;
-        std::fs::set_permissions(dir, Permissions::from_mode(0o700))
+        directory::create(dir)
     }
 
     fn create(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {

@@ -20,6 +20,7 @@ use crate::domain::source::DuplicateWindows;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook};
 use crate::store::claims::{Claim, Claimed, Claims};
+use crate::store::embedded::busy::Busy;
 use crate::store::embedded::cleaner::Cleaner;
 use crate::store::embedded::committer::{Committer, Failing};
 use crate::store::embedded::disk::Disk;
@@ -27,7 +28,7 @@ use crate::store::embedded::inbox::{Inbox, Request};
 use crate::store::embedded::index::Index;
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lanes::{Lane, Lanes};
-use crate::store::embedded::lock::{DirectoryLock, LockError, lock};
+use crate::store::embedded::lock::DirectoryLock;
 use crate::store::embedded::log::{Log, LogError};
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
@@ -36,13 +37,15 @@ use crate::store::embedded::past::Past;
 use crate::store::embedded::queue::{Queue, Waiting};
 use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
-use crate::store::{CommitError, Health, LaneCounts, Lease, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 
 mod assembly;
+pub mod busy;
 pub mod change;
 pub mod cleaner;
 mod codec;
 pub mod committer;
+mod directory;
 pub mod disk;
 pub mod inbox;
 pub mod index;
@@ -157,6 +160,18 @@ pub enum OpenError {
         /// Its format.
         format: u32,
     },
+    /// Somebody else's files are in it.
+    #[error(
+        "data directory {} is not a relay's: it holds {found:?}. Name a directory of its own with \
+         --data, such as {}",
+        dir.display(), dir.join("aryeo-relay").display()
+    )]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// What is in it.
+        found: String,
+    },
     /// A restart of the machine would empty it.
     #[error(
         "data directory {} is in memory and lost with the machine: name a directory on a disk with \
@@ -191,6 +206,7 @@ struct Shared {
     lanes: Arc<Lanes>,
     log: Arc<Log>,
     failing: Arc<Failing>,
+    busy: Arc<Busy>,
     newest: Arc<Newest>,
     index_file: PathBuf,
 }
@@ -211,7 +227,7 @@ impl EmbeddedStore {
         let begun = Instant::now();
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
-        let lock = claim_directory(settings)?;
+        let lock = directory::claim(settings)?;
         let log =
             Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
                 |error| match error {
@@ -224,7 +240,9 @@ impl EmbeddedStore {
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
         let past = Past::read(&log, &mut index, settings, clock.now(), begun).map_err(io)?;
         let newest = past.newest;
-        clock.at_least(newest.plus(Duration::from_millis(1)));
+        if newest > Timestamp::default() {
+            clock.at_least(newest.plus(Duration::from_millis(1)));
+        }
         let shared = Arc::new(Shared::new(log, past, settings, Arc::clone(&clock), index_file));
         let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
@@ -279,20 +297,6 @@ impl EmbeddedStore {
     }
 }
 
-fn claim_directory(settings: &Settings) -> Result<DirectoryLock, OpenError> {
-    let dir = &settings.dir;
-    let io = |source| OpenError::Io { dir: dir.clone(), source };
-    disk::RealDisk.create_dir(dir).map_err(io)?;
-    let volatile = settings.disk.is_volatile(dir).map_err(io)?;
-    if volatile && !settings.allow_volatile {
-        return Err(OpenError::Volatile { dir: dir.clone() });
-    }
-    lock(dir).map_err(|error| match error {
-        LockError::InUse(process) => OpenError::InUse { dir: dir.clone(), process },
-        LockError::Io(source) => io(source),
-    })
-}
-
 fn start_threads(
     committer: Committer,
     indexer: Indexer,
@@ -330,6 +334,7 @@ impl Shared {
             lanes: Arc::new(lanes),
             log: Arc::new(log),
             failing: Arc::default(),
+            busy: Arc::default(),
             newest: Arc::new(past.by_source),
             index_file,
         }
@@ -343,6 +348,7 @@ impl Shared {
             inbox: Arc::clone(&self.inbox),
             observer: Arc::clone(&settings.observer),
             failing: Arc::clone(&self.failing),
+            busy: Arc::clone(&self.busy),
             newest: Arc::clone(&self.newest),
             segment_age: settings.retain / 8,
             segment_bytes: settings.segment_bytes,
@@ -440,6 +446,10 @@ impl Store for EmbeddedStore {
         counts
     }
 
+    fn pulse(&self) -> Pulse {
+        self.shared.busy.pulse(&self.shared.failing)
+    }
+
     fn health(&self) -> Health {
         let shared = &self.shared;
         let now = shared.clock.0.now();
@@ -449,7 +459,7 @@ impl Store for EmbeddedStore {
             std::fs::metadata(path).map_or(0, |meta| meta.len())
         };
         Health {
-            failing: shared.failing.get(),
+            failing: self.pulse().failing,
             bytes: shared.log.bytes() + size("") + size("-wal"),
             available_bytes: shared.log.available_bytes(),
             damaged_records: shared.log.damaged(),

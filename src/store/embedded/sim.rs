@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -23,6 +23,8 @@ pub struct Faults {
     pub broken_at_write: Option<u64>,
     /// This sync fails; what was not durable is lost if the power is cut.
     pub broken_at_sync: Option<u64>,
+    /// This sync does not end before the faults are set anew, as by [`SimDisk::heal`].
+    pub hung_at_sync: Option<u64>,
     /// Files can't be made.
     pub no_create: bool,
     /// From this read on nothing can be read until [`SimDisk::heal`].
@@ -56,6 +58,8 @@ struct State {
 #[derive(Debug, Clone, Default)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    // A sync that hung may go on.
+    healed: Arc<Condvar>,
     generation: u64,
 }
 
@@ -78,9 +82,10 @@ impl SimDisk {
         state.syncs = 0;
         state.reads = 0;
         state.changes = 0;
+        self.healed.notify_all();
     }
 
-    /// Nothing fails any more.
+    /// Nothing fails any more, and what hung goes on.
     pub fn heal(&self) {
         self.set_faults(Faults::default());
     }
@@ -121,7 +126,9 @@ impl SimDisk {
         // Other handles see a disk that is gone.
         state.generation += 1;
         state.faults = Faults::default();
-        Self { state: Arc::clone(&self.state), generation: state.generation }
+        self.healed.notify_all();
+        let healed = Arc::clone(&self.healed);
+        Self { state: Arc::clone(&self.state), healed, generation: state.generation }
     }
 
     /// Kills the process: all that was written stays. Answers the disk after the restart.
@@ -130,7 +137,9 @@ impl SimDisk {
         let mut state = lock(&self.state);
         state.generation += 1;
         state.faults = Faults::default();
-        Self { state: Arc::clone(&self.state), generation: state.generation }
+        self.healed.notify_all();
+        let healed = Arc::clone(&self.healed);
+        Self { state: Arc::clone(&self.state), healed, generation: state.generation }
     }
 
     /// Changes the bytes of a file, as decay does.
@@ -284,6 +293,11 @@ impl DiskFile for SimFile {
         {
             let mut state = self.disk.changing()?;
             state.syncs += 1;
+            if state.faults.hung_at_sync == Some(state.syncs) {
+                let hung = |state: &mut State| state.faults.hung_at_sync.is_some();
+                let waited = self.disk.healed.wait_while(state, hung);
+                state = waited.unwrap_or_else(PoisonError::into_inner);
+            }
             if state.faults.broken_at_sync == Some(state.syncs) {
                 lock(&self.content).poisoned = true;
                 return Err(Errno::IO.into());

@@ -7,6 +7,7 @@ pub(crate) mod receiver;
 pub(crate) mod relay;
 pub(crate) mod routes;
 pub(crate) mod sender;
+pub(crate) mod tools;
 pub(crate) mod vectors;
 
 pub(crate) use certs::AUTHORITY;

@@ -215,6 +215,14 @@ impl Builder {
         relay
     }
 
+    /// Starts it, and waits until it says where it listens.
+    #[track_caller]
+    pub(crate) fn start_unready(self) -> TestRelay {
+        let mut relay = TestRelay { builder: self, running: None };
+        relay.spawn();
+        relay
+    }
+
     /// Starts it; it must refuse, with status 1.
     #[track_caller]
     pub(crate) fn refused(&self) -> Ended {
@@ -294,6 +302,12 @@ impl TestRelay {
     /// Starts it once more on the same data.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
+        self.spawn();
+        self.wait_until_ready();
+    }
+
+    #[track_caller]
+    fn spawn(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.builder.command().spawn().unwrap();
         let logs = Logs::of(child.stderr.take().unwrap());
@@ -310,12 +324,17 @@ impl TestRelay {
             });
             found.ok_or_else(|| format!("it says only: {}", lines.join("\n")))
         });
+        self.running = Some(Running { child: guard, listen, admin, logs });
+    }
+
+    /// Waits until it is ready.
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&self) {
         eventually("the relay is ready", || {
-            let answer = get(admin, "/readyz").map_err(|error| error.to_string())?;
+            let answer = get(self.admin(), "/readyz").map_err(|error| error.to_string())?;
             let text = String::from_utf8_lossy(&answer.body).into_owned();
             if answer.status == 200 { Ok(()) } else { Err(text) }
         });
-        self.running = Some(Running { child: guard, listen, admin, logs });
     }
 
     #[track_caller]

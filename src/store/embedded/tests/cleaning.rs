@@ -134,7 +134,7 @@ async fn stopped_at(nth: u64, cut: bool) -> bool {
 #[test]
 fn wherever_a_cleaning_is_stopped_nothing_is_lost_and_nothing_comes_back() {
     let next = AtomicU64::new(1);
-    let finished = std::sync::atomic::AtomicBool::new(false);
+    let finished = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {

@@ -1,6 +1,8 @@
 //! Disks that fail, and power that goes.
 
 use super::*;
+use crate::domain::limit::ANSWER_WAIT_MAX;
+use crate::store::Pulse;
 use crate::store::embedded::sim::Faults;
 
 const TARGET: &str = "crm";
@@ -219,4 +221,40 @@ async fn what_is_committed_while_the_log_can_not_be_read_is_counted_once() {
     assert_eq!(store.lanes()[0].pending, 2);
     assert_eq!(drain(&store, TARGET).await, [&b"before"[..], b"during"]);
     assert!(store.lanes().is_empty());
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_said_while_it_hangs_and_forgotten_when_it_goes_on() {
+    let world = World::new();
+    let store = world.open();
+    world.commit(&store, b"before", &[]).await.1.unwrap();
+    world.disk.set_faults(Faults { hung_at_sync: Some(1), ..Faults::default() });
+    let webhook = world.webhook(b"during", &[]);
+    let key = webhook.duplicate_key;
+    let Claim::First(claimed) = store.claim(key, DuplicateWindows::default()).await else {
+        panic!("it is new");
+    };
+    let commit = store.commit(webhook, claimed);
+    while world.disk.operations().1 == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The store has threads of its own: only what is asked here sees the time pass.
+    tokio::time::pause();
+    assert_eq!(store.pulse().failing, None, "a sync may take a while");
+    tokio::time::advance(ANSWER_WAIT_MAX + Duration::from_secs(1)).await;
+    let pulse = store.pulse();
+    assert!(pulse.is_held_up(), "{pulse:?}");
+    assert_eq!(pulse.failing, Some(CommitError::Unavailable));
+    assert_eq!(store.health().failing, Some(CommitError::Unavailable));
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert!(store.pulse().held_up_for > Duration::from_secs(30));
+    tokio::time::resume();
+    world.disk.heal();
+    commit.await.unwrap();
+    let again = async {
+        while store.pulse() != Pulse::default() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(PATIENCE, again).await;
 }

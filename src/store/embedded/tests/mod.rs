@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,25 +32,51 @@ pub(super) const START: u64 = 1_700_000_000_000;
 
 /// A clock that stands until it is moved.
 #[derive(Debug)]
-pub(super) struct TestClock(AtomicU64);
+pub(super) struct TestClock {
+    now: AtomicU64,
+    wall: AtomicU64,
+    doubted: AtomicBool,
+}
 
 impl TestClock {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(AtomicU64::new(START)))
+        Arc::new(Self {
+            now: AtomicU64::new(START),
+            wall: AtomicU64::new(START),
+            doubted: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn advance(&self, by: Duration) {
-        self.0.fetch_add(u64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
+        self.raise(by);
+        self.wall.fetch_add(u64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
+    }
+
+    /// Moves the present of records, as a start does whose store has newer ones.
+    pub(super) fn raise(&self, by: Duration) {
+        self.now.fetch_add(u64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
+    }
+
+    pub(super) fn doubt(&self, doubted: bool) {
+        self.doubted.store(doubted, Ordering::Relaxed);
     }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.0.load(Ordering::Relaxed))
+        Timestamp::from_millis(self.now.load(Ordering::Relaxed))
     }
 
-    fn at_least(&self, moment: Timestamp) {
-        self.0.fetch_max(moment.as_millis(), Ordering::Relaxed);
+    fn wall(&self) -> Timestamp {
+        Timestamp::from_millis(self.wall.load(Ordering::Relaxed))
+    }
+
+    fn at_least(&self, newest: Timestamp) {
+        self.now.fetch_max(newest.as_millis(), Ordering::Relaxed);
+    }
+
+    fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
     }
 }
 

@@ -56,3 +56,59 @@ async fn what_is_settled_goes_with_its_segments_and_what_lives_is_copied_forward
     assert_eq!(found, kept);
     assert!(leases.iter().all(|lease| lease.delivery.attempts == 1));
 }
+
+/// A store with one dead letter that is past its time as soon as a moment passes.
+async fn with_dead_letter(world: &mut World) -> EmbeddedStore {
+    world.settings.retain = Duration::from_millis(64);
+    world.settings.retain_dead_letters = Duration::from_millis(64);
+    let store = world.open();
+    world.commit(&store, b"dead", &["crm"]).await.1.unwrap();
+    for lease in lease(&store, "crm", 1).await {
+        store.settle(lease, None, Settlement::DeadLetter(Cause::GivenUp));
+    }
+    store.flush().await;
+    store
+}
+
+fn dead(store: &EmbeddedStore) -> usize {
+    store.lanes().iter().map(|lane| lane.dead.len()).sum()
+}
+
+/// Lets the indexer do what it does, many times over.
+async fn busy(store: &EmbeddedStore) {
+    for _ in 0..1000 {
+        store.flush().await;
+    }
+}
+
+async fn expires(store: &EmbeddedStore) {
+    let gone = async {
+        while dead(store) > 0 {
+            store.flush().await;
+        }
+    };
+    within(PATIENCE, gone).await;
+}
+
+#[tokio::test]
+async fn nothing_expires_while_the_clock_is_in_doubt() {
+    let mut world = World::new();
+    let store = with_dead_letter(&mut world).await;
+    world.clock.doubt(true);
+    world.clock.advance(Duration::from_secs(10));
+    busy(&store).await;
+    assert_eq!(dead(&store), 1);
+    world.clock.doubt(false);
+    expires(&store).await;
+}
+
+#[tokio::test]
+async fn nothing_expires_because_a_store_holds_records_from_the_future() {
+    let mut world = World::new();
+    let store = with_dead_letter(&mut world).await;
+    world.clock.raise(Duration::from_secs(10 * 86_400));
+    busy(&store).await;
+    assert_eq!(dead(&store), 1);
+    world.clock.advance(Duration::from_secs(1));
+    expires(&store).await;
+}
