@@ -43,6 +43,7 @@ pub mod change;
 pub mod cleaner;
 mod codec;
 pub mod committer;
+mod current;
 pub mod disk;
 pub mod inbox;
 pub mod index;

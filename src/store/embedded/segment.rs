@@ -14,6 +14,8 @@ pub const HEADER_BYTES: u64 = 4096;
 /// Bytes before a payload.
 pub const FRAME_HEAD: usize = 24;
 const FRAME_TAIL: usize = 8;
+/// What a frame takes besides its payload, at most.
+pub const FRAME_BYTES_MAX: usize = FRAME_HEAD + 7 + FRAME_TAIL;
 const SECOND_COPY: usize = 2048;
 const COPY_BYTES: usize = 64;
 const FORMAT: u32 = 1;

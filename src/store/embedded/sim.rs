@@ -25,6 +25,8 @@ pub struct Faults {
     pub broken_at_sync: Option<u64>,
     /// Files can't be made.
     pub no_create: bool,
+    /// All files together have room for so many bytes.
+    pub room: Option<u64>,
     /// From this read on nothing can be read until [`SimDisk::heal`].
     pub broken_from_read: Option<u64>,
     /// Each read takes so long.
@@ -50,6 +52,13 @@ struct State {
     reads: u64,
     changes: u64,
     generation: u64,
+}
+
+impl State {
+    fn available(&self) -> u64 {
+        let taken: u64 = self.files.values().map(|content| lock(content).now.len() as u64).sum();
+        self.faults.room.unwrap_or(1 << 40).saturating_sub(taken)
+    }
 }
 
 /// The disk; clones are the same one.
@@ -185,6 +194,9 @@ impl Disk for SimDisk {
         if state.files.contains_key(path) {
             return Err(Errno::EXIST.into());
         }
+        if bytes > state.available() {
+            return Err(Errno::NOSPC.into());
+        }
         let now = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
         let content = Arc::new(Mutex::new(Content { now, ..Content::default() }));
         state.files.insert(path.into(), Arc::clone(&content));
@@ -219,7 +231,7 @@ impl Disk for SimDisk {
     }
 
     fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(1 << 40)
+        Ok(lock(&self.state).available())
     }
 
     fn is_volatile(&self, _dir: &Path) -> io::Result<bool> {
