@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,9 @@ struct Content {
     durable: Vec<u8>,
     // Sectors that a failed sync dropped: never written, whatever a later sync says.
     poisoned: bool,
+    // What can't be read, and whether it can't even be opened.
+    unreadable: Vec<Range<u64>>,
+    closed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +112,7 @@ impl SimDisk {
         let mut state = lock(&self.state);
         for content in state.files.values() {
             let mut content = lock(content);
-            let Content { now, durable, poisoned } = &mut *content;
+            let Content { now, durable, poisoned, .. } = &mut *content;
             let length = now.len().max(durable.len());
             let mut after = durable.clone();
             if now.len() >= durable.len() || random.bool() {
@@ -149,6 +153,32 @@ impl SimDisk {
             let mut content = lock(content);
             change(&mut content.now);
             content.durable = content.now.clone();
+        }
+    }
+
+    /// From here on these bytes of a file can't be read.
+    pub fn break_reads(&self, path: &Path, bytes: Range<u64>) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            lock(content).unreadable.push(bytes);
+        }
+    }
+
+    /// From here on a file can't be opened.
+    pub fn break_open(&self, path: &Path) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            lock(content).closed = true;
+        }
+    }
+
+    /// A file can be opened and read again.
+    pub fn mend(&self, path: &Path) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            let mut content = lock(content);
+            content.unreadable.clear();
+            content.closed = false;
         }
     }
 
@@ -206,6 +236,9 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.alive()?;
         let content = state.files.get(path).ok_or(Errno::NOENT)?;
+        if lock(content).closed {
+            return Err(Errno::ACCESS.into());
+        }
         Ok(Arc::new(SimFile { disk: self.clone(), content: Arc::clone(content) }))
     }
 
@@ -283,6 +316,10 @@ impl DiskFile for SimFile {
             std::thread::sleep(slow);
         }
         let content = lock(&self.content);
+        let end = offset + buffer.len() as u64;
+        if content.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
+            return Err(Errno::IO.into());
+        }
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let there = content.now.get(from..).unwrap_or_default();
         let count = there.len().min(buffer.len());
