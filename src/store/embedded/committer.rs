@@ -436,9 +436,10 @@ impl Committer {
             reply: std::sync::mpsc::sync_channel(1).0,
         };
         self.current.try_at_once();
-        match self.write(&mut Vec::new(), &[own]) {
+        let own = vec![own];
+        match self.write(&mut Vec::new(), &own) {
             Ok(written) => {
-                self.committed(written, Vec::new(), Instant::now());
+                self.committed(written, own, Instant::now());
                 self.roll();
             }
             Err(error) => {

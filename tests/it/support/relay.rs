@@ -291,9 +291,21 @@ impl TestRelay {
         Builder::new(routes, &[])
     }
 
-    /// Starts it once more on the same data.
+    /// Starts it once more on the same data, and waits until it is ready.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
+        self.launch_again();
+        let admin = self.admin();
+        eventually("the relay is ready", || {
+            let answer = get(admin, "/readyz").map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            if answer.status == 200 { Ok(()) } else { Err(text) }
+        });
+    }
+
+    /// Starts it once more on the same data; it listens, but need not be ready.
+    #[track_caller]
+    pub(crate) fn launch_again(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.builder.command().spawn().unwrap();
         let logs = Logs::of(child.stderr.take().unwrap());
@@ -309,11 +321,6 @@ impl TestRelay {
                 address("listen").zip(address("admin"))
             });
             found.ok_or_else(|| format!("it says only: {}", lines.join("\n")))
-        });
-        eventually("the relay is ready", || {
-            let answer = get(admin, "/readyz").map_err(|error| error.to_string())?;
-            let text = String::from_utf8_lossy(&answer.body).into_owned();
-            if answer.status == 200 { Ok(()) } else { Err(text) }
         });
         self.running = Some(Running { child: guard, listen, admin, logs });
     }
