@@ -3,10 +3,12 @@
 //! The relay gets a small file system in memory, mounted in a namespace of its own; what fills it
 //! is put there from outside.
 
+use std::collections::HashSet;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use crate::support::relay::{command, run};
+use crate::support::relay::{Background, command, run};
 use crate::support::routes::SOON;
 use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
 
@@ -43,7 +45,7 @@ fn a_full_disk_refuses_with_503_until_there_is_room_and_loses_nothing() {
     let mut file = fs::File::create(&filler).unwrap();
     let piece = vec![0; 1024 * 1024];
     let mut filled = 0;
-    while std::io::Write::write_all(&mut file, &piece).is_ok() {
+    while file.write_all(&piece).is_ok() {
         filled += piece.len() as u64;
         assert!(filled < SIZE, "it is not full");
     }
@@ -89,4 +91,87 @@ fn a_full_disk_refuses_with_503_until_there_is_room_and_loses_nothing() {
         assert!(received.iter().any(|received| &received.body == body), "one is lost");
     }
     assert!(received.iter().all(|received| accepted.contains(&received.body)), "one was refused");
+}
+
+/// Mounts `$0`, says as which process, and keeps it.
+const KEEPER: &str = "mkdir -p \"$0\" && mount -t tmpfs -o size=48m,mode=0700 none \"$0\" && \
+     echo $$ && exec sleep infinity";
+
+/// Takes all that is left, to the last byte.
+fn fill(dir: &Path) {
+    for size in [1 << 20, 4096, 1] {
+        let mut file = fs::File::create(dir.join(format!("filler-{size}"))).unwrap();
+        let piece = vec![0; size];
+        while file.write_all(&piece).is_ok() {}
+    }
+}
+
+fn make_room(dir: &Path) {
+    for size in [1 << 20, 4096, 1] {
+        fs::remove_file(dir.join(format!("filler-{size}"))).unwrap();
+    }
+}
+
+#[test]
+fn a_start_on_a_full_disk_delivers_what_was_accepted_whatever_was_left_of_the_index() {
+    let tried =
+        run(command(ALONE[0]).args(&ALONE[1..]).args(["mount", "-t", "tmpfs", "none", "/mnt"]));
+    if tried.code != Some(0) {
+        eprintln!("no file system can be mounted here: {}", tried.stderr);
+        return;
+    }
+    // More than a lane has in memory: the rest comes from the index.
+    const COUNT: usize = 1200;
+    let down = "retry: { first: 3s, max: 3s, for: 1h }";
+    let crm = Receiver::start(|_| Reply::Status(500));
+    let routes = Routes::new().target("crm", &crm.url(), &[down]).all_to(&["crm"]);
+    let builder = TestRelay::with(&routes).flags(&["--allow-volatile-data"]);
+    let data = builder.path("data").display().to_string();
+    let keeper =
+        Background::start(command(ALONE[0]).args(&ALONE[1..]).args(["sh", "-c", KEEPER, &data]));
+    let process = eventually("the file system is mounted", || keeper.lines().first().cloned());
+    let inside = PathBuf::from(format!("/proc/{process}/root{data}"));
+    let enter = ["nsenter", "--preserve-credentials", "--user", "--mount", "--target", &process];
+    let mut relay = builder.under(&enter).start();
+    assert!(inside.join("lock").exists(), "the data is in there");
+    let mut total = 0;
+    for stage in ["killed", "stopped", "killed, without its index"] {
+        crm.set(|_| Reply::Status(500));
+        let mut sender = Sender::new(&relay);
+        for n in 0..COUNT {
+            sender.post(format!("{stage} {n}").as_bytes()).accepted();
+        }
+        total += COUNT;
+        if stage == "stopped" {
+            relay.terminate()
+        } else {
+            relay.kill9()
+        }
+        if stage.ends_with("index") {
+            fs::remove_file(inside.join("index.sqlite")).unwrap();
+            fs::remove_file(inside.join("index.sqlite-wal")).unwrap();
+            fs::remove_file(inside.join("index.sqlite-shm")).unwrap();
+        }
+        fill(&inside);
+        relay.launch_again();
+        eventually("it says that the disk is full", || {
+            let ready = relay.get("/readyz");
+            let text = String::from_utf8_lossy(&ready.body).into_owned();
+            if ready.status == 503 && text.contains("disk_full") { Ok(()) } else { Err(text) }
+        });
+        assert_eq!(relay.get("/livez").status, 200, "{stage}");
+        Sender::new(&relay).post(b"one more").problem(503);
+        crm.set(|_| Reply::Status(200));
+        let settled = [("target", "crm"), ("settlement", "delivered")];
+        relay.wait_for_metric("relay_deliveries_settled_total", &settled, COUNT as f64);
+        make_room(&inside);
+        eventually("it is ready again", || relay.get("/readyz").status == 200);
+        // What was settled while nothing could be written is written now.
+        relay.restart();
+        relay.wait_for_metric("relay_deliveries_pending", &[("target", "crm")], 0.0);
+        let received = crm.received();
+        let bodies: HashSet<&[u8]> = received.iter().map(|received| &*received.body).collect();
+        assert!(!bodies.contains(&b"one more"[..]), "{stage}: it was refused");
+        assert_eq!(bodies.len(), total, "{stage}");
+    }
 }

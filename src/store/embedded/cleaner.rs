@@ -19,11 +19,13 @@ use crate::store::embedded::Settings;
 use crate::store::embedded::change::{Change, WebhookRow};
 use crate::store::embedded::index::trim::{Expiry, Holding};
 use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::log::Log;
 use crate::store::embedded::queue::{Own, OwnRecord, Queue};
 use crate::store::embedded::record::{
     FullDelivery, Kind, Record, Standing, decode, encode_deliveries, encode_gone, encode_webhook,
 };
-use crate::store::embedded::segment::{Frame, HEADER_BYTES, LogPoint, Position, Scanner, Segment};
+use crate::store::embedded::scanner::Scanner;
+use crate::store::embedded::segment::{Frame, HEADER_BYTES, LogPoint, Position, Segment};
 
 const ROWS_PER_STEP: usize = 200;
 const BYTES_PER_STEP: usize = 1 << 20;
@@ -179,7 +181,12 @@ impl Cleaner {
         let present = Instant::now();
         self.staying.retain(|_, until| present < *until);
         let current = indexer.parts.log.end().segment;
-        let segments = indexer.parts.log.all();
+        let log = &indexer.parts.log;
+        let segments = log.all();
+        // What later ones say of webhooks in a part that could not be read is needed if it can be.
+        let unread = indexer.index.unread()?;
+        let unread = unread.iter().map(|part| part.segment).filter(|number| log.exists(*number));
+        let needed_behind = unread.min().unwrap_or(u64::MAX);
         for segment in &segments {
             let number = segment.header.number;
             if number >= current {
@@ -190,9 +197,10 @@ impl Cleaner {
                 continue;
             }
             if !self.staying.contains_key(&number)
-                && is_removable(segment, &segments, &holdings)
+                && number <= needed_behind
+                && is_removable(segment, log, &holdings)
                 && indexer.index.applied().segment > number
-                && let Some(job) = Job::new(segment, &segments, &holdings)
+                && let Some(job) = Job::new(segment, log, &holdings)
             {
                 self.stage = Stage::Copying(Box::new(job));
                 return Ok(());
@@ -202,33 +210,26 @@ impl Cleaner {
     }
 }
 
-fn is_removable(
-    segment: &Segment,
-    all: &[Arc<Segment>],
-    holdings: &BTreeMap<u64, Holding>,
-) -> bool {
+fn is_removable(segment: &Segment, log: &Log, holdings: &BTreeMap<u64, Holding>) -> bool {
     let bytes = |segment: &Segment| segment.file.bytes().unwrap_or(u64::MAX);
     let live = holdings.get(&segment.header.number).map_or(0, |holding| holding.live);
     // It says where an earlier one ends, which still has more.
     let needed = segment.header.previous_end.is_some_and(|end| {
-        all.iter().any(|other| other.header.number == end.segment && bytes(other) > end.offset)
+        log.get(end.segment).is_some_and(|other| bytes(&other) > end.offset)
+            || log.is_unread(end.segment)
     });
     live.saturating_mul(4) < bytes(segment) && !needed
 }
 
 impl Job {
-    fn new(
-        segment: &Arc<Segment>,
-        all: &[Arc<Segment>],
-        holdings: &BTreeMap<u64, Holding>,
-    ) -> Option<Self> {
+    fn new(segment: &Arc<Segment>, log: &Log, holdings: &BTreeMap<u64, Holding>) -> Option<Self> {
         let scanner = Scanner::new(Arc::clone(segment), 0, u64::MAX).ok()?;
-        let before = all.iter().map(|s| s.header.number).filter(|n| *n < segment.header.number);
+        let before = holdings.range(..segment.header.number);
         Some(Self {
             segment: Arc::clone(segment),
             scanner,
             scanned: false,
-            earlier: before.filter_map(|n| holdings.get(&n)).map(|h| h.span).collect(),
+            earlier: before.filter(|(n, _)| log.exists(**n)).map(|(_, h)| h.span).collect(),
             copied: HashMap::new(),
             stated: HashSet::new(),
             gone: HashSet::new(),
@@ -313,8 +314,9 @@ impl Job {
         indexer: &Indexer,
         records: &mut Vec<OwnRecord>,
     ) -> Result<(), Problem> {
-        // What can't be read is not lost by going: it is already.
-        let Ok(record) = decode(frame.kind, frame.version, &frame.payload) else { return Ok(()) };
+        // Whole, but not understood: another version wrote it, and may read it again.
+        let record =
+            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Problem::Stays)?;
         match record {
             Record::Webhook(webhook, _) => {
                 let key = webhook.id.key();

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::io::Errno;
 use tokio::time::Instant;
 
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::Clock;
 use crate::store::CommitError;
-use crate::store::embedded::assembly::{Assembly, Writer};
+use crate::store::embedded::assembly::Assembly;
 use crate::store::embedded::busy::Busy;
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::current::{Current, Demand, commit_error};
 use crate::store::embedded::indexer::Inbox;
 use crate::store::embedded::lanes::Lanes;
 use crate::store::embedded::log::Log;
@@ -21,14 +21,13 @@ use crate::store::embedded::observer::Observer;
 use crate::store::embedded::offer::Routed;
 use crate::store::embedded::queue::{Own, OwnRecord, Patience, Queue, Waiting, Work};
 use crate::store::embedded::record::{Kind, Settled, encode_settled};
-use crate::store::embedded::segment::{HEADER_BYTES, LogPoint, Position};
+use crate::store::embedded::segment::{FRAME_BYTES_MAX, HEADER_BYTES, LogPoint, Position};
 
 // How long settlements wait for a webhook's sync to go with.
 const SETTLED_WAIT: Duration = Duration::from_millis(5);
 // How long a settlement may be written and not synced.
 const UNSYNCED_MAX: Duration = Duration::from_millis(200);
 const LINGER_MAX: Duration = Duration::from_millis(1);
-const TRIAL_WAIT: Duration = Duration::from_secs(1);
 // What a start would have to read.
 const UNINDEXED_BYTES_MAX: u64 = 64 << 20;
 const THROTTLE_WAIT: Duration = Duration::from_millis(10);
@@ -46,7 +45,13 @@ impl Failing {
     }
 
     fn set(&self, error: Option<CommitError>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        let before =
+            std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), error);
+        match (before, error) {
+            (None, Some(error)) => tracing::error!(%error, "nothing can be committed"),
+            (Some(_), None) => tracing::warn!("the store takes webhooks again"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
     }
 }
 
@@ -75,44 +80,41 @@ pub struct Parts {
     pub segment_bytes: u64,
 }
 
+/// What was written.
+#[derive(Default)]
+struct Written {
+    webhooks: Vec<Waiting>,
+    // Of the settlements, the webhooks and the own records.
+    positions: Vec<Position>,
+}
+
 /// The thread's state.
 pub struct Committer {
     parts: Parts,
     clock: Arc<dyn Clock>,
-    writer: Option<Writer>,
-    // Where the log ended when a write or a sync failed: the next segment says so.
-    void: Option<LogPoint>,
+    current: Current,
     // Settlements that are in no segment, and those that are in one but not synced.
     kept: Vec<Settled>,
     unsynced: Vec<Settled>,
     unsynced_since: Option<Instant>,
-    next_trial: Option<Instant>,
     kept_again: Option<Instant>,
     average_batch: usize,
     average_sync: Duration,
     last_batch: usize,
 }
 
-/// What an error of the disk means to those who commit.
-pub fn commit_error(error: &io::Error) -> CommitError {
-    match Errno::from_io_error(error) {
-        Some(Errno::NOSPC | Errno::DQUOT) => CommitError::DiskFull,
-        _ => CommitError::Unavailable,
-    }
-}
-
 impl Committer {
     /// A committer that has no segment yet.
     pub fn new(parts: Parts, clock: Arc<dyn Clock>) -> Self {
+        let log = Arc::clone(&parts.log);
+        let current = Current::new(log, parts.segment_bytes, parts.segment_age);
         Self {
             parts,
             clock,
-            writer: None,
-            void: None,
+            current,
             kept: Vec::new(),
             unsynced: Vec::new(),
             unsynced_since: None,
-            next_trial: None,
             kept_again: None,
             average_batch: 0,
             average_sync: Duration::ZERO,
@@ -123,8 +125,8 @@ impl Committer {
     /// Makes the first segment. If that fails the store is failing, but it runs: what is stored
     /// can still be delivered.
     pub fn begin(&mut self) {
-        if let Err(error) = self.ensure_writer(0) {
-            tracing::error!(%error, "nothing can be committed");
+        if let Err(error) = self.make_room(Demand::default()) {
+            tracing::error!(%error, "no segment could be made");
         }
     }
 
@@ -148,8 +150,8 @@ impl Committer {
 
     fn patience(&self) -> Patience {
         let synced_by = self.unsynced_since.map(|since| since + UNSYNCED_MAX);
-        let trial = self.next_trial.filter(|_| self.writer.is_none());
-        let kept = self.kept_again.filter(|_| self.writer.is_some() && !self.kept.is_empty());
+        let trial = self.current.next_trial().filter(|_| self.parts.failing.get().is_some());
+        let kept = self.kept_again.filter(|_| self.current.exists() && !self.kept.is_empty());
         Patience {
             // A lone sender never waits.
             linger_for: if self.last_batch > 1 { self.average_batch } else { 0 },
@@ -169,25 +171,30 @@ impl Committer {
     }
 
     fn cycle(&mut self, work: Work) {
-        let Work { webhooks, settled, own, requests, roll, .. } = work;
-        let first_new = self.kept.len();
+        let Work { mut webhooks, settled, mut own, requests, roll, .. } = work;
+        let mut first_new = self.kept.len();
         self.kept.extend(settled);
-        if roll && let Err(error) = self.roll() {
-            self.fail(&error);
+        if roll {
+            self.roll();
         }
         self.last_batch = webhooks.len();
-        let began = Instant::now();
-        match self.write(&webhooks, &own) {
-            Ok(positions) => self.committed(webhooks, own, &positions, began),
-            Err(error) => {
-                self.refuse(webhooks, commit_error(&error));
-                // What could not be written is nevertheless so: the index may know it first.
-                let news = self.kept.iter().skip(first_new);
-                let entries = news
-                    .map(|s| Entry { position: None, change: Change::Settled(s.clone()) })
-                    .collect();
-                self.parts.inbox.push(entries, 0);
-                self.forget_oldest();
+        loop {
+            let began = Instant::now();
+            match self.write(&mut webhooks, &own) {
+                Ok(written) => {
+                    self.committed(written, std::mem::take(&mut own), began);
+                    first_new = 0;
+                }
+                Err(error) => {
+                    self.refuse(webhooks, commit_error(&error));
+                    self.index_unlogged(first_new);
+                    self.forget_oldest();
+                    break;
+                }
+            }
+            // Where the disk is nearly full, only some of them had room.
+            if webhooks.is_empty() {
+                break;
             }
         }
         for request in requests {
@@ -195,13 +202,27 @@ impl Committer {
         }
     }
 
-    fn refuse(&self, webhooks: Vec<Waiting>, error: CommitError) {
+    fn refuse(&mut self, webhooks: Vec<Waiting>, error: CommitError) {
+        if let Some(first) = webhooks.first()
+            && let Some(problem) = self.current.problem()
+        {
+            self.current.refused(record_bytes(first));
+            self.parts.failing.set(Some(problem));
+        }
         for waiting in webhooks {
             // The claim first: who is told to come again must find it free.
             drop(waiting.claimed);
             // Nobody may wait any more.
             waiting.reply.send(Err(error)).unwrap_or_default();
         }
+    }
+
+    /// What could not be written is nevertheless so: the index may know it first.
+    fn index_unlogged(&self, first_new: usize) {
+        let news = self.kept.iter().skip(first_new);
+        let entries =
+            news.map(|s| Entry { position: None, change: Change::Settled(s.clone()) }).collect();
+        self.parts.inbox.push(entries, 0);
     }
 
     fn forget_oldest(&mut self) {
@@ -211,30 +232,43 @@ impl Committer {
         }
     }
 
-    /// Writes settlements, webhooks and own records; syncs if it must.
-    fn write(&mut self, webhooks: &[Waiting], own: &[Own]) -> io::Result<Vec<Position>> {
+    /// Writes settlements, own records and as many of the webhooks as there is room for, which it
+    /// takes out; syncs if it must.
+    fn write(&mut self, webhooks: &mut Vec<Waiting>, own: &[Own]) -> io::Result<Written> {
         let must_sync = !webhooks.is_empty() || !own.is_empty();
         let due = self.unsynced_since.is_some_and(|since| since.elapsed() >= UNSYNCED_MAX);
-        if !must_sync && !due && self.kept.is_empty() && self.writer.is_some() {
-            return Ok(Vec::new());
+        let idle = !must_sync && !due && self.kept.is_empty() && self.current.exists();
+        if idle && !self.current.is_to_be_tried() {
+            return Ok(Written::default());
         }
         let encoded: Vec<Vec<u8>> = self.kept.iter().map(encode_settled).collect();
-        let sizes = encoded
-            .iter()
-            .map(|meta| meta.len())
-            .chain(webhooks.iter().map(|w| w.meta.len() + w.webhook.body.len()))
-            .chain(
-                own.iter()
-                    .flat_map(|own| &own.records)
-                    .map(|record| record.meta.len() + record.body.len()),
-            )
-            .map(|payload| payload as u64 + 40);
-        self.ensure_writer(sizes.sum())?;
-        let result = self.write_and_sync(&encoded, webhooks, own, must_sync || due);
-        if let Err(error) = &result {
-            self.fail(error);
+        let settled = encoded.iter().map(Vec::len);
+        let owned = own.iter().flat_map(|own| &own.records).map(|r| r.meta.len() + r.body.len());
+        let demand = Demand {
+            firm: settled.chain(owned).map(|n| (n + FRAME_BYTES_MAX) as u64).sum(),
+            first: webhooks.first().map_or(0, record_bytes),
+            webhooks: webhooks.iter().map(record_bytes).sum(),
+        };
+        let mut left = self.make_room(demand)?;
+        let fits = |waiting: &&Waiting| {
+            let rest = left.checked_sub(record_bytes(waiting));
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        let count = webhooks.iter().take_while(fits).count();
+        if count == 0 && demand.firm == 0 && !webhooks.is_empty() {
+            return Err(self.current.refusal());
         }
-        result
+        let rest = webhooks.split_off(count);
+        let webhooks = std::mem::replace(webhooks, rest);
+        match self.write_and_sync(&encoded, &webhooks, own, must_sync || due) {
+            Ok(positions) => Ok(Written { webhooks, positions }),
+            Err(error) => {
+                self.fail(&error);
+                self.refuse(webhooks, commit_error(&error));
+                Err(error)
+            }
+        }
     }
 
     fn write_and_sync(
@@ -244,7 +278,7 @@ impl Committer {
         own: &[Own],
         sync: bool,
     ) -> io::Result<Vec<Position>> {
-        let Some(writer) = &mut self.writer else {
+        let Some(writer) = self.current.writer() else {
             return Err(io::Error::other("there is no segment"));
         };
         let mut assembly = Assembly::default();
@@ -277,7 +311,7 @@ impl Committer {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let Some(writer) = self.current.writer() else { return Ok(()) };
         if writer.offset > writer.synced {
             let began = Instant::now();
             writer.segment.file.sync_data()?;
@@ -291,14 +325,9 @@ impl Committer {
     }
 
     /// Tells everybody what became durable: the claims, the senders, the lanes, the index.
-    fn committed(
-        &mut self,
-        webhooks: Vec<Waiting>,
-        own: Vec<Own>,
-        positions: &[Position],
-        began: Instant,
-    ) {
-        let mut positions = positions.iter().copied();
+    fn committed(&mut self, written: Written, own: Vec<Own>, began: Instant) {
+        let Written { webhooks, positions } = written;
+        let mut positions = positions.into_iter();
         let mut entries = Vec::with_capacity(positions.len());
         for settled in self.kept.drain(..) {
             let position = positions.next();
@@ -308,6 +337,7 @@ impl Committer {
             entries.push(Entry { position, change: Change::Settled(settled) });
         }
         if !webhooks.is_empty() {
+            self.parts.failing.set(None);
             self.average_batch = (self.average_batch * 3 + webhooks.len()).div_ceil(4);
             self.parts.observer.commit_batch(webhooks.len(), began.elapsed());
         }
@@ -351,84 +381,44 @@ impl Committer {
         }
     }
 
-    /// Makes sure that there is a segment with that much room.
-    fn ensure_writer(&mut self, bytes: u64) -> io::Result<()> {
+    /// Makes sure that there is a segment, with room for all of it if the disk has that. Answers
+    /// how many bytes of webhooks may be written to it.
+    fn make_room(&mut self, demand: Demand) -> io::Result<u64> {
         let now = self.clock.now();
-        if let Some(writer) = &self.writer {
-            let filled = writer.offset > HEADER_BYTES;
-            let full = writer.offset + bytes > writer.room;
-            let old = now.since(writer.segment.header.created_at) > self.parts.segment_age;
-            if filled
-                && (full || old)
-                && let Err(error) = self.roll()
-            {
+        if self.current.is_to_change(demand, now) {
+            if let Err(error) = self.sync() {
                 self.fail(&error);
                 return Err(error);
             }
+            match self.current.change(demand, now) {
+                Ok(()) => self.parts.failing.set(None),
+                Err(error) if self.current.exists() => {
+                    tracing::debug!(%error, "no further segment could be made");
+                }
+                Err(error) => {
+                    self.parts.failing.set(Some(commit_error(&error)));
+                    return Err(error);
+                }
+            }
         }
-        if self.writer.is_some() {
-            return Ok(());
-        }
-        if self.next_trial.is_some_and(|next| Instant::now() < next) {
-            let full = self.parts.failing.get() == Some(CommitError::DiskFull);
-            return Err(if full { Errno::NOSPC.into() } else { Errno::IO.into() });
-        }
-        let room = self.parts.segment_bytes.max(bytes + HEADER_BYTES);
-        let result = self.create(now, room);
-        if let Err(error) = &result {
-            self.parts.failing.set(Some(commit_error(error)));
-            self.next_trial = Some(Instant::now() + TRIAL_WAIT);
-        }
-        result
-    }
-
-    fn create(&mut self, now: Timestamp, room: u64) -> io::Result<()> {
-        let salt = getrandom::u64().map_err(|_| io::Error::other("no random numbers"))?;
-        let segment = self.parts.log.create(salt, now, self.void, room)?;
-        if let Some(void) = self.void.take()
-            && let Some(old) = self.parts.log.get(void.segment)
-            && let Err(error) = old.file.truncate(void.offset)
-        {
-            tracing::warn!(%error, "a failed segment could not be cut to its sound part");
-        }
-        self.writer =
-            Some(Writer { segment, offset: HEADER_BYTES, synced: HEADER_BYTES, batch: 1, room });
-        self.next_trial = None;
-        if self.parts.failing.get().is_some() {
-            tracing::warn!("the store takes webhooks again");
-        }
-        self.parts.failing.set(None);
-        Ok(())
+        self.current.left(demand)
     }
 
     /// Closes the current segment.
-    fn roll(&mut self) -> io::Result<()> {
-        if self.writer.as_ref().is_none_or(|writer| writer.offset <= HEADER_BYTES) {
-            return Ok(());
+    fn roll(&mut self) {
+        if self.current.writer().is_none_or(|writer| writer.offset <= HEADER_BYTES) {
+            return;
         }
-        self.sync()?;
-        if let Some(writer) = self.writer.take() {
-            writer.segment.set_limit(writer.offset);
-            if let Err(error) = writer.segment.file.truncate(writer.offset) {
-                tracing::warn!(%error, "a closed segment could not be cut to its size");
-            }
+        match self.sync() {
+            Ok(()) => self.current.close(),
+            Err(error) => self.fail(&error),
         }
-        Ok(())
     }
 
-    /// A write or a sync failed: nothing is acknowledged on this file any more. What is behind its
-    /// last sync is void, and the settlements there are written again.
+    /// A write or a sync failed: the settlements that were not synced are written again.
     fn fail(&mut self, error: &io::Error) {
-        let Some(writer) = self.writer.take() else { return };
-        tracing::error!(%error, segment = writer.segment.header.number, "a segment failed");
-        writer.segment.set_limit(writer.synced);
-        let void = LogPoint { segment: writer.segment.header.number, offset: writer.synced };
-        self.void = Some(void);
-        self.parts.log.publish(void);
-        // At once, not only when the next segment says so: a start after `kill -9` would find what
-        // was refused, and the machine's memory would pass it for durable.
-        if let Err(error) = writer.segment.file.truncate(void.offset) {
-            tracing::warn!(%error, "a failed segment could not be cut to its sound part");
+        if !self.current.fail(error) {
+            return;
         }
         self.parts.failing.set(Some(commit_error(error)));
         let mut kept = std::mem::take(&mut self.unsynced);
@@ -436,10 +426,8 @@ impl Committer {
         self.kept = kept;
         self.unsynced_since = None;
         self.kept_again = Some(Instant::now() + UNSYNCED_MAX);
-        // At once: only if that fails too it waits.
-        self.next_trial = None;
-        if let Err(error) = self.ensure_writer(0) {
-            tracing::error!(%error, "no new segment could be made: nothing can be committed");
+        if let Err(error) = self.make_room(Demand::default()) {
+            tracing::error!(%error, "no new segment could be made");
         }
     }
 
@@ -453,17 +441,17 @@ impl Committer {
             }],
             reply: std::sync::mpsc::sync_channel(1).0,
         };
-        self.next_trial = None;
-        let result = match self.write(&[], &[own]) {
-            Ok(positions) => {
-                self.committed(Vec::new(), Vec::new(), &positions, Instant::now());
-                self.roll()
+        self.current.try_at_once();
+        let own = vec![own];
+        match self.write(&mut Vec::new(), &own) {
+            Ok(written) => {
+                self.committed(written, own, Instant::now());
+                self.roll();
             }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
-            let settlements = self.kept.len();
-            tracing::error!(%error, settlements, "the last settlements could not be written");
+            Err(error) => {
+                let settlements = self.kept.len();
+                tracing::error!(%error, settlements, "the last settlements could not be written");
+            }
         }
     }
 }
@@ -472,6 +460,11 @@ impl std::fmt::Debug for Committer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Committer").finish_non_exhaustive()
     }
+}
+
+/// What a webhook's record takes at most.
+fn record_bytes(waiting: &Waiting) -> u64 {
+    (waiting.meta.len() + waiting.webhook.body.len() + FRAME_BYTES_MAX) as u64
 }
 
 /// The CRC-32 of a payload in two parts.

@@ -1,6 +1,6 @@
 //! The thread that follows the log and keeps the index; nobody waits for it but those who ask.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +15,23 @@ pub use crate::store::embedded::inbox::{Inbox, Request};
 use crate::store::embedded::index::queries::DueRow;
 use crate::store::embedded::index::{Index, is_unsound};
 use crate::store::embedded::lanes::{Lanes, WINDOW};
-use crate::store::embedded::log::{FollowError, Log};
+use crate::store::embedded::log::{FollowError, Log, OnError, Piece};
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::recent::{Known, RecentSet};
+use crate::store::embedded::record::Settled;
 use crate::store::embedded::segment::LogPoint;
 
 // How long changes wait for more to be applied with.
 const APPLY_WAIT: Duration = Duration::from_millis(250);
 const HOUSEKEEPING_WAIT: Duration = Duration::from_secs(1);
 const TRIAL_WAIT: Duration = Duration::from_secs(1);
+// As many as the committer keeps.
+const UNLOGGED_MAX: usize = 65_536;
+// An index that can't be written so often is made in memory.
+const WRITE_TRIALS: u32 = 3;
+// The disk takes the index again when it has so much room.
+const FILE_ROOM: u64 = 32 << 20;
+const FILE_TRIAL_WAIT: Duration = Duration::from_secs(60);
 
 /// What the indexer works with.
 #[derive(Debug)]
@@ -40,6 +48,8 @@ pub struct Parts {
     pub newest: Arc<Newest>,
     /// Where this start's own records begin.
     pub start: LogPoint,
+    /// How long what can't be read is waited for.
+    pub read_patience: Duration,
     /// Is told when everything from before the start is in the index.
     pub caught_up: watch::Sender<bool>,
 }
@@ -56,6 +66,11 @@ pub struct Indexer {
     requests: Vec<Request>,
     behind: bool,
     next_housekeeping: Instant,
+    // Settlements that no segment has yet: an index that is made again must have them too.
+    unlogged: HashMap<(u64, u16), Settled>,
+    unreadable_since: Option<Instant>,
+    failed_writes: u32,
+    next_file_trial: Instant,
 }
 
 impl Indexer {
@@ -69,12 +84,17 @@ impl Indexer {
             requests: Vec::new(),
             behind: true,
             next_housekeeping: Instant::now(),
+            unlogged: HashMap::new(),
+            unreadable_since: None,
+            failed_writes: 0,
+            next_file_trial: Instant::now(),
         }
     }
 
     /// Works until the inbox is closed and empty.
     pub fn run(mut self) {
         let mut closed = false;
+        self.fill_gaps();
         loop {
             if self.behind && !self.catch_up() && closed {
                 // The log has it all: the next start catches up.
@@ -110,13 +130,10 @@ impl Indexer {
             return;
         }
         let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
+        self.note_unlogged(&entries);
         if self.behind {
-            // The log has them, but for those that it could not take.
-            let unlogged = entries.into_iter().filter(|entry| entry.position.is_none()).collect();
+            // The log has them, or they are noted.
             self.parts.inbox.indexed(Some(bytes));
-            if let Err(error) = self.index.apply(unlogged, None) {
-                self.failed(&error);
-            }
             return;
         }
         match self.index.apply(entries, None) {
@@ -125,12 +142,57 @@ impl Indexer {
         }
     }
 
+    fn note_unlogged(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let Change::Settled(settled) = &entry.change else { continue };
+            let key = (settled.webhook.key(), settled.number);
+            if entry.position.is_none() && self.unlogged.len() < UNLOGGED_MAX {
+                self.unlogged.insert(key, settled.clone());
+            } else if entry.position.is_some() && !self.unlogged.is_empty() {
+                self.unlogged.remove(&key);
+            }
+        }
+    }
+
+    /// What no segment has yet, again: the log, which was read, does not say it.
+    fn apply_unlogged(&mut self) -> rusqlite::Result<()> {
+        if self.unlogged.is_empty() {
+            return Ok(());
+        }
+        let settled = self.unlogged.values().cloned();
+        let entries = settled.map(|s| Entry { position: None, change: Change::Settled(s) });
+        self.index.apply(entries.collect(), None)
+    }
+
+    /// Makes the index again if a part of the log that it misses can be read now.
+    fn fill_gaps(&mut self) {
+        let parts = match self.index.unread() {
+            Ok(parts) => parts,
+            Err(error) => return self.failed(&error),
+        };
+        if parts.iter().any(|part| self.parts.log.can_read(*part)) {
+            tracing::warn!("what could not be read can be read now: the index is made again");
+            if let Err(error) = self.index.make_again() {
+                tracing::error!(%error, "the index can't be made again");
+            }
+        }
+    }
+
     /// An operation on the index failed: what the log has is read again, into a new file if this
     /// one is not sound.
     pub fn failed(&mut self, error: &rusqlite::Error) {
         self.behind = true;
         if !is_unsound(error) {
+            self.failed_writes += 1;
             tracing::error!(%error, "the index can't be written");
+            if self.failed_writes >= WRITE_TRIALS && !self.index.is_in_memory() {
+                tracing::error!("it is made again in memory, until the disk takes it");
+                self.failed_writes = 0;
+                self.next_file_trial = Instant::now() + FILE_TRIAL_WAIT;
+                if let Err(error) = self.index.move_to_memory() {
+                    tracing::error!(%error, "the index can't be made again");
+                }
+            }
             return;
         }
         tracing::error!(%error, "the index is not sound and is made again from the log");
@@ -149,8 +211,31 @@ impl Indexer {
         if !self.read_log(self.parts.log.end()) {
             return false;
         }
+        if let Err(error) = self.apply_unlogged() {
+            self.failed(&error);
+            return false;
+        }
         self.behind = false;
+        self.failed_writes = 0;
         true
+    }
+
+    /// Goes back to the disk when that has room again.
+    fn try_file(&mut self, now: Instant) {
+        if !self.index.is_in_memory() || now < self.next_file_trial {
+            return;
+        }
+        self.next_file_trial = now + FILE_TRIAL_WAIT;
+        if self.parts.log.available_bytes() < FILE_ROOM {
+            return;
+        }
+        match self.index.move_to_file() {
+            Ok(()) => {
+                tracing::warn!("the index is on the disk again");
+                self.behind = true;
+            }
+            Err(error) => tracing::warn!(%error, "the disk does not take the index yet"),
+        }
     }
 
     fn read_log(&mut self, end: LogPoint) -> bool {
@@ -163,19 +248,29 @@ impl Indexer {
         }
         let damaged = self.parts.log.damaged();
         let mut ends = BTreeMap::new();
+        let patience = self.parts.read_patience;
+        let on_error = match self.unreadable_since {
+            Some(since) if since.elapsed() >= patience => OnError::GoAround,
+            Some(_) | None => OnError::Stop,
+        };
         let Self { index, parts, .. } = self;
-        let result = parts.log.follow(index.applied(), end, |entries, point| {
-            ends.insert(point.segment, point);
+        let result = parts.log.follow(index.applied(), end, on_error, |piece| {
+            let Piece { entries, upto, unread } = piece;
+            ends.insert(upto.segment, upto);
             remember(parts, &entries);
+            if !unread.is_empty() {
+                index.note_unread(&unread)?;
+            }
             let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
-            index.apply(entries, Some(point))?;
+            index.apply(entries, Some(upto))?;
             parts.inbox.indexed(Some(bytes));
             Ok(())
         });
         match result {
-            Ok(()) => {}
+            Ok(()) => self.unreadable_since = None,
             Err(FollowError::Io(error)) => {
                 tracing::error!(%error, "the log can't be read");
+                self.unreadable_since.get_or_insert_with(Instant::now);
                 return false;
             }
             Err(FollowError::Pass(error)) => {
@@ -283,6 +378,10 @@ impl Indexer {
         if closed {
             return;
         }
+        self.try_file(now);
+        if self.behind {
+            return;
+        }
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING_WAIT;
             for lane in self.parts.lanes.all() {
@@ -302,7 +401,10 @@ impl Indexer {
 
 /// What was committed before this start is known from the log.
 fn remember(parts: &Parts, entries: &[Entry]) {
-    let is_old = |e: &&Entry| e.position.is_some_and(|at| at.start() < parts.start);
+    let is_old = |e: &&Entry| {
+        let at = e.position.filter(|at| parts.log.is_durable(at.segment));
+        at.is_some_and(|at| at.start() < parts.start)
+    };
     for entry in entries.iter().filter(is_old) {
         if let Change::Webhook(row) = &entry.change {
             parts.newest.saw(&row.source, row.received_at);

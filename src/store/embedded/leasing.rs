@@ -1,6 +1,7 @@
 //! Handing deliveries out: the wait, and reading back what is not in memory.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -18,7 +19,40 @@ use crate::store::{Delivery, Lease};
 
 // A disk that does not read now may read later.
 const READ_AGAIN_WAIT: Duration = Duration::from_secs(60);
+// One that does not for so long is given up: it can be redriven when it does.
+const READ_WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+// More are tried again without end: each is one that could be given up later.
+const UNREADABLE_MAX: usize = 65_536;
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// The webhooks that could not be read for delivery, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable(Mutex<HashMap<u64, Instant>>);
+
+impl Unreadable {
+    /// It could not be read now. Since when, and whether that is news.
+    fn note(&self, webhook: u64) -> (Instant, bool) {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match since.get(&webhook) {
+            Some(then) => (*then, false),
+            None => {
+                if since.len() < UNREADABLE_MAX {
+                    since.insert(webhook, now);
+                }
+                (now, true)
+            }
+        }
+    }
+
+    /// It was read, or it is over.
+    fn forget(&self, webhook: u64) {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !since.is_empty() {
+            since.remove(&webhook);
+        }
+    }
+}
 
 /// What was leased and has no [`Lease`] yet; dropped, it goes back.
 struct Pending {
@@ -89,6 +123,7 @@ impl Shared {
             };
             match body {
                 Readback::Whole(body) => {
+                    self.unreadable.forget(row.key.webhook);
                     lane.keep(&row, &body);
                     pending.release(&row);
                     leases.push(new_lease(lane, &row, body));
@@ -128,20 +163,28 @@ impl Shared {
 
     async fn settle_unread(&self, lane: &Arc<Lane>, row: &DueRow, readback: Readback) {
         let key = row.key.webhook;
-        let settlement = match readback {
+        let retry = match readback {
             Readback::Failed(error) => {
-                tracing::error!(%error, "a record can't be read now and is tried again");
-                Settlement::Retry { at: self.clock.0.now().plus(READ_AGAIN_WAIT) }
+                let (since, is_news) = self.unreadable.note(key);
+                self.log.count_damaged(u64::from(is_news));
+                tracing::error!(%error, key, target_name = %lane.name(), "a record can't be read");
+                since.elapsed() < READ_WAIT_MAX
             }
             Readback::Damaged | Readback::Moved | Readback::Whole(_) => {
                 self.log.count_damaged(1);
-                tracing::error!(
-                    key,
-                    target_name = %lane.name(),
-                    "a record is damaged: its delivery is a dead letter"
-                );
-                Settlement::DeadLetter(Cause::Damaged)
+                false
             }
+        };
+        let settlement = if retry {
+            Settlement::Retry { at: self.clock.0.now().plus(READ_AGAIN_WAIT) }
+        } else {
+            self.unreadable.forget(key);
+            tracing::error!(
+                key,
+                target_name = %lane.name(),
+                "a record is damaged: its delivery is a dead letter"
+            );
+            Settlement::DeadLetter(Cause::Damaged)
         };
         let id = self.full_id(key).await;
         lane.settle(id, row.key.number, None, settlement);

@@ -12,9 +12,8 @@ use tokio::time::Instant;
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
 use crate::store::embedded::disk::{Disk, read_fully, write_fully};
 use crate::store::embedded::recent::Known;
-use crate::store::embedded::segment::{
-    HEADER_BYTES, Header, Heading, LogPoint, Position, Scanner, Segment,
-};
+use crate::store::embedded::scanner::{Scanner, Unread};
+use crate::store::embedded::segment::{HEADER_BYTES, Header, Heading, LogPoint, Position, Segment};
 
 /// All segments.
 #[derive(Debug)]
@@ -22,10 +21,34 @@ pub struct Log {
     dir: PathBuf,
     disk: Arc<dyn Disk>,
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    // Segments that could not be opened at this start: they stay where they are.
+    unread: BTreeSet<u64>,
+    // Segments whose last bytes could not be made durable at this start.
+    doubtful: BTreeSet<u64>,
     // Behind the last record that may be read.
     end: Mutex<LogPoint>,
     next_number: AtomicU64,
     damaged: AtomicU64,
+}
+
+/// What becomes of a read that fails while the log is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// It ends there: it may be read later.
+    Stop,
+    /// What can't be read is damage, and the rest is read.
+    GoAround,
+}
+
+/// A piece of the log.
+#[derive(Debug)]
+pub struct Piece {
+    /// What it says.
+    pub entries: Vec<Entry>,
+    /// The point behind it.
+    pub upto: LogPoint,
+    /// What of it could not be read.
+    pub unread: Vec<Unread>,
 }
 
 /// Why the segments can't be used.
@@ -44,13 +67,16 @@ impl From<io::Error> for LogError {
 }
 
 impl Log {
-    /// Finds the segments of a directory; what was only half made is put aside.
+    /// Finds the segments of a directory; what was only half made is put aside. One that can't be
+    /// read stays, and the others are used.
     pub fn open(dir: PathBuf, disk: Arc<dyn Disk>) -> Result<Self, LogError> {
         disk.create_dir(&dir)?;
-        let log = Self {
+        let mut log = Self {
             dir,
             disk,
             segments: RwLock::default(),
+            unread: BTreeSet::new(),
+            doubtful: BTreeSet::new(),
             end: Mutex::default(),
             next_number: AtomicU64::new(1),
             damaged: AtomicU64::new(0),
@@ -59,10 +85,16 @@ impl Log {
         for name in log.disk.list(&log.dir)? {
             let Some(number) = number_of(&name) else { continue };
             log.next_number.fetch_max(number.saturating_add(1), Ordering::Relaxed);
-            if name.ends_with(".log")
-                && let Some(segment) = log.open_segment(&name, number)?
-            {
-                segments.insert(number, Arc::new(segment));
+            if !name.ends_with(".log") {
+                continue;
+            }
+            match log.open_segment(&name, number) {
+                Ok(Some(segment)) => {
+                    segments.insert(number, Arc::new(segment));
+                }
+                Ok(None) => {}
+                Err(LogError::Io(error)) => log.leave_unread(&name, number, &error),
+                Err(error @ LogError::Newer(..)) => return Err(error),
             }
         }
         let voided: Vec<LogPoint> =
@@ -75,38 +107,71 @@ impl Log {
         // Bytes that a killed process wrote are in the machine's memory only, perhaps. What is
         // read from here on counts as durable.
         for segment in segments.values().rev().take(4) {
-            segment.file.sync_all()?;
+            if let Err(error) = segment.file.sync_all() {
+                let number = segment.header.number;
+                tracing::error!(%error, segment = number, "an old segment can't be made durable");
+                log.doubtful.insert(number);
+            }
         }
         *log.segments.write().unwrap_or_else(PoisonError::into_inner) = segments;
         log.publish(log.end_of_old());
         Ok(log)
     }
 
+    fn leave_unread(&mut self, name: &str, number: u64, error: &io::Error) {
+        let file = self.dir.join(name);
+        if error.kind() == io::ErrorKind::IsADirectory {
+            tracing::warn!(file = %file.display(), "a directory is no segment");
+            return;
+        }
+        self.count_damaged(1);
+        tracing::error!(
+            %error,
+            file = %file.display(),
+            "a segment can't be read: it is left as it is, and the next start tries again"
+        );
+        self.unread.insert(number);
+    }
+
     fn open_segment(&self, name: &str, number: u64) -> Result<Option<Segment>, LogError> {
         let path = self.dir.join(name);
         let file = self.disk.open(&path)?;
         let mut block = vec![0; usize::try_from(HEADER_BYTES).unwrap_or(4096)];
-        let read = read_fully(&*file, &mut block, 0)?;
-        block.truncate(read);
+        let read = read_fully(&*file, &mut block, 0);
+        block.truncate(*read.as_ref().unwrap_or(&0));
         match Header::decode(&block) {
             Heading::Valid(header) if header.number == number => {
-                Ok(Some(Segment::new(header, file, u64::MAX)))
+                return Ok(Some(Segment::new(header, file, u64::MAX)));
             }
-            Heading::Newer(format) => Err(LogError::Newer(path, format)),
-            Heading::Absent if is_zero(&*file)? => {
-                self.disk.remove(&path)?;
-                Ok(None)
+            Heading::Newer(format) => return Err(LogError::Newer(path, format)),
+            Heading::Absent if read.is_ok() && is_zero(&*file)? => {
+                if let Err(error) = self.disk.remove(&path) {
+                    tracing::warn!(%error, "a half-made segment could not be removed");
+                }
+                return Ok(None);
             }
-            Heading::Valid(_) | Heading::Absent | Heading::Damaged => {
-                self.damaged.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(
-                    file = %path.display(),
-                    "a segment without a sound header is put aside: its webhooks are lost"
-                );
-                self.disk.rename(&path, &self.dir.join(format!("{name}.unreadable")))?;
-                Ok(None)
+            // A copy of another one under a name that is not its own.
+            Heading::Valid(_) => {}
+            Heading::Absent | Heading::Damaged => {
+                if let Some(header) = Header::recover(&*file, number)? {
+                    tracing::warn!(
+                        file = %path.display(),
+                        "a segment's header is damaged and is made again from its first record"
+                    );
+                    return Ok(Some(Segment::new(header, file, u64::MAX)));
+                }
             }
         }
+        read?;
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            file = %path.display(),
+            "a segment without a sound header is put aside: its webhooks are lost"
+        );
+        if let Err(error) = self.disk.rename(&path, &self.dir.join(format!("{name}.unreadable"))) {
+            tracing::warn!(%error, "it could not be put aside and stays where it is");
+        }
+        Ok(None)
     }
 
     /// Makes a new segment, durable and empty.
@@ -172,6 +237,33 @@ impl Log {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
 
+    /// Whether a segment exists, whether it can be read or not.
+    pub fn exists(&self, number: u64) -> bool {
+        self.is_unread(number) || self.get(number).is_some()
+    }
+
+    /// Whether a segment exists that could not be opened at this start.
+    pub fn is_unread(&self, number: u64) -> bool {
+        self.unread.contains(&number)
+    }
+
+    /// Whether a part that could not be read can be read now.
+    pub fn can_read(&self, part: Unread) -> bool {
+        let Some(segment) = self.get(part.segment) else { return false };
+        let upto = part.offset.saturating_add(part.bytes);
+        let Ok(length) = segment.file.bytes() else { return false };
+        let mut block = vec![0; 1 << 16];
+        let mut offset = part.offset;
+        while offset < upto.min(length) {
+            match read_fully(&*segment.file, &mut block, offset) {
+                Ok(0) => break,
+                Ok(read) => offset += read as u64,
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
     /// All segments, the oldest first.
     pub fn all(&self) -> Vec<Arc<Segment>> {
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
@@ -222,16 +314,26 @@ impl Log {
 
     /// Whether a point can be gone on from: its segment exists, or none before it does.
     pub fn can_follow(&self, from: LogPoint) -> bool {
-        from == LogPoint::default() || self.get(from.segment).is_some()
+        from == LogPoint::default() || self.exists(from.segment)
     }
 
-    /// Passes on what lies between two points in pieces, each with the point behind it.
+    /// Passes on what lies between two points in pieces.
     pub fn follow<E>(
         &self,
         from: LogPoint,
         upto: LogPoint,
-        mut pass: impl FnMut(Vec<Entry>, LogPoint) -> Result<(), E>,
+        on_error: OnError,
+        mut pass: impl FnMut(Piece) -> Result<(), E>,
     ) -> Result<(), FollowError<E>> {
+        let closed = self.unread.range(from.segment..=upto.segment.max(from.segment));
+        let whole = |segment: &u64| {
+            let offset = if *segment == from.segment { from.offset } else { 0 };
+            Unread { segment: *segment, offset, bytes: u64::MAX }
+        };
+        let piece = Piece { entries: Vec::new(), upto: from, unread: closed.map(whole).collect() };
+        if !piece.unread.is_empty() {
+            pass(piece).map_err(FollowError::Pass)?;
+        }
         for segment in self.all() {
             let number = segment.header.number;
             if number < from.segment || number > upto.segment {
@@ -240,10 +342,14 @@ impl Log {
             let start = if number == from.segment { from.offset } else { 0 };
             let end = if number == upto.segment { upto.offset } else { u64::MAX };
             let mut scanner = Scanner::new(segment, start, end).map_err(FollowError::Io)?;
+            if on_error == OnError::GoAround {
+                scanner = scanner.around_errors();
+            }
             loop {
                 let (entries, more) = self.piece(&mut scanner).map_err(FollowError::Io)?;
-                let point = LogPoint { segment: number, offset: scanner.offset() };
-                pass(entries, point).map_err(FollowError::Pass)?;
+                let upto = LogPoint { segment: number, offset: scanner.offset() };
+                let unread = scanner.take_unread();
+                pass(Piece { entries, upto, unread }).map_err(FollowError::Pass)?;
                 if !more {
                     break;
                 }
@@ -278,14 +384,14 @@ impl Log {
 
     /// What the segments behind a point say of webhooks: from the newest segment back, as many as
     /// can be read until `until`, and no fewer than two; at most about `max` webhooks. Passed on
-    /// from old to new.
+    /// from old to new. What can't be read is left out.
     pub fn recall(
         &self,
         from: LogPoint,
         max: usize,
         until: Instant,
         mut pass: impl FnMut(&Recalled),
-    ) -> io::Result<()> {
+    ) {
         let mut recalled: Vec<Vec<Recalled>> = Vec::new();
         for segment in self.all().into_iter().rev() {
             let number = segment.header.number;
@@ -295,18 +401,36 @@ impl Log {
                 break;
             }
             let start = if number == from.segment { from.offset } else { 0 };
-            let mut scanner = Scanner::new(segment, start, u64::MAX)?;
             let mut rows = Vec::new();
-            while let Some(frame) = scanner.next_frame()? {
-                // What can't be read is counted when the index takes it in.
-                if let Ok(Entry { change: Change::Webhook(row), .. }) = Entry::of_frame(&frame) {
-                    rows.push(Recalled::of(&row));
-                }
+            let recalled_all = self.recall_segment(segment, start, &mut rows);
+            if let Err(error) = recalled_all {
+                tracing::warn!(%error, segment = number, "duplicates may be missed");
             }
             recalled.push(rows);
         }
         recalled.iter().rev().flatten().for_each(&mut pass);
+    }
+
+    fn recall_segment(
+        &self,
+        segment: Arc<Segment>,
+        start: u64,
+        rows: &mut Vec<Recalled>,
+    ) -> io::Result<()> {
+        let durable = self.is_durable(segment.header.number);
+        let mut scanner = Scanner::new(segment, start, u64::MAX)?;
+        while let Some(frame) = scanner.next_frame()? {
+            // What can't be read is counted when the index takes it in.
+            if let Ok(Entry { change: Change::Webhook(row), .. }) = Entry::of_frame(&frame) {
+                rows.push(Recalled { durable, ..Recalled::of(&row) });
+            }
+        }
         Ok(())
+    }
+
+    /// Whether what a segment says was made durable.
+    pub fn is_durable(&self, number: u64) -> bool {
+        !self.doubtful.contains(&number)
     }
 
     /// Gives back the room behind the last record of segments that nobody writes to any more.
@@ -331,12 +455,14 @@ pub struct Recalled {
     pub source: Arc<str>,
     /// When it was received.
     pub received_at: Timestamp,
+    /// Whether it is durable: only then a second one is a duplicate.
+    pub durable: bool,
 }
 
 impl Recalled {
     fn of(row: &WebhookRow) -> Self {
         let known = Known { key: row.duplicate_key, id: row.id, activity_id: row.activity_id };
-        Self { known, source: Arc::clone(&row.source), received_at: row.received_at }
+        Self { known, source: Arc::clone(&row.source), received_at: row.received_at, durable: true }
     }
 }
 

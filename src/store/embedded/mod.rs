@@ -28,6 +28,7 @@ use crate::store::embedded::inbox::{Inbox, Request};
 use crate::store::embedded::index::Index;
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lanes::{Lane, Lanes};
+use crate::store::embedded::leasing::Unreadable;
 use crate::store::embedded::lock::DirectoryLock;
 use crate::store::embedded::log::{Log, LogError};
 use crate::store::embedded::memory::Memory;
@@ -45,6 +46,7 @@ pub mod change;
 pub mod cleaner;
 mod codec;
 pub mod committer;
+mod current;
 mod directory;
 pub mod disk;
 pub mod inbox;
@@ -63,6 +65,7 @@ pub mod queue;
 pub mod reader;
 pub mod recent;
 pub mod record;
+pub mod scanner;
 pub mod segment;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
@@ -71,6 +74,8 @@ mod tests;
 
 // A start goes on without a complete index after this: first accept within a second.
 const CATCH_UP_WAIT: Duration = Duration::from_millis(750);
+// A disk that is away for a moment costs nothing; after this the other records go on.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
 const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// How a store is to be.
@@ -90,6 +95,8 @@ pub struct Settings {
     pub duplicates_max: usize,
     /// Bytes of bodies in lanes.
     pub delivery_memory: usize,
+    /// How long what can't be read is waited for, before the rest is read without it.
+    pub read_patience: Duration,
     /// The size at which a segment is closed.
     pub segment_bytes: u64,
     /// How long a start waits for a complete index.
@@ -112,6 +119,7 @@ impl Settings {
             retain_dead_letters: Duration::from_secs(90 * DAY),
             duplicates_max: 1_000_000,
             delivery_memory: 64 << 20,
+            read_patience: READ_PATIENCE,
             segment_bytes: SEGMENT_BYTES,
             catch_up_wait: CATCH_UP_WAIT,
             observer: Arc::new(Unobserved),
@@ -208,6 +216,7 @@ struct Shared {
     failing: Arc<Failing>,
     busy: Arc<Busy>,
     newest: Arc<Newest>,
+    unreadable: Unreadable,
     index_file: PathBuf,
 }
 
@@ -236,9 +245,9 @@ impl EmbeddedStore {
                 },
             )?;
         let index_file = dir.join("index.sqlite");
-        let (mut index, _) = Index::open(&index_file)
+        let mut index = Index::open(&index_file)
             .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
-        let past = Past::read(&log, &mut index, settings, clock.now(), begun).map_err(io)?;
+        let past = Past::read(&log, &mut index, settings, clock.now(), begun);
         let newest = past.newest;
         if newest > Timestamp::default() {
             clock.at_least(newest.plus(Duration::from_millis(1)));
@@ -248,7 +257,7 @@ impl EmbeddedStore {
         let start = shared.log.end_of_old();
         committer.begin();
         let (caught_up, is_caught_up) = watch::channel(false);
-        let parts = shared.indexer_parts(start, caught_up);
+        let parts = shared.indexer_parts(settings, start, caught_up);
         let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
         let indexer = Indexer::new(parts, index, clock, cleaner);
         let (stop, stopped) = watch::channel(false);
@@ -335,6 +344,7 @@ impl Shared {
             log: Arc::new(log),
             failing: Arc::default(),
             busy: Arc::default(),
+            unreadable: Unreadable::default(),
             newest: Arc::new(past.by_source),
             index_file,
         }
@@ -357,6 +367,7 @@ impl Shared {
 
     fn indexer_parts(
         &self,
+        settings: &Settings,
         start: segment::LogPoint,
         caught_up: watch::Sender<bool>,
     ) -> indexer::Parts {
@@ -367,6 +378,7 @@ impl Shared {
             claims: Arc::clone(&self.claims),
             newest: Arc::clone(&self.newest),
             start,
+            read_patience: settings.read_patience,
             caught_up,
         }
     }

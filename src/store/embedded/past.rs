@@ -1,6 +1,5 @@
 //! What a start has to know of the past before the first webhook is accepted.
 
-use std::io;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -37,7 +36,7 @@ impl Past {
         settings: &Settings,
         now: Timestamp,
         begun: Instant,
-    ) -> io::Result<Self> {
+    ) -> Self {
         let mut recent = load_recent(index, settings.duplicates_max, now);
         // An index that does not answer is made again; the log has all of it.
         let by_source = Newest::default();
@@ -48,9 +47,11 @@ impl Past {
         log.recall(index.applied(), settings.duplicates_max, begun + RECALL_WAIT, |recalled| {
             key = key.max(recalled.known.id.key());
             by_source.saw(&recalled.source, recalled.received_at);
-            recent.insert_old(recalled.known);
-        })?;
-        Ok(Self { recent, newest: Timestamp::from_millis(key >> 12), by_source })
+            if recalled.durable {
+                recent.insert_old(recalled.known);
+            }
+        });
+        Self { recent, newest: Timestamp::from_millis(key >> 12), by_source }
     }
 }
 

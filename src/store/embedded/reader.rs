@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use crate::domain::webhook::Header;
 use crate::store::embedded::index::queries::DueRow;
 use crate::store::embedded::log::Log;
@@ -55,7 +57,11 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
 }
 
 fn read(log: &Log, at: Position) -> Result<Record, Readback> {
-    let Some(segment) = log.get(at.segment) else { return Err(Readback::Moved) };
+    let Some(segment) = log.get(at.segment) else {
+        // One that could not be opened is still there: the next start may be able to.
+        let moved = !log.is_unread(at.segment);
+        return Err(if moved { Readback::Moved } else { Readback::Failed(Errno::IO.into()) });
+    };
     match segment.read(at) {
         Ok(Some(frame)) => {
             decode(frame.kind, frame.version, &frame.payload).map_err(|_| Readback::Damaged)

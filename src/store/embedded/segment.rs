@@ -14,14 +14,15 @@ pub const HEADER_BYTES: u64 = 4096;
 /// Bytes before a payload.
 pub const FRAME_HEAD: usize = 24;
 const FRAME_TAIL: usize = 8;
+/// What a frame takes besides its payload, at most.
+pub const FRAME_BYTES_MAX: usize = FRAME_HEAD + 7 + FRAME_TAIL;
 const SECOND_COPY: usize = 2048;
 const COPY_BYTES: usize = 64;
 const FORMAT: u32 = 1;
 const MAGIC: &[u8; 8] = b"ARYEOLOG";
-const FRAME_MAGIC: u32 = 0x5752_6c79;
+pub(super) const FRAME_MAGIC: u32 = 0x5752_6c79;
 // A longer payload is not believed: it could only come from damage.
 const PAYLOAD_BYTES_MAX: usize = 1 << 30;
-const CHUNK: usize = 1 << 20;
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +119,35 @@ impl Header {
         }
     }
 
+    /// The header of a segment whose first block is damaged or can't be read, made from its first
+    /// record. What is not known from there is left out: when it was made, and where the one before
+    /// it ends.
+    pub fn recover(file: &dyn DiskFile, number: u64) -> io::Result<Option<Self>> {
+        let mut head = [0; FRAME_HEAD];
+        if read_fully(file, &mut head, HEADER_BYTES)? < FRAME_HEAD
+            || u32_at(&head, 0) != Some(FRAME_MAGIC)
+        {
+            return Ok(None);
+        }
+        let Some(length) = u32_at(&head, 4).and_then(|n| usize::try_from(n).ok()) else {
+            return Ok(None);
+        };
+        if length > PAYLOAD_BYTES_MAX {
+            return Ok(None);
+        }
+        let end = HEADER_BYTES + frame_bytes(length) as u64;
+        let mut trailer = [0; FRAME_TAIL];
+        read_fully(file, &mut trailer, end - FRAME_TAIL as u64)?;
+        let salts = Seal::salts_of(u64::from_le_bytes(trailer), HEADER_BYTES);
+        let sound = |salt: &u64| Head::decode(&head, Seal::new(*salt, HEADER_BYTES)).is_some();
+        Ok(salts.into_iter().find(sound).map(|salt| Self {
+            number,
+            salt,
+            created_at: Timestamp::from_millis(0),
+            previous_end: None,
+        }))
+    }
+
     fn decode_copy(copy: &[u8]) -> Option<Heading> {
         let (body, crc) = copy.split_last_chunk::<4>()?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) || !body.starts_with(MAGIC) {
@@ -137,7 +167,7 @@ impl Header {
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().copied().map(u32::from_le_bytes)
 }
 
@@ -212,12 +242,25 @@ impl Seal {
         Self(mixed ^ (mixed >> 31))
     }
 
+    /// The salt of the segment that has a frame with this trailer at `offset`: one of these.
+    fn salts_of(trailer: u64, offset: u64) -> [u64; 2] {
+        [trailer, trailer & !1].map(|word| {
+            let mut mixed = word.rotate_right(17);
+            mixed = mixed ^ (mixed >> 31) ^ (mixed >> 62);
+            mixed = mixed.wrapping_mul(0x3196_42b2_d24d_8ec3);
+            mixed = mixed ^ (mixed >> 27) ^ (mixed >> 54);
+            mixed = mixed.wrapping_mul(0x96de_1b17_3f11_9089);
+            mixed = mixed ^ (mixed >> 30) ^ (mixed >> 60);
+            mixed ^ offset.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        })
+    }
+
     fn halves(self) -> (u32, u32) {
         let [a, b, c, d, e, f, g, h] = self.0.to_le_bytes();
         (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
     }
 
-    fn payload_crc(self, crc: u32) -> u32 {
+    pub(super) fn payload_crc(self, crc: u32) -> u32 {
         crc ^ self.halves().0
     }
 
@@ -226,7 +269,7 @@ impl Seal {
     }
 
     // Never zero: an unwritten one is.
-    fn trailer(self) -> [u8; FRAME_TAIL] {
+    pub(super) fn trailer(self) -> [u8; FRAME_TAIL] {
         (self.0.rotate_left(17) | 1).to_le_bytes()
     }
 }
@@ -286,17 +329,18 @@ fn frame_bytes(payload: usize) -> usize {
     FRAME_HEAD + payload.next_multiple_of(8) + FRAME_TAIL
 }
 
+/// What goes before a payload, as found.
 #[derive(Debug, Clone, Copy)]
-struct Head {
-    kind: u8,
-    version: u8,
-    batch: u32,
-    payload_bytes: usize,
-    payload_crc: u32,
+pub(super) struct Head {
+    pub(super) kind: u8,
+    pub(super) version: u8,
+    pub(super) batch: u32,
+    pub(super) payload_bytes: usize,
+    pub(super) payload_crc: u32,
 }
 
 impl Head {
-    fn decode(bytes: &[u8], seal: Seal) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8], seal: Seal) -> Option<Self> {
         let head = bytes.get(..FRAME_HEAD)?;
         let (covered, crc) = head.split_last_chunk::<4>()?;
         // First the cheap question: most places are not a frame.
@@ -315,7 +359,7 @@ impl Head {
         })
     }
 
-    fn frame_bytes(&self) -> usize {
+    pub(super) fn frame_bytes(&self) -> usize {
         frame_bytes(self.payload_bytes)
     }
 }
@@ -331,153 +375,4 @@ pub struct Frame {
     pub version: u8,
     /// Its payload.
     pub payload: Bytes,
-}
-
-const ZEROS: [u8; 4096] = [0; 4096];
-
-/// Reads a segment's records one after the other and steps over damage.
-#[derive(Debug)]
-pub struct Scanner {
-    segment: Arc<Segment>,
-    offset: u64,
-    end: u64,
-    chunk: Bytes,
-    chunk_at: u64,
-    batch: u32,
-    // A gap that counts as damage only if what follows shows that it had been made durable.
-    doubtful: Option<u32>,
-    damaged: u64,
-}
-
-impl Scanner {
-    /// Begins at `offset`; ends at `end` or the segment's own end.
-    pub fn new(segment: Arc<Segment>, offset: u64, end: u64) -> io::Result<Self> {
-        let end = end.min(segment.limit()).min(segment.file.bytes()?);
-        Ok(Self {
-            segment,
-            offset: offset.max(HEADER_BYTES),
-            end,
-            chunk: Bytes::new(),
-            chunk_at: 0,
-            batch: 0,
-            doubtful: None,
-            damaged: 0,
-        })
-    }
-
-    /// Where it is: behind the last record that was found.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Records found damaged so far.
-    pub fn damaged(&self) -> u64 {
-        self.damaged
-    }
-
-    /// The next record, or none if nothing follows.
-    pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
-        let mut at = self.offset;
-        loop {
-            let Some(head) = self.head_at(at)? else {
-                match self.gap(at)? {
-                    Some(found) => at = found,
-                    None => return Ok(None),
-                }
-                continue;
-            };
-            let length = head.frame_bytes();
-            let Some(frame) = self.bytes(at, length)?.filter(|frame| frame.len() == length) else {
-                // It reaches beyond the end: it was never written to its end.
-                return Ok(None);
-            };
-            self.follow(head.batch);
-            let seal = Seal::new(self.segment.header.salt, at);
-            let payload = frame.slice(FRAME_HEAD..FRAME_HEAD + head.payload_bytes);
-            let length = length as u64;
-            if seal.payload_crc(crc32fast::hash(&payload)) == head.payload_crc {
-                self.offset = at + length;
-                return Ok(Some(Frame {
-                    position: Position { segment: self.segment.header.number, offset: at, length },
-                    kind: head.kind,
-                    version: head.version,
-                    payload,
-                }));
-            }
-            if frame.ends_with(&seal.trailer()) {
-                self.damaged += 1;
-                self.offset = at + length;
-            } else if self.doubtful.is_none() {
-                self.doubtful = Some(head.batch);
-            }
-            at += length;
-        }
-    }
-
-    /// Takes note of a frame's batch: a gap before an earlier one's sync was damage.
-    fn follow(&mut self, batch: u32) {
-        if self.doubtful.is_some_and(|doubtful| batch > doubtful) {
-            self.damaged += 1;
-            self.doubtful = None;
-        }
-        self.batch = batch;
-    }
-
-    /// Looks for the next frame behind a place that is none.
-    fn gap(&mut self, from: u64) -> io::Result<Option<u64>> {
-        let trailer = Seal::new(self.segment.header.salt, from).trailer();
-        let mut complete = false;
-        let mut at = from;
-        while at + 8 <= self.end {
-            // Behind the last record lie megabytes of zeros: reserved, never written.
-            if at.is_multiple_of(ZEROS.len() as u64)
-                && self.bytes(at, ZEROS.len())?.is_some_and(|block| *block == ZEROS)
-            {
-                at += ZEROS.len() as u64;
-                continue;
-            }
-            let Some(word) = self.bytes(at, 8)? else { break };
-            if *word == trailer {
-                complete = true;
-            } else if u32_at(&word, 0) == Some(FRAME_MAGIC)
-                && at != from
-                && let Some(head) = self.head_at(at)?
-            {
-                if complete || head.batch > self.batch.saturating_add(1) {
-                    self.damaged += 1;
-                } else if self.doubtful.is_none() {
-                    self.doubtful = Some(head.batch);
-                }
-                return Ok(Some(at));
-            }
-            at += 8;
-        }
-        if complete {
-            self.damaged += 1;
-        }
-        Ok(None)
-    }
-
-    fn head_at(&mut self, at: u64) -> io::Result<Option<Head>> {
-        let seal = Seal::new(self.segment.header.salt, at);
-        Ok(self.bytes(at, FRAME_HEAD)?.and_then(|bytes| Head::decode(&bytes, seal)))
-    }
-
-    /// Some bytes, read ahead; none beyond the end.
-    fn bytes(&mut self, at: u64, count: usize) -> io::Result<Option<Bytes>> {
-        let Some(end) = at.checked_add(count as u64).filter(|end| *end <= self.end) else {
-            return Ok(None);
-        };
-        if at < self.chunk_at || end > self.chunk_at + self.chunk.len() as u64 {
-            let left = usize::try_from(self.end - at).unwrap_or(usize::MAX);
-            let mut chunk = vec![0; count.max(CHUNK).min(left)];
-            let read = read_fully(&*self.segment.file, &mut chunk, at)?;
-            chunk.truncate(read);
-            self.chunk = Bytes::from(chunk);
-            self.chunk_at = at;
-        }
-        let from = usize::try_from(at - self.chunk_at).unwrap_or(usize::MAX);
-        let to = from.saturating_add(count);
-        Ok((to <= self.chunk.len()).then(|| self.chunk.slice(from..to)))
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct Faults {
     pub hung_at_sync: Option<u64>,
     /// Files can't be made.
     pub no_create: bool,
+    /// All files together have room for so many bytes.
+    pub room: Option<u64>,
     /// From this read on nothing can be read until [`SimDisk::heal`].
     pub broken_from_read: Option<u64>,
     /// Each read takes so long.
@@ -41,6 +44,9 @@ struct Content {
     durable: Vec<u8>,
     // Sectors that a failed sync dropped: never written, whatever a later sync says.
     poisoned: bool,
+    // What can't be read, and whether it can't even be opened.
+    unreadable: Vec<Range<u64>>,
+    closed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +58,13 @@ struct State {
     reads: u64,
     changes: u64,
     generation: u64,
+}
+
+impl State {
+    fn available(&self) -> u64 {
+        let taken: u64 = self.files.values().map(|content| lock(content).now.len() as u64).sum();
+        self.faults.room.unwrap_or(1 << 40).saturating_sub(taken)
+    }
 }
 
 /// The disk; clones are the same one.
@@ -104,7 +117,7 @@ impl SimDisk {
         let mut state = lock(&self.state);
         for content in state.files.values() {
             let mut content = lock(content);
-            let Content { now, durable, poisoned } = &mut *content;
+            let Content { now, durable, poisoned, .. } = &mut *content;
             let length = now.len().max(durable.len());
             let mut after = durable.clone();
             if now.len() >= durable.len() || random.bool() {
@@ -152,6 +165,32 @@ impl SimDisk {
         }
     }
 
+    /// From here on these bytes of a file can't be read.
+    pub fn break_reads(&self, path: &Path, bytes: Range<u64>) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            lock(content).unreadable.push(bytes);
+        }
+    }
+
+    /// From here on a file can't be opened.
+    pub fn break_open(&self, path: &Path) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            lock(content).closed = true;
+        }
+    }
+
+    /// A file can be opened and read again.
+    pub fn mend(&self, path: &Path) {
+        let state = lock(&self.state);
+        if let Some(content) = state.files.get(path) {
+            let mut content = lock(content);
+            content.unreadable.clear();
+            content.closed = false;
+        }
+    }
+
     /// The names of all files.
     pub fn files(&self) -> Vec<PathBuf> {
         lock(&self.state).files.keys().cloned().collect()
@@ -194,6 +233,9 @@ impl Disk for SimDisk {
         if state.files.contains_key(path) {
             return Err(Errno::EXIST.into());
         }
+        if bytes > state.available() {
+            return Err(Errno::NOSPC.into());
+        }
         let now = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
         let content = Arc::new(Mutex::new(Content { now, ..Content::default() }));
         state.files.insert(path.into(), Arc::clone(&content));
@@ -203,6 +245,9 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.alive()?;
         let content = state.files.get(path).ok_or(Errno::NOENT)?;
+        if lock(content).closed {
+            return Err(Errno::ACCESS.into());
+        }
         Ok(Arc::new(SimFile { disk: self.clone(), content: Arc::clone(content) }))
     }
 
@@ -228,7 +273,7 @@ impl Disk for SimDisk {
     }
 
     fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(1 << 40)
+        Ok(lock(&self.state).available())
     }
 
     fn is_volatile(&self, _dir: &Path) -> io::Result<bool> {
@@ -280,6 +325,10 @@ impl DiskFile for SimFile {
             std::thread::sleep(slow);
         }
         let content = lock(&self.content);
+        let end = offset + buffer.len() as u64;
+        if content.unreadable.iter().any(|bad| bad.start < end && offset < bad.end) {
+            return Err(Errno::IO.into());
+        }
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let there = content.now.get(from..).unwrap_or_default();
         let count = there.len().min(buffer.len());

@@ -219,7 +219,7 @@ impl Builder {
     #[track_caller]
     pub(crate) fn start_unready(self) -> TestRelay {
         let mut relay = TestRelay { builder: self, running: None };
-        relay.spawn();
+        relay.launch_again();
         relay
     }
 
@@ -299,15 +299,16 @@ impl TestRelay {
         Builder::new(routes, &[])
     }
 
-    /// Starts it once more on the same data.
+    /// Starts it once more on the same data, and waits until it is ready.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
-        self.spawn();
+        self.launch_again();
         self.wait_until_ready();
     }
 
+    /// Starts it once more on the same data; it listens, but need not be ready.
     #[track_caller]
-    fn spawn(&mut self) {
+    pub(crate) fn launch_again(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.builder.command().spawn().unwrap();
         let logs = Logs::of(child.stderr.take().unwrap());

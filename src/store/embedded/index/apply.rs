@@ -12,6 +12,7 @@ use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::{
     FullDelivery, Settled, Standing, Status, cause_code, cause_of, decode_history, encode_history,
 };
+use crate::store::embedded::scanner::Unread;
 use crate::store::embedded::segment::{LogPoint, Position};
 
 const KNOWN_BYTES: usize = 33;
@@ -70,6 +71,10 @@ impl Index {
     /// Takes entries in, in one transaction; what is already in it is passed over. `upto` is where
     /// the log is in it then.
     pub fn apply(&mut self, entries: Vec<Entry>, upto: Option<LogPoint>) -> rusqlite::Result<()> {
+        // Nothing to write: a start on a full disk must get past this.
+        if entries.is_empty() && upto.is_none_or(|upto| upto <= self.applied) {
+            return Ok(());
+        }
         self.transaction(|index| {
             let mut sums = Sums::default();
             let mut fresh = Fresh::default();
@@ -88,6 +93,19 @@ impl Index {
             }
             index.write_sums(sums)?;
             index.write_applied()
+        })
+    }
+
+    /// Remembers what of the log could not be read and is missing here.
+    pub fn note_unread(&mut self, parts: &[Unread]) -> rusqlite::Result<()> {
+        self.transaction(|index| {
+            let mut statement = index
+                .connection
+                .prepare_cached("INSERT OR REPLACE INTO unread VALUES (?1,?2,?3)")?;
+            for part in parts {
+                statement.execute([int(part.segment), int(part.offset), int(part.bytes)])?;
+            }
+            Ok(())
         })
     }
 

@@ -1,7 +1,8 @@
 //! What is asked about, in SQLite: disposable, the log makes it again.
 
 use std::collections::HashMap;
-use std::fs::{OpenOptions, Permissions};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,10 @@ pub mod apply;
 pub mod queries;
 pub mod trim;
 
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+// An index in memory, where the disk takes none: beyond this it falls behind.
+const MEMORY_BYTES_MAX: i64 = 64 << 20;
+const PAGE_BYTES: i64 = 8192;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -42,6 +46,9 @@ CREATE TABLE counts (
 CREATE TABLE segment (
   number INTEGER PRIMARY KEY, live INTEGER NOT NULL, first INTEGER NOT NULL,
   last INTEGER NOT NULL);
+CREATE TABLE unread (
+  segment INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
+  PRIMARY KEY (segment, start)) WITHOUT ROWID;
 CREATE TABLE newest (source INTEGER PRIMARY KEY, at INTEGER NOT NULL);
 ";
 
@@ -53,6 +60,23 @@ pub struct Index {
     names: HashMap<Arc<str>, i64>,
     names_by_id: HashMap<i64, Arc<str>>,
     applied: LogPoint,
+    place: Place,
+}
+
+/// Where an index is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    File,
+    Memory,
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// Others may read it at the same time.
+    Shared,
+    /// Nobody else: that needs no file for what readers share.
+    Exclusive,
 }
 
 /// Whether an error means that the file is not a sound index, so that it must be made again.
@@ -84,37 +108,62 @@ fn uint(value: i64) -> u64 {
 
 impl Index {
     /// Opens the index in a file, or makes a new one there if that is none or of another format.
-    /// Answers also whether it is new.
-    pub fn open(path: &Path) -> rusqlite::Result<(Self, bool)> {
-        match Self::open_existing(path) {
-            Ok(Some(index)) => return Ok((index, false)),
+    /// Where the disk takes none it is in memory.
+    pub fn open(path: &Path) -> rusqlite::Result<Self> {
+        let mut result = Self::open_file(path);
+        // What can't be read is no index, and the log has all of it.
+        if result.is_err() && !is_readable(path) {
+            put_aside(path);
+            result = Self::open_file(path);
+        }
+        result.or_else(|error| {
+            tracing::error!(%error, "the disk takes no index: it is in memory for now");
+            Self::in_memory(path)
+        })
+    }
+
+    /// Opens or makes the index in a file, and only there.
+    pub fn open_file(path: &Path) -> rusqlite::Result<Self> {
+        Self::open_as(path, Sharing::Shared).or_else(|error| {
+            tracing::warn!(%error, "the index can't be shared with other readers");
+            Self::open_as(path, Sharing::Exclusive)
+        })
+    }
+
+    fn open_as(path: &Path, sharing: Sharing) -> rusqlite::Result<Self> {
+        match Self::open_existing(path, sharing) {
+            Ok(Some(index)) => return Ok(index),
             Ok(None) => {}
             Err(error) if is_unsound(&error) => {
                 tracing::warn!(%error, "the index is not sound and is made again from the log");
             }
             Err(error) => return Err(error),
         }
-        Ok((Self::create(path)?, true))
+        put_aside(path);
+        let connection = Self::connect(path, sharing)?;
+        Self::create(path, connection, Place::File)
     }
 
-    fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    fn connect(path: &Path, sharing: Sharing) -> rusqlite::Result<Connection> {
         make_private(path);
         let connection = Connection::open(path)?;
-        connection.set_prepared_statement_cache_capacity(48);
-        connection.pragma_update(None, "page_size", 8192)?;
+        if sharing == Sharing::Exclusive {
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        }
+        connection.pragma_update(None, "page_size", PAGE_BYTES)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
         connection.pragma_update(None, "cache_size", -2000)?;
-        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        prepare(&connection)?;
         Ok(connection)
     }
 
-    fn open_existing(path: &Path) -> rusqlite::Result<Option<Self>> {
+    fn open_existing(path: &Path, sharing: Sharing) -> rusqlite::Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
         }
-        let connection = Self::connect(path)?;
+        let connection = Self::connect(path, sharing)?;
         let tables: i64 = connection.query_row(
             "SELECT COUNT(*) FROM sqlite_master WHERE name = 'meta'",
             (),
@@ -123,13 +172,7 @@ impl Index {
         if tables == 0 {
             return Ok(None);
         }
-        let mut index = Self {
-            path: path.into(),
-            connection,
-            names: HashMap::new(),
-            names_by_id: HashMap::new(),
-            applied: LogPoint::default(),
-        };
+        let mut index = Self::new(path, connection, Place::File);
         if index.meta("format")? != Some(FORMAT) {
             tracing::warn!("the index has another format and is made again from the log");
             return Ok(None);
@@ -142,28 +185,62 @@ impl Index {
         Ok(Some(index))
     }
 
-    fn create(path: &Path) -> rusqlite::Result<Self> {
-        remove(path);
-        let connection = Self::connect(path)?;
-        connection.execute_batch("BEGIN")?;
-        connection.execute_batch(SCHEMA)?;
-        connection.execute("INSERT INTO meta VALUES ('format', ?1)", [FORMAT])?;
-        connection.execute_batch("COMMIT")?;
-        Ok(Self {
+    fn new(path: &Path, connection: Connection, place: Place) -> Self {
+        Self {
             path: path.into(),
             connection,
             names: HashMap::new(),
             names_by_id: HashMap::new(),
             applied: LogPoint::default(),
-        })
+            place,
+        }
     }
 
-    /// Throws everything away and begins again.
+    fn create(path: &Path, connection: Connection, place: Place) -> rusqlite::Result<Self> {
+        connection.execute_batch("BEGIN")?;
+        connection.execute_batch(SCHEMA)?;
+        connection.execute("INSERT INTO meta VALUES ('format', ?1)", [FORMAT])?;
+        connection.execute_batch("COMMIT")?;
+        Ok(Self::new(path, connection, place))
+    }
+
+    fn in_memory(path: &Path) -> rusqlite::Result<Self> {
+        let connection = Connection::open_in_memory()?;
+        connection.pragma_update(None, "page_size", PAGE_BYTES)?;
+        connection.pragma_update(None, "max_page_count", MEMORY_BYTES_MAX / PAGE_BYTES)?;
+        prepare(&connection)?;
+        Self::create(path, connection, Place::Memory)
+    }
+
+    /// Throws everything away and begins again, in memory if the disk does not take it.
     pub fn make_again(&mut self) -> rusqlite::Result<()> {
         // The file must be closed before it is removed: SQLite would write into what was unlinked.
         self.connection = Connection::open_in_memory()?;
-        *self = Self::create(&self.path.clone())?;
+        if self.place == Place::File {
+            put_aside(&self.path);
+        }
+        *self = match self.place {
+            Place::File => Self::open(&self.path)?,
+            Place::Memory => Self::in_memory(&self.path)?,
+        };
         Ok(())
+    }
+
+    /// Leaves the file as it is and begins again in memory.
+    pub fn move_to_memory(&mut self) -> rusqlite::Result<()> {
+        *self = Self::in_memory(&self.path)?;
+        Ok(())
+    }
+
+    /// Goes on in the file, if it is in memory and the disk takes it again.
+    pub fn move_to_file(&mut self) -> rusqlite::Result<()> {
+        *self = Self::open_file(&self.path)?;
+        Ok(())
+    }
+
+    /// Whether it is in memory, because the disk did not take it.
+    pub fn is_in_memory(&self) -> bool {
+        self.place == Place::Memory
     }
 
     /// Up to where the log is in it.
@@ -235,23 +312,35 @@ impl Index {
     pub fn checkpoint(&self) -> rusqlite::Result<()> {
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))
     }
+}
 
-    /// The bytes of its files.
-    pub fn bytes(&self) -> u64 {
-        let size = |suffix: &str| {
-            let mut path = self.path.clone().into_os_string();
-            path.push(suffix);
-            std::fs::metadata(path).map_or(0, |meta| meta.len())
-        };
-        size("") + size("-wal") + size("-shm")
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(48);
+    connection.pragma_update(None, "temp_store", "MEMORY")
+}
+
+/// Whether what is there can be read, or nothing is there.
+fn is_readable(path: &Path) -> bool {
+    match File::open(path) {
+        Ok(mut file) => file.read(&mut [0; 100]).is_ok(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
-fn remove(path: &Path) {
+/// Takes the files of an index away. What is no file gets another name: it is none of ours.
+fn put_aside(path: &Path) {
     for suffix in ["", "-wal", "-shm", "-journal"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
-        match std::fs::remove_file(&name) {
+        let done = match std::fs::remove_file(&name) {
+            Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+                let mut aside = name.clone();
+                aside.push(".unreadable");
+                std::fs::rename(&name, aside)
+            }
+            done => done,
+        };
+        match done {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(%error, "an unsound index could not be removed"),

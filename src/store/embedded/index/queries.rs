@@ -11,6 +11,7 @@ use crate::store::embedded::index::apply::{status_of, unpack};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::Status;
+use crate::store::embedded::scanner::Unread;
 use crate::store::embedded::segment::Position;
 
 /// In which order a target's deliveries are due.
@@ -235,6 +236,20 @@ impl Index {
             }
         }
         Ok(newest)
+    }
+
+    /// What of the log could not be read and is missing here.
+    pub fn unread(&self) -> rusqlite::Result<Vec<Unread>> {
+        self.connection
+            .prepare_cached("SELECT segment, start, length FROM unread")?
+            .query_map((), |row| {
+                Ok(Unread {
+                    segment: uint(row.get(0)?),
+                    offset: uint(row.get(1)?),
+                    bytes: uint(row.get(2)?),
+                })
+            })?
+            .collect()
     }
 
     /// The greatest key of a webhook.

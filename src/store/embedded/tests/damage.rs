@@ -43,7 +43,7 @@ fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
     let mut bodies = Vec::new();
     for segment in log.all() {
         let mut scanner =
-            crate::store::embedded::segment::Scanner::new(segment, 0, u64::MAX).unwrap();
+            crate::store::embedded::scanner::Scanner::new(segment, 0, u64::MAX).unwrap();
         while let Some(frame) = scanner.next_frame().unwrap() {
             let record = crate::store::embedded::record::decode(1, 1, &frame.payload).unwrap();
             let crate::store::embedded::record::Record::Webhook(webhook, _) = record else {
@@ -113,7 +113,7 @@ async fn a_half_created_or_unreadable_segment_never_stops_a_start() {
     let (world, path, _) = three().await;
     let Snapshot(bytes) = snapshot(&world, &path);
     let mut wrecked = bytes.clone();
-    wrecked[..4096].fill(0x77);
+    wrecked[..5000].fill(0x77);
     for (content, kept, damaged) in [
         (Vec::new(), 0, 0),
         (vec![0; 100], 0, 0),
@@ -299,4 +299,205 @@ async fn while_the_index_is_made_again_in_the_background_nothing_is_lost_or_leas
         assert!(found.insert(body), "leased twice");
     }
     assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn a_header_that_is_gone_costs_nothing_if_the_first_record_is_there() {
+    let (world, path, _) = three().await;
+    let Snapshot(mut bytes) = snapshot(&world, &path);
+    for byte in [0, 0x77] {
+        bytes[..4096].fill(byte);
+        let (bodies, damaged) = scan(&world, &path, bytes.clone());
+        assert_eq!((bodies.len(), damaged), (3, 0));
+    }
+}
+
+/// A store with a webhook in each of three segments; the files.
+async fn three_segments() -> (World, Vec<std::path::PathBuf>) {
+    let mut world = World::new();
+    for body in [&[1; 9000], &[2; 9000], &[3; 9000]] {
+        let store = world.open();
+        world.commit(&store, body, &[TARGET]).await.1.unwrap();
+        store.close().await;
+        drop(store);
+        let disk = world.disk.kill();
+        world.use_disk(disk);
+    }
+    world.settings.read_patience = Duration::ZERO;
+    let mut paths = segments(&world);
+    paths.sort();
+    (world, paths)
+}
+
+/// First bytes of what is due, with every lease given back.
+async fn due(store: &EmbeddedStore, count: usize) -> Vec<u8> {
+    let mut leases = Vec::new();
+    while leases.len() < count {
+        leases.extend(lease(store, TARGET, 8).await);
+    }
+    leases.iter().map(|lease| lease.delivery.webhook.body[0]).collect()
+}
+
+#[tokio::test]
+async fn a_segment_that_can_not_be_opened_or_read_costs_only_itself_and_only_until_it_can_be() {
+    for opens in [true, false] {
+        let (mut world, paths) = three_segments().await;
+        let before = snapshot(&world, &paths[1]).0;
+        if opens {
+            world.disk.break_reads(&paths[1], 0..1 << 20);
+        } else {
+            world.disk.break_open(&paths[1]);
+        }
+        // Twice without an index: once made again over the gap, it knows of it.
+        for round in 0..4 {
+            if round < 2 {
+                world.delete_index();
+            }
+            let store = world.open();
+            assert!(store.health().damaged_records > 0 || round == 3, "round {round}");
+            if round < 3 {
+                assert_eq!(due(&store, 2).await, [1, 3]);
+            }
+            world.commit(&store, &[90 + round; 100], &["other"]).await.1.unwrap();
+            store.close().await;
+            drop(store);
+            let disk = world.disk.kill();
+            world.use_disk(disk);
+            if round == 2 {
+                assert_eq!(snapshot(&world, &paths[1]).0, before, "it was touched");
+                world.disk.mend(&paths[1]);
+            }
+        }
+        let store = world.open();
+        assert_eq!(due(&store, 3).await, [1, 2, 3]);
+        assert_eq!(store.lanes()[1].pending, 4);
+    }
+}
+
+#[tokio::test]
+async fn a_segment_that_can_not_be_opened_but_is_in_the_index_is_waited_for() {
+    let (mut world, paths) = three_segments().await;
+    let store = world.open();
+    store.close().await;
+    drop(store);
+    world.disk.break_open(&paths[1]);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    let store = world.open();
+    assert_eq!(due(&store, 2).await, [1, 3]);
+    let lanes = store.lanes();
+    assert_eq!((lanes[0].pending, &*lanes[0].dead), (3, &[][..]));
+    drop(store);
+    world.disk.mend(&paths[1]);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    world.clock.advance(Duration::from_secs(61));
+    let store = world.open();
+    let mut found = due(&store, 3).await;
+    found.sort_unstable();
+    assert_eq!(found, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_bad_place_in_a_segment_costs_its_record_and_is_found_again_when_it_is_good() {
+    let mut world = World::new();
+    let store = world.open();
+    for n in 0..5u8 {
+        world.commit(&store, &[n; 9000], &[TARGET]).await.1.unwrap();
+    }
+    let path = segments(&world).pop().unwrap();
+    store.close().await;
+    drop(store);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    world.delete_index();
+    world.settings.read_patience = Duration::ZERO;
+    world.disk.break_reads(&path, 24_576..28_672);
+    let store = world.open();
+    assert_eq!(due(&store, 4).await, [0, 1, 3, 4]);
+    assert!(store.health().damaged_records > 0);
+    drop(store);
+    world.disk.mend(&path);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    let store = world.open();
+    assert_eq!(due(&store, 5).await, [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_body_that_can_not_be_read_is_tried_again_and_stops_nothing() {
+    let mut world = World::new();
+    let store = world.open();
+    for n in 0..3u8 {
+        world.commit(&store, &[n; 9000], &[TARGET]).await.1.unwrap();
+    }
+    let path = segments(&world).pop().unwrap();
+    store.close().await;
+    drop(store);
+    world.disk.break_reads(&path, 16_384..20_480);
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    let store = world.open();
+    assert_eq!(due(&store, 2).await, [0, 2]);
+    assert_eq!(store.health().damaged_records, 1);
+    world.clock.advance(Duration::from_secs(61));
+    store.flush().await;
+    assert_eq!(due(&store, 2).await, [0, 2]);
+    assert_eq!((store.lanes()[0].pending, store.health().damaged_records), (3, 1));
+    world.disk.mend(&path);
+    world.clock.advance(Duration::from_secs(61));
+    let mut found = due(&store, 3).await;
+    found.sort_unstable();
+    assert_eq!(found, [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn what_is_no_segment_but_is_named_like_one_stops_nothing() {
+    let mut world = World::new();
+    world.settings.disk = Arc::new(crate::store::embedded::disk::RealDisk);
+    let store = world.open();
+    world.commit(&store, b"kept", &[TARGET]).await.1.unwrap();
+    store.close().await;
+    drop(store);
+    let dir = world.settings.dir.join("segments");
+    std::fs::create_dir(dir.join("00000007.log")).unwrap();
+    std::fs::write(dir.join("00000008.log"), b"").unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.join("00000009.log")).unwrap();
+    for delete_index in [false, true] {
+        if delete_index {
+            world.delete_index();
+        }
+        let store = world.open();
+        assert_eq!(lease(&store, TARGET, 8).await.len(), 1);
+        store.close().await;
+    }
+    assert!(dir.join("00000007.log").is_dir());
+}
+
+#[tokio::test]
+async fn an_index_that_is_a_directory_or_of_a_newer_version_is_no_loss() {
+    let world = World::new();
+    let store = world.open();
+    world.commit(&store, b"kept", &[TARGET]).await.1.unwrap();
+    store.close().await;
+    drop(store);
+    for suffix in ["", "-wal", "-shm"] {
+        world.delete_index();
+        let inside = world.settings.dir.join(format!("index.sqlite{suffix}/inside"));
+        std::fs::create_dir_all(&inside).unwrap();
+        let store = world.open();
+        assert_eq!(lease(&store, TARGET, 8).await.len(), 1, "{suffix}");
+        store.close().await;
+        drop(store);
+        if inside.exists() {
+            // Left alone, with the index in memory.
+            std::fs::remove_dir_all(inside.parent().unwrap()).unwrap();
+        }
+    }
+    let newer = rusqlite::Connection::open(world.index_file()).unwrap();
+    newer.execute("UPDATE meta SET value = 99 WHERE name = 'format'", ()).unwrap();
+    newer.execute("DELETE FROM delivery", ()).unwrap();
+    drop(newer);
+    let store = world.open();
+    assert_eq!(lease(&store, TARGET, 8).await.len(), 1);
 }

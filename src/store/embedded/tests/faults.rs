@@ -3,6 +3,7 @@
 use super::*;
 use crate::domain::limit::ANSWER_WAIT_MAX;
 use crate::store::Pulse;
+use crate::store::embedded::segment::HEADER_BYTES;
 use crate::store::embedded::sim::Faults;
 
 const TARGET: &str = "crm";
@@ -202,21 +203,14 @@ async fn what_is_committed_while_the_log_can_not_be_read_is_counted_once() {
     world.commit(&store, b"before", &[TARGET]).await.1.unwrap();
     drop(store);
     world.settings.catch_up_wait = Duration::ZERO;
-    // The first read that is the indexer's and not the start's.
-    let mut nth = 1;
-    let store = loop {
-        let disk = world.disk.kill();
-        world.use_disk(disk);
-        world.delete_index();
-        let broken_from_read = Some(nth);
-        world.disk.set_faults(Faults { broken_from_read, ..Faults::default() });
-        match world.try_open() {
-            Ok(store) => break store,
-            Err(_) => nth += 1,
-        }
-    };
+    let disk = world.disk.kill();
+    world.use_disk(disk);
+    world.delete_index();
+    let path = segments(&world).pop().unwrap();
+    world.disk.break_reads(&path, HEADER_BYTES..u64::MAX);
+    let store = world.open();
     world.commit(&store, b"during", &[TARGET]).await.1.unwrap();
-    world.disk.heal();
+    world.disk.mend(&path);
     store.flush().await;
     assert_eq!(store.lanes()[0].pending, 2);
     assert_eq!(drain(&store, TARGET).await, [&b"before"[..], b"during"]);
@@ -257,4 +251,56 @@ async fn a_disk_that_hangs_is_said_while_it_hangs_and_forgotten_when_it_goes_on(
         }
     };
     within(PATIENCE, again).await;
+}
+
+#[tokio::test]
+async fn a_disk_with_less_room_than_a_segment_is_used_to_its_end() {
+    let mut world = World::new();
+    world.settings.segment_bytes = 64 << 20;
+    let room = 9 << 20;
+    world.disk.set_faults(Faults { room: Some(room), ..Faults::default() });
+    let store = world.open();
+    assert_eq!(store.health().failing, None);
+    let mut accepted = Vec::new();
+    let refused = loop {
+        let n = u32::try_from(accepted.len()).unwrap();
+        let body = [&n.to_be_bytes()[..], &[7; 50_000]].concat();
+        match world.commit(&store, &body, &[TARGET]).await {
+            (webhook, Ok(())) => accepted.push(webhook.body),
+            (_, Err(error)) => break error,
+        }
+    };
+    assert_eq!(refused, CommitError::DiskFull);
+    assert_eq!(store.health().failing, Some(CommitError::DiskFull));
+    assert!(accepted.len() > 140, "only {} of about 180", accepted.len());
+    // What becomes of them is written down even now.
+    assert_eq!(drain(&store, TARGET).await, accepted);
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.delete_index();
+    let store = world.open();
+    assert!(drain(&store, TARGET).await.is_empty(), "settlements had room");
+}
+
+#[tokio::test]
+async fn where_a_large_webhook_has_no_room_a_small_one_is_taken() {
+    let mut world = World::new();
+    world.settings.segment_bytes = 64 << 20;
+    world.disk.set_faults(Faults { room: Some(3 << 20), ..Faults::default() });
+    let store = world.open();
+    let (_, result) = world.commit(&store, &vec![1; 4 << 20], &[TARGET]).await;
+    assert_eq!(result, Err(CommitError::DiskFull));
+    assert_eq!(store.health().failing, Some(CommitError::DiskFull));
+    world.commit(&store, b"small", &[TARGET]).await.1.unwrap();
+    assert_eq!(store.health().failing, None);
+    world.disk.heal();
+    world.commit(&store, b"another", &[TARGET]).await.1.unwrap();
+    let large = vec![2; 4 << 20];
+    let accepted = async {
+        while world.commit(&store, &large, &[TARGET]).await.1.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(PATIENCE, accepted).await;
 }

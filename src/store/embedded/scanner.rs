@@ -1,0 +1,236 @@
+//! Going through a segment: record after record, over damage, and around what can't be read.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::store::embedded::disk::read_fully;
+use crate::store::embedded::segment::{
+    FRAME_HEAD, FRAME_MAGIC, Frame, HEADER_BYTES, Head, Position, Seal, Segment, u32_at,
+};
+
+const CHUNK: usize = 1 << 20;
+// What a disk fails to read is no smaller.
+const BLOCK: usize = 4096;
+
+const ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// A part of a segment that could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unread {
+    /// The number of the segment.
+    pub segment: u64,
+    /// The first byte.
+    pub offset: u64,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// Reads a segment's records one after the other and steps over damage.
+#[derive(Debug)]
+pub struct Scanner {
+    segment: Arc<Segment>,
+    offset: u64,
+    end: u64,
+    chunk: Bytes,
+    chunk_at: u64,
+    batch: u32,
+    // A gap that counts as damage only if what follows shows that it had been made durable.
+    doubtful: Option<u32>,
+    damaged: u64,
+    goes_around: bool,
+    unread: Vec<Unread>,
+    unread_upto: u64,
+    unread_parts: u64,
+}
+
+impl Scanner {
+    /// Begins at `offset`; ends at `end` or the segment's own end.
+    pub fn new(segment: Arc<Segment>, offset: u64, end: u64) -> io::Result<Self> {
+        let end = end.min(segment.limit()).min(segment.file.bytes()?);
+        Ok(Self {
+            segment,
+            offset: offset.max(HEADER_BYTES),
+            end,
+            chunk: Bytes::new(),
+            chunk_at: 0,
+            batch: 0,
+            doubtful: None,
+            damaged: 0,
+            goes_around: false,
+            unread: Vec::new(),
+            unread_upto: 0,
+            unread_parts: 0,
+        })
+    }
+
+    /// Takes what can't be read for damage, instead of ending with an error there.
+    #[must_use]
+    pub fn around_errors(mut self) -> Self {
+        self.goes_around = true;
+        self
+    }
+
+    /// What could not be read so far, and is not known yet.
+    pub fn take_unread(&mut self) -> Vec<Unread> {
+        std::mem::take(&mut self.unread)
+    }
+
+    /// Where it is: behind the last record that was found.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Records found damaged so far.
+    pub fn damaged(&self) -> u64 {
+        self.damaged.max(self.unread_parts)
+    }
+
+    /// The next record, or none if nothing follows.
+    pub fn next_frame(&mut self) -> io::Result<Option<Frame>> {
+        let mut at = self.offset;
+        loop {
+            let Some(head) = self.head_at(at)? else {
+                match self.gap(at)? {
+                    Some(found) => at = found,
+                    None => return Ok(None),
+                }
+                continue;
+            };
+            let length = head.frame_bytes();
+            let Some(frame) = self.bytes(at, length)?.filter(|frame| frame.len() == length) else {
+                // It reaches beyond the end: it was never written to its end.
+                return Ok(None);
+            };
+            self.follow(head.batch);
+            let seal = Seal::new(self.segment.header.salt, at);
+            let payload = frame.slice(FRAME_HEAD..FRAME_HEAD + head.payload_bytes);
+            let length = length as u64;
+            if seal.payload_crc(crc32fast::hash(&payload)) == head.payload_crc {
+                self.offset = at + length;
+                return Ok(Some(Frame {
+                    position: Position { segment: self.segment.header.number, offset: at, length },
+                    kind: head.kind,
+                    version: head.version,
+                    payload,
+                }));
+            }
+            if frame.ends_with(&seal.trailer()) {
+                self.damaged += 1;
+                self.offset = at + length;
+            } else if self.doubtful.is_none() {
+                self.doubtful = Some(head.batch);
+            }
+            at += length;
+        }
+    }
+
+    /// Takes note of a frame's batch: a gap before an earlier one's sync was damage.
+    fn follow(&mut self, batch: u32) {
+        if self.doubtful.is_some_and(|doubtful| batch > doubtful) {
+            self.damaged += 1;
+            self.doubtful = None;
+        }
+        self.batch = batch;
+    }
+
+    /// Looks for the next frame behind a place that is none.
+    fn gap(&mut self, from: u64) -> io::Result<Option<u64>> {
+        let trailer = Seal::new(self.segment.header.salt, from).trailer();
+        let mut complete = false;
+        let mut at = from;
+        while at + 8 <= self.end {
+            // Behind the last record lie megabytes of zeros: reserved, never written.
+            if at.is_multiple_of(ZEROS.len() as u64)
+                && self.bytes(at, ZEROS.len())?.is_some_and(|block| *block == ZEROS)
+            {
+                at += ZEROS.len() as u64;
+                continue;
+            }
+            let Some(word) = self.bytes(at, 8)? else { break };
+            if *word == trailer {
+                complete = true;
+            } else if u32_at(&word, 0) == Some(FRAME_MAGIC)
+                && at != from
+                && let Some(head) = self.head_at(at)?
+            {
+                if complete || head.batch > self.batch.saturating_add(1) {
+                    self.damaged += 1;
+                } else if self.doubtful.is_none() {
+                    self.doubtful = Some(head.batch);
+                }
+                return Ok(Some(at));
+            }
+            at += 8;
+        }
+        if complete {
+            self.damaged += 1;
+        }
+        Ok(None)
+    }
+
+    fn head_at(&mut self, at: u64) -> io::Result<Option<Head>> {
+        let seal = Seal::new(self.segment.header.salt, at);
+        Ok(self.bytes(at, FRAME_HEAD)?.and_then(|bytes| Head::decode(&bytes, seal)))
+    }
+
+    /// Some bytes, read ahead; none beyond the end.
+    fn bytes(&mut self, at: u64, count: usize) -> io::Result<Option<Bytes>> {
+        let Some(end) = at.checked_add(count as u64).filter(|end| *end <= self.end) else {
+            return Ok(None);
+        };
+        if at < self.chunk_at || end > self.chunk_at + self.chunk.len() as u64 {
+            let left = usize::try_from(self.end - at).unwrap_or(usize::MAX);
+            let mut chunk = vec![0; count.max(CHUNK).min(left)];
+            let read = match read_fully(&*self.segment.file, &mut chunk, at) {
+                Err(_) if self.goes_around => self.read_around(&mut chunk, at),
+                read => read?,
+            };
+            chunk.truncate(read);
+            self.chunk = Bytes::from(chunk);
+            self.chunk_at = at;
+        }
+        let from = usize::try_from(at - self.chunk_at).unwrap_or(usize::MAX);
+        let to = from.saturating_add(count);
+        Ok((to <= self.chunk.len()).then(|| self.chunk.slice(from..to)))
+    }
+
+    /// Reads block by block; what can't be read is zero.
+    fn read_around(&mut self, chunk: &mut [u8], at: u64) -> usize {
+        let mut done = 0;
+        while done < chunk.len() {
+            let offset = at + done as u64;
+            let rest = BLOCK - usize::try_from(offset % BLOCK as u64).unwrap_or(0);
+            let upto = (done + rest).min(chunk.len());
+            let Some(block) = chunk.get_mut(done..upto) else { break };
+            match read_fully(&*self.segment.file, block, offset) {
+                Ok(read) if read < block.len() => return done + read,
+                Ok(_) => {}
+                Err(error) => {
+                    block.fill(0);
+                    self.note_unread(offset, (upto - done) as u64, &error);
+                }
+            }
+            done = upto;
+        }
+        done
+    }
+
+    fn note_unread(&mut self, offset: u64, bytes: u64, error: &io::Error) {
+        // The same place may be read more than once.
+        if offset < self.unread_upto {
+            return;
+        }
+        match self.unread.last_mut() {
+            Some(last) if last.offset + last.bytes == offset => last.bytes += bytes,
+            _ => {
+                let segment = self.segment.header.number;
+                tracing::error!(%error, segment, offset, "a part of a segment can't be read");
+                self.unread_parts += 1;
+                self.unread.push(Unread { segment, offset, bytes });
+            }
+        }
+        self.unread_upto = offset + bytes;
+    }
+}
