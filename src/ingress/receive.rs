@@ -119,7 +119,7 @@ impl<S: Store> Ingress<S> {
         if fits(announced.lower()).is_none() {
             return Err(too_large(source, headers));
         }
-        if self.shutting_down.load(Ordering::Relaxed) {
+        if self.shutting_down.is_cancelled() {
             return Err(Answer::ShuttingDown.into());
         }
         // One without a length may become as large as is allowed.
@@ -142,7 +142,12 @@ impl<S: Store> Ingress<S> {
         exchange.body_wanted = true;
         let announced = body.size_hint().exact();
         let deadline = Instant::now() + self.limits.body_timeout;
-        match body::read(body, announced, source.body_bytes_max, deadline).await {
+        let read = tokio::select! {
+            biased;
+            read = body::read(body, announced, source.body_bytes_max, deadline) => read,
+            () = self.shutting_down.cancelled() => return Err(Answer::ShuttingDown.into()),
+        };
+        match read {
             Ok(bytes) => {
                 exchange.bytes = bytes.len();
                 Ok(bytes)

@@ -143,6 +143,51 @@ fn what_does_not_finish_in_time_is_left_for_the_next_start() {
 }
 
 #[test]
+fn attempts_that_hang_do_not_keep_it_from_stopping_in_order() {
+    let crm = Receiver::start(|_| Reply::Hang);
+    // One attempt hangs, the others wait for their turn.
+    let lines = ["timeout: 60s", "concurrency: 1", SOON];
+    let routes = Routes::new().target("crm", &crm.url(), &lines).all_to(&["crm"]);
+    let mut relay = TestRelay::with(&routes).flags(&["--shutdown-timeout", "4s"]).start();
+    let logs = relay.log();
+    let sender = Sender::new(&relay);
+    let id = Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
+    let halves = ["finished", "never finished"].map(|mark| {
+        let request = sender.request(&listing_delivered(mark));
+        let mut connection = sender.connect();
+        connection.write(&request.head()).unwrap();
+        connection.write(&request.body[..5]).unwrap();
+        (connection, request.body)
+    });
+    // Their heads have been read once a request after them has been answered.
+    let late = Sender::new(&relay).post(&listing_delivered("2")).accepted();
+    relay.signal(Signal::TERM);
+    eventually("it is stopping", || relay.get("/readyz").status == 503);
+    let later = Sender::new(&relay).post(&listing_delivered("3")).accepted();
+    eventually("the listener is closed", || Connection::open(relay.listen(), None).is_err());
+    assert_eq!(relay.has_ended(), None, "requests that were begun are finished first");
+    let [(mut finished, body), (mut unfinished, _)] = halves;
+    finished.write(&body[5..]).unwrap();
+    let finished = finished.read_answer().unwrap().accepted();
+    let refused = unfinished.read_answer().unwrap();
+    refused.problem(503);
+    assert_eq!(refused.json()["type"], "urn:aryeo-relay:shutting_down");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    assert_eq!(relay.wait().code(), Some(0));
+    assert!(logs.all().iter().all(|line| !line.contains("the store is closed")));
+
+    crm.set(|_| Reply::Status(200));
+    relay.start_again();
+    let received = crm.wait_for(5);
+    let mut ids: Vec<&str> = received[1..].iter().map(|r| r.webhook_id()).collect();
+    ids.sort_unstable();
+    let mut expected = [&*id, &*late, &*later, &*finished];
+    expected.sort_unstable();
+    assert_eq!(ids, expected);
+}
+
+#[test]
 fn a_second_signal_stops_at_once() {
     let crm = Receiver::start(|_| Reply::Hang);
     let routes = Routes::new().target("crm", &crm.url(), &["timeout: 60s", SOON]).all_to(&["crm"]);
