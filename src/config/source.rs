@@ -12,6 +12,9 @@ use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::signature::{Scheme, Verification};
 use crate::domain::source::{DuplicateWindows, Source};
 
+/// Not a source's name: metrics and logs show it of requests that reach none.
+const NONE: &str = "none";
+
 const BODY_LIMIT_DEFAULT: u64 = 2 * 1024 * 1024;
 
 /// Smaller ones refuse honest webhooks, larger ones are no webhooks.
@@ -40,6 +43,10 @@ pub(super) fn compile(
     for (index, (name, source)) in sources.0.iter().enumerate() {
         let key_at = spot.entry_key(index);
         context.take(key_at, value::name(name));
+        if name == NONE {
+            let message = format!("\"{NONE}\" can't be a source's name: it means no source");
+            context.report.error(key_at, message);
+        }
         let path_at = spot.entry(index).key("path").at;
         match paths.get(&*source.path.0) {
             Some((other, at)) => context.report.error(
