@@ -397,6 +397,58 @@ mod tests {
     }
 
     #[test]
+    fn each_flag_sets_what_it_is_called_after() {
+        let line = "--routes a --listen 127.0.0.1:1 --admin 127.0.0.1:2 --tls-cert b --tls-key c \
+                    --data d --allow-volatile-data --retain 3s --retain-unrouted 4s \
+                    --retain-dead-letters 5s --duplicates-max 6 --connections-max 7 \
+                    --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
+                    --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
+                    --shutdown-timeout 14s --log-format json --log-level warn";
+        let flags: Vec<&str> = line.split_whitespace().collect();
+        let args = parsed(&flags).unwrap();
+        assert_eq!((args.log_format, args.log_level), (LogFormat::Json, LevelFilter::WARN));
+        // Every flag but the one that makes others meaningless.
+        let command = Args::augment_args(clap::Command::new("serve"));
+        for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            assert!(flag == "plain-http" || line.contains(&format!("--{flag} ")), "{flag}");
+        }
+        let secs = Duration::from_secs;
+        let Settings {
+            routes,
+            listen,
+            admin,
+            tls,
+            store,
+            connections_max,
+            in_flight_max,
+            in_flight_bytes_max,
+            handshake_timeout,
+            header_timeout,
+            body_timeout,
+            shutdown_timeout,
+        } = args.settings().unwrap();
+        assert_eq!((routes, listen.port(), admin.port()), (PathBuf::from("a"), 1, 2));
+        let TlsFiles { certificate, key } = tls.unwrap();
+        assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
+        let StoreSettings {
+            data,
+            allow_volatile,
+            retain,
+            retain_unrouted,
+            retain_dead_letters,
+            duplicates_max,
+            delivery_memory,
+        } = store;
+        assert_eq!((data, allow_volatile), (PathBuf::from("d"), true));
+        assert_eq!([retain, retain_unrouted, retain_dead_letters], [3, 4, 5].map(secs));
+        assert_eq!((duplicates_max, delivery_memory), (6, 10));
+        assert_eq!((connections_max, in_flight_max, in_flight_bytes_max), (7, 8, 9));
+        let timeouts = [handshake_timeout, header_timeout, body_timeout, shutdown_timeout];
+        assert_eq!(timeouts, [11, 12, 13, 14].map(secs));
+        assert!(parsed(&["--plain-http"]).unwrap().settings().unwrap().tls.is_none());
+    }
+
+    #[test]
     fn every_flag_reads_the_environment_by_its_name() {
         for command in crate::cli::Cli::command().get_subcommands() {
             for arg in command.get_arguments().filter(|_| command.get_name() == "serve") {

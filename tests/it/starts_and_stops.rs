@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -12,7 +13,7 @@ use crate::support::relay::{BINARY, command, folder, run};
 use crate::support::routes::SOON;
 use crate::support::sender::Connection;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
+use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay, eventually, patience};
 
 fn table(crm: &Receiver) -> Routes {
     Routes::new().target("crm", &crm.url(), &[SOON]).all_to(&["crm"])
@@ -324,4 +325,49 @@ fn a_thousand_waiting_webhooks_do_not_delay_the_start() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     crm.start_again();
     assert_eq!(crm.wait_for(1001).len(), 1001);
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
+    let crm = Receiver::willing();
+    let builder = TestRelay::with(&table(&crm));
+    let path = builder.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
+    let told = || {
+        let mut message = [0; 4096];
+        let length = socket.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut relay = builder.environment("NOTIFY_SOCKET", path.to_str().unwrap()).start_unready();
+    assert!(told().lines().any(|line| line == "READY=1"));
+    assert_eq!(relay.get("/readyz").status, 200, "said when it is so");
+    relay.terminate();
+    assert!(told().lines().any(|line| line == "STOPPING=1"));
+}
+
+#[test]
+fn the_environment_has_settings_of_lower_rank_than_flags_and_much_else() {
+    let crm = Receiver::willing();
+    let builder = TestRelay::with(&table(&crm))
+        .environment("RELAY_PLAIN_HTTP", "true")
+        .environment("RELAY_CONNECTIONS_MAX", "3")
+        // On the command line this is another one.
+        .environment("RELAY_LISTEN", "192.0.2.1:1")
+        // What Kubernetes puts there for a service called `relay`.
+        .environment("RELAY_PORT", "tcp://192.0.2.1:8443")
+        .environment("RELAY_SERVICE_HOST", "192.0.2.1");
+    let relay = builder.start();
+    let first: serde_json::Value = serde_json::from_str(&relay.logs()[0]).unwrap();
+    assert_eq!(first["tls"], false);
+    let mut connections: Vec<Connection> =
+        (0..4).map(|_| Connection::open(relay.listen(), None).unwrap()).collect();
+    eventually("three are let in", || relay.metrics().value("relay_connections", &[]) >= 3.0);
+    let request = Request::signed(&listing_delivered("1"));
+    connections[0].send(&request).unwrap().accepted();
+    assert_eq!(relay.metrics().value("relay_connections", &[]), 3.0);
+    let wrong = TestRelay::with(&table(&crm)).environment("RELAY_RETAIN", "soon");
+    let ended = wrong.run();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("--retain"), "{ended:?}");
 }

@@ -223,10 +223,16 @@ impl Builder {
         relay
     }
 
+    /// Runs it to its end.
+    #[track_caller]
+    pub(crate) fn run(&self) -> Ended {
+        run(&mut self.command())
+    }
+
     /// Starts it; it must refuse, with status 1.
     #[track_caller]
     pub(crate) fn refused(&self) -> Ended {
-        let ended = run(&mut self.command());
+        let ended = self.run();
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
         ended
