@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Settings, StoreSettings, TlsFiles};
-use crate::cli::signal::StopSignals;
+use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Verdict, value};
 use crate::config::ProcessEnvironment;
 use crate::telemetry::logging;
@@ -25,7 +25,8 @@ Run the relay: accept webhooks, store them, deliver them to the targets of the r
 A flag given on the command line goes before its environment variable. The routes file is read at the
 start: restart after a change.
 
-SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
+SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once. SIGHUP has no
+effect yet.";
 
 /// The flags of `serve`.
 #[derive(Debug, Clone, clap::Args)]
@@ -275,18 +276,29 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
 
 /// Runs the relay until it is told to stop.
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let format = match args.log_format {
-        LogFormat::Text => logging::Format::Text,
-        LogFormat::Json => logging::Format::Json,
-    };
-    let _logging = logging::install(format, args.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("relay")
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("the runtime can't be started")?;
-    let ended = runtime.block_on(serve(args));
+    // Before anything else: a signal that nobody listens for ends the process at once.
+    let signals = {
+        let _entered = runtime.enter();
+        (StopSignals::new()?, Hangups::new()?)
+    };
+    let format = match args.log_format {
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+    };
+    let _logging = logging::install(format, args.log_level);
+    let (stop_signals, hangups) = signals;
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = serve(args, stop_signals) => ended,
+            never = hangups.say() => match never {},
+        }
+    });
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     ended
@@ -295,10 +307,19 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 /// Reads from the disk at the same time.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-async fn serve(args: &Args) -> anyhow::Result<Verdict> {
-    let settings = args.settings()?;
-    let mut stop_signals = StopSignals::new()?;
-    let app = App::bind(settings, &ProcessEnvironment).await?;
+async fn serve(args: &Args, mut stop_signals: StopSignals) -> anyhow::Result<Verdict> {
+    let bound = tokio::select! {
+        biased;
+        signal = stop_signals.next() => Err(signal),
+        bound = App::bind(args.settings()?, &ProcessEnvironment) => Ok(bound?),
+    };
+    let app = match bound {
+        Ok(app) => app,
+        Err(signal) => {
+            tracing::info!(signal, "Asked to stop before it was ready.");
+            return Ok(Verdict::Yes);
+        }
+    };
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(app.run(stop.clone()));
     let signal = tokio::select! {

@@ -371,3 +371,14 @@ fn the_environment_has_settings_of_lower_rank_than_flags_and_much_else() {
     assert_eq!(ended.code, Some(2), "{ended:?}");
     assert!(ended.stderr.contains("--retain"), "{ended:?}");
 }
+
+#[test]
+fn a_hangup_is_logged_and_changes_nothing() {
+    let crm = Receiver::willing();
+    let mut relay = TestRelay::with(&table(&crm)).start();
+    relay.signal(Signal::HUP);
+    eventually("it says so", || relay.logs().iter().any(|line| line.contains("SIGHUP")));
+    assert_eq!(relay.has_ended(), None);
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
+}
