@@ -17,6 +17,7 @@ use crate::config::{Environment, Secrets};
 use crate::domain::route::RoutingTable;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookIds;
+use crate::net::tls::TlsError;
 use crate::net::{listener, tls};
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
@@ -223,11 +224,17 @@ fn load_certificate(
 ) -> anyhow::Result<Option<watch::Sender<Arc<rustls::ServerConfig>>>> {
     let Some(files) = &settings.tls else { return Ok(None) };
     let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
-    let loaded =
-        tls::load_server_files(&files.certificate, &files.key, now).with_context(|| {
-            "the listener has no certificate; `aryeo-relay certificate` makes one for development, \
-         --plain-http serves without where TLS ends in front of the relay"
-        })?;
+    let loaded = tls::load_server_files(&files.certificate, &files.key, now).map_err(|error| {
+        // Only who has none wants another one.
+        let hint = match error {
+            TlsError::Missing { .. } => {
+                "; `aryeo-relay certificate` makes one for development, --plain-http serves \
+                 without where TLS ends in front of the relay"
+            }
+            _ => "",
+        };
+        anyhow!("{error}{hint}")
+    })?;
     if loaded.not_before_unix > now {
         tracing::warn!(names = loaded.names, "The certificate is not valid yet.");
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,13 +28,18 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// How often the data path says that it moves.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// For writing down what was taken in, when everything else has had its time.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Up to when the steps of a stop may last, in eighths of `--shutdown-timeout`: attempts that hang
+/// must not keep requests from being answered, nor requests the store from being closed. A step
+/// that ends early leaves its time to the next.
+const ATTEMPTS_UNTIL: u32 = 4;
+const REQUESTS_UNTIL: u32 = 6;
+const REFUSALS_UNTIL: u32 = 7;
+const CLOSE_UNTIL: u32 = 8;
 
 impl App {
     /// Runs until `stop`, then ends in order: not ready; no new attempts, those in flight finish
-    /// while webhooks are still accepted; the listener closes; requests in flight finish; the store
-    /// is flushed. All of it within `--shutdown-timeout`.
+    /// while webhooks are still accepted; the listener closes; requests in flight finish, and those
+    /// that don't are told; the store is flushed. Each has a share of `--shutdown-timeout`.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let running = self.start(listener);
@@ -46,14 +52,10 @@ impl App {
         self.readiness.stopping();
         let _told = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("Stopping.");
-        let ended = tokio::time::timeout(self.settings.shutdown_timeout, running.end()).await;
-        if ended.is_err() {
-            tracing::warn!(
-                "Not everything ended within --shutdown-timeout; unfinished deliveries are due again at the next start."
-            );
-        }
+        let budget = Budget { began: Instant::now(), total: self.settings.shutdown_timeout };
+        running.end(budget).await;
         // Whatever happened before: what was taken in is written down.
-        let closed = tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await;
+        let closed = timeout_at(budget.until(CLOSE_UNTIL), self.store.close()).await;
         self.admin.join();
         closed.map_err(|_| {
             anyhow!("the store could not be closed in time; nothing acknowledged is lost")
@@ -152,25 +154,47 @@ struct Running {
     stop_watching: CancellationToken,
 }
 
-impl Running {
-    /// Ends them in order.
-    async fn end(&self) {
-        self.stop_leasing.cancel();
-        finish(&self.delivering).await;
-        self.stop_accepting.cancel();
-        finish(&self.listening).await;
-        self.drain.cancel();
-        finish(&self.connections).await;
-        self.ingress.shut_down();
-        finish(&self.commits).await;
-        self.stop_watching.cancel();
-        finish(&self.watching).await;
+/// The time that a stop may take.
+#[derive(Clone, Copy)]
+struct Budget {
+    began: Instant,
+    total: Duration,
+}
+
+impl Budget {
+    fn until(&self, eighths: u32) -> Instant {
+        self.began + self.total * eighths / 8
     }
 }
 
-async fn finish(tasks: &TaskTracker) {
+impl Running {
+    /// Ends them in order. Each step begins, whatever became of those before it.
+    async fn end(&self, budget: Budget) {
+        self.stop_leasing.cancel();
+        if !finish(&self.delivering, budget.until(ATTEMPTS_UNTIL)).await {
+            tracing::warn!(
+                "Attempts take longer than half of --shutdown-timeout; what they don't settle until \
+                 its end is due again at the next start."
+            );
+        }
+        self.stop_accepting.cancel();
+        finish(&self.listening, budget.until(REQUESTS_UNTIL)).await;
+        self.drain.cancel();
+        let answered = finish(&self.connections, budget.until(REQUESTS_UNTIL)).await;
+        self.ingress.shut_down();
+        if !answered && !finish(&self.connections, budget.until(REFUSALS_UNTIL)).await {
+            tracing::warn!("Some requests could not be answered within --shutdown-timeout.");
+        }
+        finish(&self.commits, budget.until(REFUSALS_UNTIL)).await;
+        self.stop_watching.cancel();
+        finish(&self.watching, budget.until(REFUSALS_UNTIL)).await;
+    }
+}
+
+/// Waits for tasks; answers whether they ended in time.
+async fn finish(tasks: &TaskTracker, until: Instant) -> bool {
     tasks.close();
-    tasks.wait().await;
+    timeout_at(until, tasks.wait()).await.is_ok()
 }
 
 /// Shows that the data path moves, and keeps the gauges that nobody else sets.

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Settings, StoreSettings, TlsFiles};
-use crate::cli::signal::StopSignals;
+use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Verdict, value};
 use crate::config::ProcessEnvironment;
 use crate::telemetry::logging;
@@ -25,7 +25,8 @@ Run the relay: accept webhooks, store them, deliver them to the targets of the r
 A flag given on the command line goes before its environment variable. The routes file is read at the
 start: restart after a change.
 
-SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
+SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once. SIGHUP has no
+effect yet.";
 
 /// The flags of `serve`.
 #[derive(Debug, Clone, clap::Args)]
@@ -276,18 +277,29 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
 
 /// Runs the relay until it is told to stop.
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let format = match args.log_format {
-        LogFormat::Text => logging::Format::Text,
-        LogFormat::Json => logging::Format::Json,
-    };
-    let _logging = logging::install(format, args.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("relay")
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("the runtime can't be started")?;
-    let ended = runtime.block_on(serve(args));
+    // Before anything else: a signal that nobody listens for ends the process at once.
+    let signals = {
+        let _entered = runtime.enter();
+        (StopSignals::new()?, Hangups::new()?)
+    };
+    let format = match args.log_format {
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+    };
+    let _logging = logging::install(format, args.log_level);
+    let (stop_signals, hangups) = signals;
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = serve(args, stop_signals) => ended,
+            never = hangups.say() => match never {},
+        }
+    });
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     ended
@@ -296,10 +308,19 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 /// Reads from the disk at the same time.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-async fn serve(args: &Args) -> anyhow::Result<Verdict> {
-    let settings = args.settings()?;
-    let mut stop_signals = StopSignals::new()?;
-    let app = App::bind(settings, &ProcessEnvironment).await?;
+async fn serve(args: &Args, mut stop_signals: StopSignals) -> anyhow::Result<Verdict> {
+    let bound = tokio::select! {
+        biased;
+        signal = stop_signals.next() => Err(signal),
+        bound = App::bind(args.settings()?, &ProcessEnvironment) => Ok(bound?),
+    };
+    let app = match bound {
+        Ok(app) => app,
+        Err(signal) => {
+            tracing::info!(signal, "Asked to stop before it was ready.");
+            return Ok(Verdict::Yes);
+        }
+    };
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(app.run(stop.clone()));
     let signal = tokio::select! {
@@ -395,6 +416,58 @@ mod tests {
         ] {
             assert!(parsed(&wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn each_flag_sets_what_it_is_called_after() {
+        let line = "--routes a --listen 127.0.0.1:1 --admin 127.0.0.1:2 --tls-cert b --tls-key c \
+                    --data d --allow-volatile-data --retain 3s --retain-unrouted 4s \
+                    --retain-dead-letters 5s --duplicates-max 6 --connections-max 7 \
+                    --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
+                    --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
+                    --shutdown-timeout 14s --log-format json --log-level warn";
+        let flags: Vec<&str> = line.split_whitespace().collect();
+        let args = parsed(&flags).unwrap();
+        assert_eq!((args.log_format, args.log_level), (LogFormat::Json, LevelFilter::WARN));
+        // Every flag but the one that makes others meaningless.
+        let command = Args::augment_args(clap::Command::new("serve"));
+        for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            assert!(flag == "plain-http" || line.contains(&format!("--{flag} ")), "{flag}");
+        }
+        let secs = Duration::from_secs;
+        let Settings {
+            routes,
+            listen,
+            admin,
+            tls,
+            store,
+            connections_max,
+            in_flight_max,
+            in_flight_bytes_max,
+            handshake_timeout,
+            header_timeout,
+            body_timeout,
+            shutdown_timeout,
+        } = args.settings().unwrap();
+        assert_eq!((routes, listen.port(), admin.port()), (PathBuf::from("a"), 1, 2));
+        let TlsFiles { certificate, key } = tls.unwrap();
+        assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
+        let StoreSettings {
+            data,
+            allow_volatile,
+            retain,
+            retain_unrouted,
+            retain_dead_letters,
+            duplicates_max,
+            delivery_memory,
+        } = store;
+        assert_eq!((data, allow_volatile), (PathBuf::from("d"), true));
+        assert_eq!([retain, retain_unrouted, retain_dead_letters], [3, 4, 5].map(secs));
+        assert_eq!((duplicates_max, delivery_memory), (6, 10));
+        assert_eq!((connections_max, in_flight_max, in_flight_bytes_max), (7, 8, 9));
+        let timeouts = [handshake_timeout, header_timeout, body_timeout, shutdown_timeout];
+        assert_eq!(timeouts, [11, 12, 13, 14].map(secs));
+        assert!(parsed(&["--plain-http"]).unwrap().settings().unwrap().tls.is_none());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Being asked to stop.
 
+use std::convert::Infallible;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,6 +27,25 @@ impl StopSignals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
+    }
+}
+
+/// SIGHUP, from now on: it asks others to read their settings again, and ends who does not listen.
+#[derive(Debug)]
+pub struct Hangups(Signal);
+
+impl Hangups {
+    /// Listens from now on.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Says of each that it has no effect, for ever.
+    pub async fn say(mut self) -> Infallible {
+        while self.0.recv().await.is_some() {
+            tracing::warn!("SIGHUP has no effect: restart to read the routes file again.");
+        }
+        std::future::pending().await
     }
 }
 

@@ -18,6 +18,9 @@ use crate::domain::source::{DuplicateWindows, Source, SourcePath};
 /// Required headers of one source.
 const REQUIRED_HEADERS_MAX: usize = 16;
 
+/// Not a source's name: metrics and logs show it of requests that reach none.
+const NONE: &str = "none";
+
 const BODY_LIMIT_DEFAULT: u64 = 2 * 1024 * 1024;
 
 /// Smaller ones refuse honest webhooks, larger ones are no webhooks.
@@ -46,6 +49,10 @@ pub(super) fn compile(
     for (index, (name, source)) in sources.0.iter().enumerate() {
         let key_at = spot.entry_key(index);
         context.take(key_at, value::name(name));
+        if name == NONE {
+            let message = format!("\"{NONE}\" can't be a source's name: it means no source");
+            context.report.error(key_at, message);
+        }
         let path_at = spot.entry(index).key("path").at;
         own_path(&source.path.0, &paths, path_at, context);
         paths.push((&source.path.0, name, path_at));

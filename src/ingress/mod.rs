@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use http_body::Body;
 use http_body_util::Full;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::answer::Answer;
@@ -113,7 +113,7 @@ pub struct Ingress<S> {
     limits: IngressLimits,
     budget: Arc<Budget>,
     unread_streams: Arc<Semaphore>,
-    shutting_down: AtomicBool,
+    shutting_down: CancellationToken,
 }
 
 impl<S> fmt::Debug for Ingress<S> {
@@ -132,7 +132,7 @@ impl<S: Store> Ingress<S> {
             journal: Journal::new(&metrics),
             budget: Budget::new(limits.in_flight_max, limits.in_flight_bytes_max),
             unread_streams: Arc::new(Semaphore::new(UNREAD_STREAMS_MAX)),
-            shutting_down: AtomicBool::new(false),
+            shutting_down: CancellationToken::new(),
             store,
             tables,
             started: clock.wall(),
@@ -194,9 +194,10 @@ impl<S: Store> Ingress<S> {
         }));
     }
 
-    /// From now on every request is told that the relay is stopping.
+    /// From now on every request is told that the relay is stopping, also one whose body is being
+    /// read.
     pub fn shut_down(&self) {
-        self.shutting_down.store(true, Ordering::Relaxed);
+        self.shutting_down.cancel();
     }
 
     /// Shows in the metrics what the store knows of each source: to be called at the start, for the
@@ -221,7 +222,7 @@ impl<S: Store> Ingress<S> {
 /// Reads and throws away some of a refused body, so that the answer arrives; true if it ended.
 async fn discard<B: Body<Data = Bytes> + Unpin>(body: &mut B, answer: Answer) -> bool {
     // Nothing more is to come, or not in time.
-    if matches!(answer, Answer::BadRequest | Answer::Timeout) {
+    if matches!(answer, Answer::BadRequest | Answer::Timeout | Answer::ShuttingDown) {
         return false;
     }
     body::drain(body, DISCARD_BYTES_MAX, Instant::now() + DISCARD_WAIT_MAX).await

@@ -127,7 +127,7 @@ impl<S: Store> Ingress<S> {
         if announced > source.body_bytes_max {
             return Err(too_large(source, headers));
         }
-        if self.shutting_down.load(Ordering::Relaxed) {
+        if self.shutting_down.is_cancelled() {
             return Err(Answer::ShuttingDown.into());
         }
         let counted = peer.filter(|_| self.limits.peers_are_clients);
@@ -155,6 +155,7 @@ impl<S: Store> Ingress<S> {
             biased;
             read = body::read(body, source.body_bytes_max, deadline, place) => read,
             _ = ended => Err(BodyError::GaveWay),
+            () = self.shutting_down.cancelled() => return Err(Answer::ShuttingDown.into()),
         };
         match read {
             Ok(bytes) => {

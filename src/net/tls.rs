@@ -30,12 +30,12 @@ pub enum TlsError {
         name: String,
     },
     /// The file is there but can't be read.
-    #[error("{name}: can't be read: {source}")]
+    #[error("{name}: can't be read: {reason}")]
     Unreadable {
         /// The file.
         name: String,
-        /// Why not.
-        source: io::Error,
+        /// Why not; not a source, which would be told once more.
+        reason: io::Error,
     },
     /// The text is not PEM.
     #[error("{name}: not valid PEM: {reason}")]
@@ -72,12 +72,12 @@ pub enum TlsError {
         count: usize,
     },
     /// A kind of key we can't use.
-    #[error("{name}: the private key can't be used: {source}")]
+    #[error("{name}: the private key can't be used: {reason}")]
     UnsupportedKey {
         /// The file.
         name: String,
         /// Why not.
-        source: rustls::Error,
+        reason: rustls::Error,
     },
     /// The key is another certificate's.
     #[error("{key}: the private key does not belong to the certificate in {certificate}")]
@@ -120,7 +120,7 @@ pub enum TlsError {
     },
     /// The TLS library refuses to work at all.
     #[error("TLS can't be set up: {0}")]
-    Setup(#[source] rustls::Error),
+    Setup(rustls::Error),
 }
 
 /// A certificate that is ready to serve.
@@ -160,11 +160,11 @@ pub fn load_server_files(
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(path).map_err(|source| {
+    std::fs::read(path).map_err(|reason| {
         let name = path.display().to_string();
-        match source.kind() {
+        match reason.kind() {
             io::ErrorKind::NotFound => TlsError::Missing { name },
-            _ => TlsError::Unreadable { name, source },
+            _ => TlsError::Unreadable { name, reason },
         }
     })
 }
@@ -298,7 +298,7 @@ fn identity_error(error: rustls::Error, names: Names<'_>) -> TlsError {
             name: names.certificate.to_owned(),
             reason: error.to_string(),
         },
-        source => TlsError::UnsupportedKey { name: names.key.to_owned(), source },
+        reason => TlsError::UnsupportedKey { name: names.key.to_owned(), reason },
     }
 }
 

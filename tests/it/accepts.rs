@@ -1,6 +1,6 @@
 //! What a sender posts rightly is acknowledged, kept and passed on unchanged.
 
-use crate::support::routes::PATH;
+use crate::support::routes::{PATH, SECRET};
 use crate::support::vectors::{self, activity, listing_delivered};
 use crate::support::{Receiver, Request, Routes, Sender, TestRelay, sign};
 
@@ -240,7 +240,7 @@ fn copies_that_arrive_together_become_one_webhook() {
 fn the_same_bytes_on_another_path_or_of_another_source_are_another_webhook() {
     let crm = Receiver::willing();
     let routes = Routes::new()
-        .source("orders", "/webhooks/orders", &[crate::support::routes::SECRET], &[])
+        .source("orders", "/webhooks/orders", &[SECRET], &[])
         .target("crm", &crm.url(), &[])
         .all_to(&["crm"]);
     let relay = TestRelay::with(&routes).start();
@@ -327,4 +327,72 @@ fn routes_decide_who_gets_what() {
     for delivery in billing.received() {
         delivery.assert_signed_for("billing");
     }
+}
+
+/// A POST that is signed as `aryeo-timestamped` says, at this moment.
+fn timestamped(path: &str, header: &str, body: &[u8], unix: i64) -> Request {
+    let signed = [unix.to_string().as_bytes(), b".", body].concat();
+    Request::unsigned(path, body)
+        .header(header, &sign(SECRET, signed.as_slice()))
+        .header("Timestamp", &unix.to_string())
+}
+
+#[test]
+fn a_signed_timestamp_is_taken_within_five_minutes_either_way() {
+    let crm = Receiver::willing();
+    let routes = Routes::bare()
+        .source_verified("stamped", "/stamped", &[SECRET], "scheme: aryeo-timestamped", &[])
+        .target("crm", &crm.url(), &[])
+        .all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).start();
+    let mut connection = Sender::new(&relay).connect();
+    let mut post = |request: &Request| connection.send(request).unwrap();
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let at =
+        |mark: &str, unix| timestamped("/stamped", "Signature", &listing_delivered(mark), unix);
+    let first = post(&at("1", now)).accepted();
+    // A retry is signed anew, and is the same webhook all the same.
+    assert_eq!(post(&at("1", now + 1)).duplicate(), first);
+    post(&at("2", now - 240)).accepted();
+    post(&at("3", now + 240)).accepted();
+    for unix in [now - 400, now + 400, 0] {
+        post(&at("4", unix)).problem(401);
+    }
+    let moved = at("5", now).without("Timestamp").header("Timestamp", &(now + 1).to_string());
+    post(&moved).problem(401);
+    post(&at("6", now).without("Timestamp")).problem(401);
+    post(&Request::signed(&listing_delivered("7")).path("/stamped")).problem(401);
+    let received = crm.wait_for(3);
+    assert_eq!(received.len(), 3);
+    let stale = [("source", "stamped"), ("result", "stale")];
+    assert_eq!(relay.metrics().value("relay_signature_verifications_total", &stale), 3.0);
+}
+
+#[test]
+fn a_source_may_have_its_signature_in_another_header() {
+    let crm = Receiver::willing();
+    let routes = Routes::bare()
+        .source_verified("plain", "/plain", &[SECRET], "scheme: aryeo, header: X-Proof", &[])
+        .source_verified(
+            "stamped",
+            "/stamped",
+            &[SECRET],
+            "scheme: aryeo-timestamped, header: X-Proof",
+            &[],
+        )
+        .target("crm", &crm.url(), &[])
+        .all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).start();
+    let mut connection = Sender::new(&relay).connect();
+    let mut post = |request: &Request| connection.send(request).unwrap();
+    let body = listing_delivered("1");
+    post(&Request::unsigned("/plain", &body).header("x-proof", &sign(SECRET, &body))).accepted();
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    post(&timestamped("/stamped", "X-Proof", &body, now)).accepted();
+    // There a signature in the usual header is none.
+    post(&Request::signed(&body).path("/plain")).problem(401);
+    post(&timestamped("/stamped", "Signature", &body, now)).problem(401);
+    let received = crm.wait_for(2);
+    let passed_on = |name: &str| received.iter().any(|one| one.header(name).is_some());
+    assert!(!passed_on("x-proof"), "the sender's proof is nobody else's business");
 }

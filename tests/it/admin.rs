@@ -9,6 +9,7 @@ use rustix::net::{self, AddressFamily, SocketType};
 use crate::support::relay::command;
 use crate::support::routes::SOON;
 use crate::support::sender::Connection;
+use crate::support::tools::can_go_on;
 use crate::support::vectors::{activity, listing_delivered};
 use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay, eventually, patience};
 
@@ -238,10 +239,11 @@ fn the_page_is_what_promtool_calls_clean() {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let Ok(mut child) = spawned else {
-        eprintln!("no promtool here: `tests/all` installs it");
+    let what = "promtool is missing: `tests/all --prepare` installs it";
+    if !can_go_on(spawned.is_ok(), what) {
         return;
-    };
+    }
+    let mut child = spawned.unwrap();
     child.stdin.take().unwrap().write_all(&page.body).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);

@@ -158,11 +158,7 @@ fn receive_is_a_target_that_verifies_and_can_fail() {
         "2",
     ]);
     let target = Background::start(receive.env("CRM", target_secret("crm")));
-    let url = eventually("it says where it listens", || {
-        let lines = target.lines();
-        let url = lines.iter().flat_map(|line| line.split([' ', ',']));
-        url.map(str::to_owned).find(|word| word.starts_with("http://127.0.0.1:"))
-    });
+    let url = address_of(&target);
     let routes = Routes::new().target("crm", &url, &[SOON]).all_to(&["crm"]);
     let relay = TestRelay::with(&routes).start();
     let id = Sender::new(&relay).post(&activity("ORDER_CREATED", "1", "ORDER")).accepted();
@@ -184,4 +180,151 @@ fn receive_is_a_target_that_verifies_and_can_fail() {
     let mut connection = Connection::open(address, None).unwrap();
     let forged = Request::unsigned("/", b"x").header("Signature", &sign("another", b"x"));
     assert_eq!(connection.send(&forged).unwrap().status, 401);
+}
+
+/// `check` on this table, without its secrets unless they are in the environment.
+fn check(yaml: &str, secrets: &[(String, String)], flags: &[&str]) -> Ended {
+    let folder = folder();
+    fs::write(folder.path().join("table.yaml"), yaml).unwrap();
+    let mut check = command(BINARY);
+    check.args(["check", "table.yaml"]).args(flags).current_dir(folder.path());
+    run(check.envs(secrets.iter().map(|(name, value)| (name, value))))
+}
+
+#[test]
+fn check_is_as_strict_as_it_is_told_to_be() {
+    let routes = Routes::new().target("crm", "https://crm.example/hooks", &[]).all_to(&["crm"]);
+    let (yaml, secrets) = (routes.yaml(), routes.secrets());
+    // The secret in the file is worth a warning.
+    let open = yaml.replace("{ env: CRM_SECRET }", "{ value: \"open\" }");
+    code(&check(&open, secrets, &[]), 0);
+    code(&check(&open, secrets, &["--strict"]), 1);
+    code(&check(&yaml, secrets, &["--strict"]), 0);
+    // In CI the secrets are somewhere else.
+    code(&check(&yaml, &[], &[]), 1);
+    let without = check(&yaml, &[], &["--no-secrets"]);
+    code(&without, 0);
+    assert!(without.stdout.contains(": warning: "), "{without:?}");
+    assert!(without.stdout.contains("CRM_SECRET"), "{without:?}");
+    code(&check(&yaml, &[], &["--no-secrets", "--strict"]), 1);
+    code(&check(&yaml.replace("url:", "adress:"), &[], &["--no-secrets"]), 1);
+}
+
+#[test]
+fn check_answers_on_stdout_as_text_or_as_json() {
+    let routes = Routes::new().target("crm", "https://crm.example/hooks", &[]).all_to(&["crm"]);
+    let bad = routes.yaml().replace("url:", "adress:").replace("[crm]", "[nobody]");
+    let text = check(&bad, routes.secrets(), &[]);
+    code(&text, 1);
+    assert!(text.stderr.is_empty(), "problems are the result: {text:?}");
+    let json = check(&bad, routes.secrets(), &["--format", "json"]);
+    code(&json, 1);
+    assert!(json.stderr.is_empty(), "{json:?}");
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let problems = report["problems"].as_array().unwrap();
+    assert_eq!(report["errors"], problems.len());
+    assert_eq!(report["warnings"], 0);
+    for problem in problems {
+        assert_eq!(
+            (&problem["severity"], &problem["file"]),
+            (&"error".into(), &"table.yaml".into())
+        );
+        let (line, column) = (&problem["line"], &problem["column"]);
+        let message = problem["message"].as_str().unwrap();
+        let same = format!("table.yaml:{line}:{column}: error: {message}");
+        assert!(text.stdout.lines().any(|other| other == same), "no {same:?} in {}", text.stdout);
+    }
+    let good = check(&routes.yaml(), routes.secrets(), &["--format", "json"]);
+    code(&good, 0);
+    let report: serde_json::Value = serde_json::from_str(&good.stdout).unwrap();
+    assert_eq!(report, serde_json::json!({ "errors": 0, "warnings": 0, "problems": [] }));
+}
+
+#[test]
+fn certificate_is_for_more_names_and_replaces_only_by_force() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let builder = TestRelay::with(&routes);
+    let make = |flags: &[&str]| {
+        let mut make = command(BINARY);
+        run(make.arg("certificate").args(flags).current_dir(builder.path("")))
+    };
+    let key = || fs::read(builder.path("certs/tls.key")).unwrap();
+    let before = key();
+    let refused = make(&["--name", "relay.test"]);
+    code(&refused, 1);
+    assert!(refused.stderr.contains("--force"), "{refused:?}");
+    assert_eq!(key(), before);
+    code(&make(&["--force", "--name", "no name"]), 2);
+    assert_eq!(key(), before);
+    code(&make(&["--force", "--name", "relay.test", "--name", "192.0.2.7"]), 0);
+    assert_ne!(key(), before);
+    let relay = builder.start();
+    let names = relay.metrics().labels("relay_certificate_expiry_timestamp_seconds", "certificate");
+    assert_eq!(names, ["localhost, 127.0.0.1, ::1, relay.test, 192.0.2.7"]);
+}
+
+#[test]
+fn send_sends_as_many_as_asked_and_unsigned_on_request() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).plain_http().start();
+    let url = format!("http://{}/webhooks/aryeo", relay.listen());
+    let send = |flags: &[&str]| {
+        let mut send = command(BINARY);
+        send.args(["send", "--url", &url]).args(flags);
+        run(send.env("ARYEO_WEBHOOK_SECRET", SECRET))
+    };
+    let sent = send(&["ORDER_CREATED", "--repeat", "3"]);
+    code(&sent, 0);
+    assert!(sent.stdout.contains("3 of 3 taken"), "{sent:?}");
+    let received = crm.wait_for(3);
+    let mut ids: Vec<&str> = received.iter().map(|one| one.webhook_id()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "each has an id of its own");
+    assert!(received.iter().all(|one| one.header("relay-activity") == Some("ORDER_CREATED")));
+    let unsigned = send(&["--unsigned"]);
+    code(&unsigned, 1);
+    assert!(unsigned.stdout.contains("401"), "{unsigned:?}");
+    code(&send(&["--unsigned", "--secret-env", "X"]), 2);
+    // What is taken at once is sent once, whatever the schedule.
+    let retried = send(&["--retry"]);
+    code(&retried, 0);
+    assert_eq!(crm.wait_for(4).len(), 4);
+}
+
+/// Where a `receive` says that it listens.
+fn address_of(target: &Background) -> String {
+    eventually("it says where it listens", || {
+        let lines = target.lines();
+        let words = lines.iter().flat_map(|line| line.split([' ', ',']));
+        words.map(str::to_owned).find(|word| word.starts_with("http://127.0.0.1:"))
+    })
+}
+
+#[test]
+fn receive_answers_with_the_status_and_after_the_delay_it_is_told() {
+    let receive = |flags: &[&str]| {
+        let mut receive = command(BINARY);
+        receive.args(["receive", "--listen", "127.0.0.1:0"]).args(flags);
+        Background::start(&mut receive)
+    };
+    let (teapot, sloth) = (receive(&["--status", "418"]), receive(&["--delay", "1h"]));
+    let routes = Routes::new()
+        .target("teapot", &address_of(&teapot), &[SOON])
+        .target("sloth", &address_of(&sloth), &["timeout: 200ms", SOON])
+        .all_to(&["teapot", "sloth"]);
+    let relay = TestRelay::with(&routes).start();
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    for (target, outcome) in [("teapot", "status"), ("sloth", "timeout")] {
+        let labels = [("target", target), ("outcome", outcome)];
+        eventually(&format!("{target}: {outcome}"), || {
+            relay.metrics().value("relay_attempts_total", &labels) >= 1.0
+        });
+    }
+    eventually("it shows what it answered", || {
+        let lines = teapot.lines();
+        lines.iter().any(|line| line.ends_with("418")).then_some(()).ok_or(lines.join("\n"))
+    });
 }

@@ -2,6 +2,7 @@
 //!
 //! The relay runs under `strace`, which delays one sync of each thread.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::routes::SOON;
@@ -64,6 +65,24 @@ fn a_commit_that_the_disk_holds_up_makes_it_unready_until_the_disk_goes_on() {
         if levels.len() >= 2 { Ok(levels) } else { Err(format!("{levels:?}")) }
     });
     assert_eq!(said, ["ERROR", "WARN"]);
+}
+
+#[test]
+fn asked_to_stop_while_it_starts_it_ends_with_0() {
+    if !has_strace() {
+        return;
+    }
+    let crm = Receiver::willing();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut relay = under_strace(&crm, "fsync", 1);
+        let logs = relay.log();
+        // Not the end of it, before it is ready as little as later.
+        relay.signal(Signal::HUP);
+        eventually("it says so", || logs.all().iter().any(|line| line.contains("SIGHUP")));
+        assert_eq!(reasons(&relay), "starting\n");
+        relay.signal(signal);
+        assert_eq!(relay.wait().code(), Some(0), "{}", logs.all().join("\n"));
+    }
 }
 
 #[test]

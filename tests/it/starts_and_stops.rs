@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -12,7 +13,7 @@ use crate::support::relay::{BINARY, command, folder, run};
 use crate::support::routes::SOON;
 use crate::support::sender::Connection;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
+use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay, eventually, patience};
 
 fn table(crm: &Receiver) -> Routes {
     Routes::new().target("crm", &crm.url(), &[SOON]).all_to(&["crm"])
@@ -140,6 +141,51 @@ fn what_does_not_finish_in_time_is_left_for_the_next_start() {
     crm.set(|_| Reply::Status(200));
     relay.start_again();
     assert_eq!(crm.wait_for(2)[1].webhook_id(), id);
+}
+
+#[test]
+fn attempts_that_hang_do_not_keep_it_from_stopping_in_order() {
+    let crm = Receiver::start(|_| Reply::Hang);
+    // One attempt hangs, the others wait for their turn.
+    let lines = ["timeout: 60s", "concurrency: 1", SOON];
+    let routes = Routes::new().target("crm", &crm.url(), &lines).all_to(&["crm"]);
+    let mut relay = TestRelay::with(&routes).flags(&["--shutdown-timeout", "4s"]).start();
+    let logs = relay.log();
+    let sender = Sender::new(&relay);
+    let id = Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
+    let halves = ["finished", "never finished"].map(|mark| {
+        let request = sender.request(&listing_delivered(mark));
+        let mut connection = sender.connect();
+        connection.write(&request.head()).unwrap();
+        connection.write(&request.body[..5]).unwrap();
+        (connection, request.body)
+    });
+    // Their heads have been read once a request after them has been answered.
+    let late = Sender::new(&relay).post(&listing_delivered("2")).accepted();
+    relay.signal(Signal::TERM);
+    eventually("it is stopping", || relay.get("/readyz").status == 503);
+    let later = Sender::new(&relay).post(&listing_delivered("3")).accepted();
+    eventually("the listener is closed", || Connection::open(relay.listen(), None).is_err());
+    assert_eq!(relay.has_ended(), None, "requests that were begun are finished first");
+    let [(mut finished, body), (mut unfinished, _)] = halves;
+    finished.write(&body[5..]).unwrap();
+    let finished = finished.read_answer().unwrap().accepted();
+    let refused = unfinished.read_answer().unwrap();
+    refused.problem(503);
+    assert_eq!(refused.json()["type"], "urn:aryeo-relay:shutting_down");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    assert_eq!(relay.wait().code(), Some(0));
+    assert!(logs.all().iter().all(|line| !line.contains("the store is closed")));
+
+    crm.set(|_| Reply::Status(200));
+    relay.start_again();
+    let received = crm.wait_for(5);
+    let mut ids: Vec<&str> = received[1..].iter().map(|r| r.webhook_id()).collect();
+    ids.sort_unstable();
+    let mut expected = [&*id, &*late, &*later, &*finished];
+    expected.sort_unstable();
+    assert_eq!(ids, expected);
 }
 
 #[test]
@@ -279,4 +325,60 @@ fn a_thousand_waiting_webhooks_do_not_delay_the_start() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     crm.start_again();
     assert_eq!(crm.wait_for(1001).len(), 1001);
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
+    let crm = Receiver::willing();
+    let builder = TestRelay::with(&table(&crm));
+    let path = builder.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(patience())).unwrap();
+    let told = || {
+        let mut message = [0; 4096];
+        let length = socket.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut relay = builder.environment("NOTIFY_SOCKET", path.to_str().unwrap()).start_unready();
+    assert!(told().lines().any(|line| line == "READY=1"));
+    assert_eq!(relay.get("/readyz").status, 200, "said when it is so");
+    relay.terminate();
+    assert!(told().lines().any(|line| line == "STOPPING=1"));
+}
+
+#[test]
+fn the_environment_has_settings_of_lower_rank_than_flags_and_much_else() {
+    let crm = Receiver::willing();
+    let builder = TestRelay::with(&table(&crm))
+        .environment("RELAY_PLAIN_HTTP", "true")
+        .environment("RELAY_CONNECTIONS_MAX", "3")
+        // On the command line this is another one.
+        .environment("RELAY_LISTEN", "192.0.2.1:1")
+        // What Kubernetes puts there for a service called `relay`.
+        .environment("RELAY_PORT", "tcp://192.0.2.1:8443")
+        .environment("RELAY_SERVICE_HOST", "192.0.2.1");
+    let relay = builder.start();
+    let first: serde_json::Value = serde_json::from_str(&relay.logs()[0]).unwrap();
+    assert_eq!(first["tls"], false);
+    let mut connections: Vec<Connection> =
+        (0..4).map(|_| Connection::open(relay.listen(), None).unwrap()).collect();
+    eventually("three are let in", || relay.metrics().value("relay_connections", &[]) >= 3.0);
+    let request = Request::signed(&listing_delivered("1"));
+    connections[0].send(&request).unwrap().accepted();
+    assert_eq!(relay.metrics().value("relay_connections", &[]), 3.0);
+    let wrong = TestRelay::with(&table(&crm)).environment("RELAY_RETAIN", "soon");
+    let ended = wrong.run();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("--retain"), "{ended:?}");
+}
+
+#[test]
+fn a_hangup_is_logged_and_changes_nothing() {
+    let crm = Receiver::willing();
+    let mut relay = TestRelay::with(&table(&crm)).start();
+    relay.signal(Signal::HUP);
+    eventually("it says so", || relay.logs().iter().any(|line| line.contains("SIGHUP")));
+    assert_eq!(relay.has_ended(), None);
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
 }

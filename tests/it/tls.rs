@@ -1,5 +1,8 @@
 //! TLS towards the sender: versions, protocols, certificates that can't be served.
 
+use std::fs;
+use std::path::Path;
+
 use rustls::version::{TLS12, TLS13};
 use rustls::{ProtocolVersion, SupportedProtocolVersion};
 
@@ -68,27 +71,36 @@ fn a_failed_handshake_is_counted_and_harms_nobody() {
 fn a_certificate_that_nobody_would_accept_is_refused_at_start_with_the_file_s_name() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
-    let refused = |change: &dyn Fn(&std::path::Path)| {
+    // The first line says it all, and says it once.
+    let refused = |file: &str, reason: &str, change: &dyn Fn(&Path)| {
         let builder = TestRelay::with(&routes);
         change(&builder.path("certs"));
-        builder.refused().stderr
+        let text = builder.refused().stderr;
+        let first = text.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        assert!(first.contains(file) && first.contains(reason), "{text}");
+        assert_eq!(text.matches(reason).count(), 1, "{text}");
+        assert_eq!(text.contains("aryeo-relay certificate"), reason == "no such file", "{text}");
     };
-    let text = refused(&|certs| std::fs::remove_file(certs.join("tls.crt")).unwrap());
-    assert!(text.contains("certs/tls.crt") && text.contains("no such file"), "{text}");
-    let text = refused(&|certs| std::fs::remove_file(certs.join("tls.key")).unwrap());
-    assert!(text.contains("certs/tls.key") && text.contains("no such file"), "{text}");
-    let text = refused(&|certs| {
-        std::fs::write(certs.join("tls.key"), AUTHORITY.server().key).unwrap();
+    let write = |certs: &Path, name: &str, text: &str| fs::write(certs.join(name), text).unwrap();
+    let (certificate, key) = ("certs/tls.crt", "certs/tls.key");
+    refused(certificate, "no such file", &|certs| fs::remove_file(certs.join("tls.crt")).unwrap());
+    refused(key, "no such file", &|certs| fs::remove_file(certs.join("tls.key")).unwrap());
+    refused(key, "does not belong", &|certs| {
+        write(certs, "tls.key", &AUTHORITY.server().key);
     });
-    assert!(text.contains("certs/tls.key") && text.contains("does not belong"), "{text}");
-    let text = refused(&|certs| {
+    refused(certificate, "expired", &|certs| {
         let expired = AUTHORITY.expired();
-        std::fs::write(certs.join("tls.crt"), expired.certificate).unwrap();
-        std::fs::write(certs.join("tls.key"), expired.key).unwrap();
+        write(certs, "tls.crt", &expired.certificate);
+        write(certs, "tls.key", &expired.key);
     });
-    assert!(text.contains("certs/tls.crt") && text.contains("expired"), "{text}");
-    let text = refused(&|certs| std::fs::write(certs.join("tls.crt"), "").unwrap());
-    assert!(text.contains("certs/tls.crt") && text.contains("no certificate"), "{text}");
+    refused(certificate, "no certificate", &|certs| write(certs, "tls.crt", ""));
+    let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    refused(certificate, "not valid PEM", &|certs| write(certs, "tls.crt", broken));
+    // Even root can't read a folder as a file.
+    refused(certificate, "Is a directory", &|certs| {
+        fs::remove_file(certs.join("tls.crt")).unwrap();
+        fs::create_dir(certs.join("tls.crt")).unwrap();
+    });
 }
 
 #[test]

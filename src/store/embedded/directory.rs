@@ -17,8 +17,10 @@ use crate::store::embedded::{OpenError, Settings};
 const MODE: u32 = 0o700;
 
 /// What a store puts into its directory, and what a new file system comes with.
-const OURS: [&str; 6] =
-    ["index.sqlite", "index.sqlite-shm", "index.sqlite-wal", "lock", "lost+found", "segments"];
+const OURS: [&str; 3] = ["lock", "lost+found", "segments"];
+
+/// The index, the files beside it, and what was set aside of it.
+const INDEX: &str = "index.sqlite";
 
 /// Takes the directory; makes it if there is none. Nothing is changed before all is decided.
 pub(super) fn claim(settings: &Settings) -> Result<DirectoryLock, OpenError> {
@@ -75,12 +77,12 @@ fn foreign(dir: &Path) -> io::Result<Option<String>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let (name, kind) = (entry.file_name(), entry.file_type()?);
-        let is_ours =
-            (name == "segments" && kind.is_dir()) || (name == "index.sqlite" && kind.is_file());
+        let is_ours = (name == "segments" && kind.is_dir()) || (name == INDEX && kind.is_file());
         if is_ours {
             return Ok(None);
         }
-        if !OURS.iter().any(|known| name == OsStr::new(known)) {
+        let of_index = name.as_encoded_bytes().starts_with(INDEX.as_bytes());
+        if !of_index && !OURS.iter().any(|known| name == OsStr::new(known)) {
             found.get_or_insert_with(|| name.to_string_lossy().into_owned());
         }
     }

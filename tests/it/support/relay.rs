@@ -223,10 +223,16 @@ impl Builder {
         relay
     }
 
+    /// Runs it to its end.
+    #[track_caller]
+    pub(crate) fn run(&self) -> Ended {
+        run(&mut self.command())
+    }
+
     /// Starts it; it must refuse, with status 1.
     #[track_caller]
     pub(crate) fn refused(&self) -> Ended {
-        let ended = run(&mut self.command());
+        let ended = self.run();
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
         ended
@@ -248,7 +254,7 @@ struct Running {
 
 /// The newest lines of its log.
 #[derive(Clone, Default)]
-struct Logs(Arc<Mutex<VecDeque<String>>>);
+pub(crate) struct Logs(Arc<Mutex<VecDeque<String>>>);
 
 /// More are forgotten, oldest but the first.
 const LOG_LINES_MAX: usize = 20_000;
@@ -274,7 +280,7 @@ impl Logs {
         lines.push_back(line);
     }
 
-    fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().iter().cloned().collect()
     }
 
@@ -431,6 +437,12 @@ impl TestRelay {
     #[track_caller]
     pub(crate) fn logs(&self) -> Vec<String> {
         self.running().logs.all()
+    }
+
+    /// Its log, also after its end.
+    #[track_caller]
+    pub(crate) fn log(&self) -> Logs {
+        self.running().logs.clone()
     }
 
     /// Asks the admin address.

@@ -33,11 +33,17 @@ impl Routes {
     }
 
     /// A source that takes any of these secrets; `lines` are more keys of it.
-    pub(crate) fn source(
+    pub(crate) fn source(self, name: &str, path: &str, secrets: &[&str], lines: &[&str]) -> Self {
+        self.source_verified(name, path, secrets, "scheme: aryeo", lines)
+    }
+
+    /// The same, verified as `verify` says: keys but `secrets`.
+    pub(crate) fn source_verified(
         mut self,
         name: &str,
         path: &str,
         secrets: &[&str],
+        verify: &str,
         lines: &[&str],
     ) -> Self {
         let names: Vec<String> = (0..secrets.len())
@@ -45,7 +51,7 @@ impl Routes {
             .collect();
         let list: Vec<String> = names.iter().map(|name| format!("{{ env: {name} }}")).collect();
         writeln!(self.sources, "  {name}:\n    path: {path}").unwrap();
-        writeln!(self.sources, "    verify: {{ scheme: aryeo, secrets: [{}] }}", list.join(", "))
+        writeln!(self.sources, "    verify: {{ {verify}, secrets: [{}] }}", list.join(", "))
             .unwrap();
         for line in lines {
             writeln!(self.sources, "    {line}").unwrap();
