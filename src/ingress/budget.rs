@@ -7,7 +7,7 @@
 //!
 //! Where there is no room, it is not the newcomer who is refused but one whose body is still being
 //! read who gives way, and is answered 408. So slow requests hold places only while nobody else
-//! wants them, and the sender, who is quick, always gets in. Who gives way:
+//! wants them. Who gives way:
 //!
 //! - For want of a place: the slowest, who is [`due`] first. A request is due when it begins, and
 //!   with what it brings it earns time at the pace of the slowest sender that has any hope of being
@@ -19,8 +19,13 @@
 //! - For want of bytes: who came first. To keep a webhook out, strangers have to fill half of the
 //!   budget anew in the time in which that webhook arrives.
 //!
+//! This is no help against a flood: strangers who send hundreds of megabytes a second do push out
+//! webhooks, the large and slow ones first. Until a body is complete nothing tells the sender from
+//! them but his pace.
+//!
 //! The memory of a request that was ended counts until it is freed, and who wants it waits for that:
-//! the bodies never take more than the budget.
+//! bodies take no more than the budget, but for a webhook that was complete in the moment in which it
+//! had to give way. What a connection reads ahead is its own and not counted here.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
