@@ -26,6 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
+use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
@@ -172,6 +173,14 @@ impl Store for FakeStore {
             held.settled.push(Settled { delivery, attempt: None, settlement });
         }
         keys.len()
+    }
+
+    async fn page(&self, _: Place, _: usize) -> Result<Page, ReadError> {
+        Err(ReadError::Closed)
+    }
+
+    async fn body(&self, _: &Summary) -> Result<Option<Bytes>, ReadError> {
+        Err(ReadError::Closed)
     }
 
     fn lanes(&self) -> Vec<LaneCounts> {
