@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::change::Entry;
-use crate::store::embedded::index::queries::{DueKey, DueRow};
+use crate::store::embedded::index::queries::{DueKey, DueRow, StoredRow};
 use crate::store::embedded::lanes::Lane;
 
 // More than this is read from the log instead.
@@ -54,6 +54,15 @@ pub enum Request {
         webhook: u64,
         /// Who asks.
         reply: oneshot::Sender<Option<WebhookId>>,
+    },
+    /// Which webhooks are stored behind this key?
+    Stored {
+        /// The key.
+        after: u64,
+        /// How many at most.
+        max: usize,
+        /// Who asks.
+        reply: oneshot::Sender<Vec<StoredRow>>,
     },
     /// Answered when everything before it is in the index.
     Flush {

@@ -327,6 +327,7 @@ impl Indexer {
             Request::StartedBefore { .. }
             | Request::Locate { .. }
             | Request::Identify { .. }
+            | Request::Stored { .. }
             | Request::Flush { .. } => {}
         }
         self.answer_asker(request)
@@ -366,6 +367,10 @@ impl Indexer {
                     reply.send(found).unwrap_or_default();
                 }
                 Err(error) => return Err((error, Request::Identify { webhook, reply })),
+            },
+            Request::Stored { after, max, reply } => match self.index.stored(after, max) {
+                Ok(found) => reply.send(found).unwrap_or_default(),
+                Err(error) => return Err((error, Request::Stored { after, max, reply })),
             },
             Request::Flush { reply } => reply.send(()).unwrap_or_default(),
             Request::Refill { .. } => {}

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -38,6 +39,7 @@ use crate::store::embedded::past::Past;
 use crate::store::embedded::queue::{Queue, Waiting};
 use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
+use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 
 mod assembly;
@@ -54,6 +56,7 @@ pub mod index;
 pub mod indexer;
 pub mod lanes;
 pub mod leasing;
+mod listing;
 pub mod lock;
 pub mod log;
 pub mod memory;
@@ -443,6 +446,20 @@ impl Store for EmbeddedStore {
             let found = answer.await.unwrap_or_default();
             found.into_iter().filter(|(row, id)| lane.end(*row, *id, cause)).count()
         }
+    }
+
+    fn page(
+        &self,
+        after: Place,
+        max: usize,
+    ) -> impl Future<Output = Result<Page, ReadError>> + Send {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.page(after, max).await }
+    }
+
+    fn body(&self, of: &Summary) -> impl Future<Output = Result<Option<Bytes>, ReadError>> + Send {
+        let (shared, of) = (Arc::clone(&self.shared), of.clone());
+        async move { shared.body(of).await }
     }
 
     fn lanes(&self) -> Vec<LaneCounts> {

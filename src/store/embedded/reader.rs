@@ -27,9 +27,9 @@ pub enum Readback {
 
 /// Reads what an attempt needs.
 pub fn read_back(log: &Log, row: &DueRow) -> Readback {
-    let record = match read(log, row.webhook_at) {
+    let record = match read_record(log, row.webhook_at) {
         Ok(record) => record,
-        Err(other) => return other,
+        Err(unfit) => return unfit.into(),
     };
     let Record::Webhook(mut webhook, _) = record else { return Readback::Damaged };
     if webhook.id.key() != row.key.webhook {
@@ -41,13 +41,13 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
             let number = usize::from(row.key.number);
             (number < deliveries.len()).then(|| deliveries.swap_remove(number).headers.into())
         }
-        Some(at) => match read(log, at) {
+        Some(at) => match read_record(log, at) {
             Ok(Record::Deliveries(_, added) | Record::State(_, added)) => added
                 .into_iter()
                 .find(|full| full.number == row.key.number)
                 .map(|full| full.delivery.headers.into()),
             Ok(_) => None,
-            Err(other) => return other,
+            Err(unfit) => return unfit.into(),
         },
     };
     match headers {
@@ -56,17 +56,39 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
     }
 }
 
-fn read(log: &Log, at: Position) -> Result<Record, Readback> {
+/// Why a position has no record to offer.
+#[derive(Debug)]
+pub enum Unfit {
+    /// The record is not what was written.
+    Damaged,
+    /// The segment is gone: the record was copied forward.
+    Moved,
+    /// The disk refused.
+    Failed(io::Error),
+}
+
+impl From<Unfit> for Readback {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Damaged => Self::Damaged,
+            Unfit::Moved => Self::Moved,
+            Unfit::Failed(error) => Self::Failed(error),
+        }
+    }
+}
+
+/// Reads the record at a position.
+pub fn read_record(log: &Log, at: Position) -> Result<Record, Unfit> {
     let Some(segment) = log.get(at.segment) else {
         // One that could not be opened is still there: the next start may be able to.
         let moved = !log.is_unread(at.segment);
-        return Err(if moved { Readback::Moved } else { Readback::Failed(Errno::IO.into()) });
+        return Err(if moved { Unfit::Moved } else { Unfit::Failed(Errno::IO.into()) });
     };
     match segment.read(at) {
         Ok(Some(frame)) => {
-            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Readback::Damaged)
+            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Unfit::Damaged)
         }
-        Ok(None) => Err(Readback::Damaged),
-        Err(error) => Err(Readback::Failed(error)),
+        Ok(None) => Err(Unfit::Damaged),
+        Err(error) => Err(Unfit::Failed(error)),
     }
 }

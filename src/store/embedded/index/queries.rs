@@ -49,6 +49,17 @@ pub struct DueRow {
     pub defined_at: Option<Position>,
 }
 
+/// A stored webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRow {
+    /// Its id.
+    pub id: WebhookId,
+    /// Its record.
+    pub at: Position,
+    /// The records of deliveries that were added to it, in the order of their numbers.
+    pub added: Vec<Position>,
+}
+
 /// How many deliveries of a target are pending or dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
@@ -94,6 +105,42 @@ impl Index {
             .query_row([int(key)], |row| position(row, 0))
             .optional()
             .map(Option::flatten)
+    }
+
+    /// Webhooks with a greater key than this one, in order.
+    pub fn stored(&self, after: u64, max: usize) -> rusqlite::Result<Vec<StoredRow>> {
+        let mut stored: Vec<StoredRow> = self
+            .connection
+            .prepare_cached(
+                "SELECT webhook_id, segment, start, length FROM webhook WHERE id > ?1
+                 ORDER BY id LIMIT ?2",
+            )?
+            .query_map([int(after), int(max as u64)], |row| {
+                let at = position(row, 1)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+                let id = WebhookId::from_bytes(row.get(0)?);
+                Ok(StoredRow { id, at, added: Vec::new() })
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        let (Some(first), Some(last)) = (stored.first(), stored.last()) else {
+            return Ok(stored);
+        };
+        let span = [int(first.id.key()), int(last.id.key())];
+        let mut statement = self.connection.prepare_cached(
+            "SELECT segment, start, length, webhook FROM delivery
+             WHERE webhook BETWEEN ?1 AND ?2 AND segment IS NOT NULL ORDER BY webhook, number",
+        )?;
+        let mut rows = statement.query(span)?;
+        while let Some(row) = rows.next()? {
+            let key = uint(row.get(3)?);
+            if let Some(at) = position(row, 0)?
+                && let Ok(nth) = stored.binary_search_by_key(&key, |row| row.id.key())
+                && let Some(of) = stored.get_mut(nth)
+                && !of.added.contains(&at)
+            {
+                of.added.push(at);
+            }
+        }
+        Ok(stored)
     }
 
     /// A webhook's whole id.

@@ -222,3 +222,32 @@ async fn a_segment_that_can_not_be_cleaned_blocks_no_other_and_what_ended_stays_
     let store = world.open();
     assert!(lease_now(&store, TARGET, 64).await.is_empty(), "what ended is due again");
 }
+
+#[tokio::test]
+async fn what_was_copied_forward_keeps_its_place_in_pages_and_its_body() {
+    use crate::store::listing::Place;
+    let world = small();
+    let store = world.open();
+    let (first, result) = world.commit(&store, &[1; 1500], &[TARGET]).await;
+    result.unwrap();
+    let old = store.page(Place::START, 8).await.unwrap().webhooks.remove(0);
+    let at = world.clock.now().plus(Duration::from_secs(3600));
+    for lease in lease(&store, TARGET, 1).await {
+        store.settle(lease, None, Settlement::Retry { at });
+    }
+    deliver(&world, &store).await;
+    deliver(&world, &store).await;
+    let before = segments(&world);
+    world.clock.advance(Duration::from_secs(10));
+    clean(&world, &store).await;
+    assert!(!segments(&world).contains(&before[0]), "its segment is gone");
+    let (second, result) = world.commit(&store, &[2; 1500], &[TARGET]).await;
+    result.unwrap();
+    let page = store.page(Place::START, 8).await.unwrap();
+    let ids: Vec<_> = page.webhooks.iter().map(|webhook| webhook.id).collect();
+    assert_eq!(ids, [first.id, second.id]);
+    assert_ne!(page.webhooks[0].kept_at, old.kept_at);
+    for summary in [&old, &page.webhooks[0]] {
+        assert_eq!(store.body(summary).await, Ok(Some(first.body.clone())));
+    }
+}

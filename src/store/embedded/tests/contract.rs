@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::listing::{Place, Routed, Summary};
 
 /// The suite: passed by every store, opened anew in the same world for a restart.
 async fn suite<S: Store>(world: &World, open: impl Fn() -> S) {
@@ -16,6 +17,7 @@ async fn suite<S: Store>(world: &World, open: impl Fn() -> S) {
     dead_letters_are_counted(world, &open).await;
     a_commit_needs_nobody_to_wait(world, &open()).await;
     expired_ones_end(world, &open()).await;
+    what_is_stored_is_read_page_by_page(world, &open).await;
 }
 
 async fn committed_is_leased_byte_for_byte<S: Store>(world: &World, open: impl Fn() -> S) {
@@ -199,6 +201,80 @@ async fn expired_ones_end<S: Store>(world: &World, store: &S) {
     }
     let lane = store.lanes().into_iter().find(|lane| &*lane.target == "g").unwrap();
     assert_eq!((lane.pending, lane.dead), (0, vec![(Cause::TargetRemoved, 1)]));
+}
+
+async fn all_since<S: Store>(store: &S, since: Timestamp, max: usize) -> Vec<Summary> {
+    let mut all = Vec::new();
+    let mut place = Place::since(since);
+    loop {
+        let page = within(PATIENCE, store.page(place, max)).await.unwrap();
+        assert!(page.webhooks.len() <= max);
+        assert_eq!(page.left_out, 0);
+        all.extend(page.webhooks);
+        match page.next {
+            Some(next) => {
+                assert!(next > place);
+                place = next;
+            }
+            None => return all,
+        }
+    }
+}
+
+async fn what_is_stored_is_read_page_by_page<S: Store>(world: &World, open: impl Fn() -> S) {
+    let store = open();
+    world.clock.advance(Duration::from_secs(1));
+    world.commit(&store, b"too early", &["h"]).await.1.unwrap();
+    world.clock.advance(Duration::from_secs(1));
+    let since = world.clock.now();
+    assert!(all_since(&store, since, 8).await.is_empty());
+    let mut expected = Vec::new();
+    for n in 0..25u8 {
+        world.clock.advance(Duration::from_millis(u64::from(n) % 2));
+        let targets: &[&str] = if n % 5 == 0 { &[] } else { &["h", "i"] };
+        let (webhook, result) = world.commit(&store, &[n; 700], targets).await;
+        result.unwrap();
+        expected.push(webhook);
+        // What was acknowledged is seen at once.
+        assert_eq!(all_since(&store, since, 1000).await.len(), expected.len());
+    }
+    for lease in lease(&store, "h", 8).await {
+        store.settle(lease, None, Settlement::Delivered);
+    }
+    for restart in [false, true] {
+        let store = if restart {
+            within(PATIENCE, store.close()).await;
+            &open()
+        } else {
+            &store
+        };
+        for max in [1, 7, 25, 26, usize::MAX] {
+            let found = all_since(store, since, max).await;
+            assert_eq!(found.len(), expected.len(), "{max} at once");
+            for (summary, webhook) in found.iter().zip(&expected) {
+                assert_eq!((summary.id, summary.received_at), (webhook.id, webhook.received_at));
+                assert_eq!((&summary.source, &summary.path), (&webhook.source, &webhook.path));
+                assert_eq!(summary.activity, webhook.activity);
+                assert_eq!(summary.resource, webhook.resource);
+                assert_eq!(summary.table, webhook.table);
+                assert_eq!(summary.body_bytes, webhook.body.len() as u64);
+                let routed = webhook.deliveries.iter().map(|delivery| Routed {
+                    target: Arc::clone(&delivery.target),
+                    routes: delivery.routes.clone(),
+                });
+                assert_eq!(summary.deliveries, routed.collect::<Vec<_>>());
+                assert_eq!(store.body(summary).await, Ok(Some(webhook.body.clone())));
+            }
+        }
+        let behind = Place::behind(expected[20].id);
+        let rest = store.page(behind, 100).await.unwrap();
+        assert_eq!((rest.webhooks.len(), rest.next), (4, None));
+        for target in ["h", "i"] {
+            for lease in lease_now(store, target, 64).await {
+                store.settle(lease, None, Settlement::Delivered);
+            }
+        }
+    }
 }
 
 #[tokio::test]

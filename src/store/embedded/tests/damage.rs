@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::embedded::segment::HEADER_BYTES;
+use crate::store::listing::Place;
 
 const TARGET: &str = "crm";
 
@@ -227,6 +228,8 @@ async fn a_record_damaged_under_a_running_store_is_a_dead_letter() {
         bytes[at] ^= 1;
     });
     let store = world.open();
+    let page = store.page(Place::START, 8).await.unwrap();
+    assert_eq!((page.webhooks.len(), page.left_out), (2, 1));
     let leases = lease(&store, TARGET, 8).await;
     assert_eq!(leases.len(), 2);
     assert_eq!(store.health().damaged_records, 1);

@@ -1,0 +1,133 @@
+//! Pages of what is stored: the index says where, the segments say what.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::domain::webhook::Webhook;
+use crate::store::embedded::Shared;
+use crate::store::embedded::index::queries::StoredRow;
+use crate::store::embedded::indexer::Request;
+use crate::store::embedded::log::Log;
+use crate::store::embedded::reader::{Unfit, read_record};
+use crate::store::embedded::record::Record;
+use crate::store::embedded::segment::Position;
+use crate::store::listing::{Page, Place, ReadError, Routed, Summary};
+
+// What the index is asked for at once: nobody waits for it longer than milliseconds.
+const PAGE_MAX: usize = 1024;
+// Segments that are cleaned away meanwhile: their webhooks are somewhere else by then.
+const TRIALS: usize = 4;
+
+impl Shared {
+    /// The webhooks behind a place.
+    pub(super) async fn page(&self, after: Place, max: usize) -> Result<Page, ReadError> {
+        let max = max.clamp(1, PAGE_MAX);
+        let mut trial = 1;
+        loop {
+            let rows = self.stored(after.key(), max).await?;
+            let next = rows.last().filter(|_| rows.len() == max).map(|row| row.id);
+            let next = next.map(Place::behind);
+            let log = std::sync::Arc::clone(&self.log);
+            let read = tokio::task::spawn_blocking(move || read_page(&log, rows));
+            let (webhooks, left_out, moved) = read.await.map_err(|_| ReadError::Closed)?;
+            if moved == 0 || trial == TRIALS {
+                return Ok(Page { webhooks, next, left_out: left_out + moved });
+            }
+            trial += 1;
+        }
+    }
+
+    /// A webhook's exact bytes, if it is still stored.
+    pub(super) async fn body(&self, summary: Summary) -> Result<Option<Bytes>, ReadError> {
+        let key = summary.id.key();
+        let [segment, offset, length] = summary.kept_at;
+        let mut at = Position { segment, offset, length };
+        for _ in 0..TRIALS {
+            let log = std::sync::Arc::clone(&self.log);
+            let read = tokio::task::spawn_blocking(move || read_webhook(&log, at));
+            match read.await.map_err(|_| ReadError::Closed)? {
+                Ok(webhook) if webhook.id == summary.id => return Ok(Some(webhook.body)),
+                Ok(_) | Err(Unfit::Damaged) => return Err(ReadError::Damaged),
+                Err(Unfit::Failed(error)) => {
+                    tracing::error!(%error, key, "a record can't be read");
+                    return Err(ReadError::Unavailable);
+                }
+                Err(Unfit::Moved) => {}
+            }
+            let found = self.stored(key.saturating_sub(1), 1).await?;
+            match found.first().filter(|row| row.id == summary.id) {
+                Some(row) => at = row.at,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn stored(&self, after: u64, max: usize) -> Result<Vec<StoredRow>, ReadError> {
+        let (reply, answer) = oneshot::channel();
+        // Behind all that waits: what was acknowledged before is in the answer.
+        self.queue.request(Request::Stored { after, max, reply });
+        answer.await.map_err(|_| ReadError::Closed)
+    }
+}
+
+fn read_webhook(log: &Log, at: Position) -> Result<Webhook, Unfit> {
+    match read_record(log, at)? {
+        Record::Webhook(webhook, _) => Ok(webhook),
+        _ => Err(Unfit::Damaged),
+    }
+}
+
+/// The summaries; how many can't be read, and how many are no longer where they were.
+fn read_page(log: &Log, rows: Vec<StoredRow>) -> (Vec<Summary>, u64, u64) {
+    let mut summaries = Vec::with_capacity(rows.len());
+    let (mut left_out, mut moved) = (0, 0);
+    for row in rows {
+        match read_summary(log, &row) {
+            Ok(summary) => summaries.push(summary),
+            Err(Unfit::Moved) => moved += 1,
+            Err(Unfit::Damaged) => left_out += 1,
+            Err(Unfit::Failed(error)) => {
+                tracing::error!(%error, key = row.id.key(), "a record can't be read");
+                left_out += 1;
+            }
+        }
+    }
+    (summaries, left_out, moved)
+}
+
+fn read_summary(log: &Log, row: &StoredRow) -> Result<Summary, Unfit> {
+    let webhook = read_webhook(log, row.at)?;
+    if webhook.id != row.id {
+        return Err(Unfit::Damaged);
+    }
+    let mut deliveries = webhook.deliveries;
+    for at in &row.added {
+        let (Record::Deliveries(_, added) | Record::State(_, added)) = read_record(log, *at)?
+        else {
+            return Err(Unfit::Damaged);
+        };
+        for full in added {
+            // Their numbers go on where the webhook's own end; a state repeats the earlier ones.
+            if usize::from(full.number) == deliveries.len() {
+                deliveries.push(full.delivery);
+            }
+        }
+    }
+    let routed = |delivery: crate::domain::webhook::NewDelivery| Routed {
+        target: delivery.target,
+        routes: delivery.routes,
+    };
+    Ok(Summary {
+        id: webhook.id,
+        received_at: webhook.received_at,
+        source: webhook.source,
+        path: webhook.path,
+        activity: webhook.activity,
+        resource: webhook.resource,
+        table: webhook.table,
+        body_bytes: webhook.body.len() as u64,
+        deliveries: deliveries.into_iter().map(routed).collect(),
+        kept_at: [row.at.segment, row.at.offset, row.at.length],
+    })
+}
