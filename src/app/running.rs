@@ -43,6 +43,8 @@ impl App {
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let running = self.start(listener);
+        // Who scrapes the moment we are ready must not take a silent source for one that never spoke.
+        running.ingress.observe(&self.store.health());
         self.readiness.started();
         tracing::info!("Ready: accepting and delivering.");
         // Without systemd there is nobody to tell.
