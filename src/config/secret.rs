@@ -48,6 +48,9 @@ pub enum Secrets {
 
 /// The bytes of a secret in a variable.
 pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+    if name.is_empty() {
+        return Err("the name of the environment variable is empty".to_owned());
+    }
     match env.var(name) {
         None => Err(format!("the environment variable {name} is not set")),
         Some(value) if value.is_empty() => Err(format!("the environment variable {name} is empty")),
@@ -131,5 +134,7 @@ mod tests {
         assert_eq!(from_env(&env, "A").unwrap().as_slice(), b"x");
         assert_eq!(from_env(&env, "B").unwrap_err(), "the environment variable B is empty");
         assert_eq!(from_env(&env, "C").unwrap_err(), "the environment variable C is not set");
+        let unnamed = "the name of the environment variable is empty";
+        assert_eq!(from_env(&env, "").unwrap_err(), unnamed);
     }
 }

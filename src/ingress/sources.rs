@@ -75,6 +75,12 @@ impl Snapshot {
     }
 }
 
+/// Whether so many failures in a row are worth an ERROR: the third, and again each time that they
+/// have doubled, so that a secret that stays wrong is not forgotten.
+fn is_alarming(failures: u32) -> bool {
+    failures.is_multiple_of(FAILURES_IN_A_ROW) && (failures / FAILURES_IN_A_ROW).is_power_of_two()
+}
+
 impl SourceState {
     fn new(
         source: &Arc<Source>,
@@ -126,7 +132,7 @@ impl SourceState {
             Err(error) => {
                 self.metrics.refused(error);
                 let before = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
-                let alarm = (before.wrapping_add(1) == FAILURES_IN_A_ROW).then_some(
+                let alarm = is_alarming(before.saturating_add(1)).then_some(
                     "verification failed several times in a row: if this is the sender, the \
                      secret here is not its secret, and its webhooks are being lost",
                 );

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 /// Lines that wait for stderr.
 const LINES_MAX: usize = 8192;
@@ -33,7 +35,7 @@ pub enum Format {
 /// Sends the process's events to stderr, until what this returns is dropped. The first call wins.
 #[must_use = "dropped, it waits for the last lines"]
 pub fn install(format: Format, level: LevelFilter) -> Logging {
-    let lines = start(io::stderr());
+    let lines = start(io::stderr(), format);
     let builder = tracing_subscriber::fmt()
         .with_writer(lines.clone())
         .with_max_level(level)
@@ -102,36 +104,59 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-fn start(out: impl Write + Send + 'static) -> Lines {
+fn start(out: impl Write + Send + 'static, format: Format) -> Lines {
     let (queue, entries) = sync_channel(LINES_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&dropped);
     let thread = std::thread::Builder::new().name("log".to_owned());
     // Without it there is no log, but there is a relay: the queue answers that nobody is there.
-    let _thread = thread.spawn(move || write_lines(&entries, &counted, out));
+    let _thread = thread.spawn(move || write_lines(&entries, &counted, format, out));
     Lines { queue, dropped }
 }
 
 /// Writes what comes. Errors are passed over: there is nowhere to report them, and the next line
 /// may find a reader again.
-fn write_lines(entries: &Receiver<Entry>, dropped: &AtomicU64, out: impl Write) {
+fn write_lines(entries: &Receiver<Entry>, dropped: &AtomicU64, format: Format, out: impl Write) {
     let mut out = io::BufWriter::new(out);
     while let Ok(first) = entries.recv() {
         for entry in std::iter::once(first).chain(entries.try_iter()) {
             match entry {
                 Entry::Line(line) => drop(out.write_all(&line)),
                 Entry::Flush(written) => {
+                    write_lost(dropped, format, &mut out);
                     drop(out.flush());
                     // Whoever waited may have given up.
                     written.send(()).unwrap_or_default();
                 }
             }
         }
-        match dropped.swap(0, Ordering::Relaxed) {
-            0 => {}
-            lost => drop(writeln!(out, "{{\"level\":\"WARN\",\"log_lines_dropped\":{lost}}}")),
-        }
+        write_lost(dropped, format, &mut out);
         drop(out.flush());
+    }
+}
+
+fn write_lost(dropped: &AtomicU64, format: Format, out: &mut impl Write) {
+    match dropped.swap(0, Ordering::Relaxed) {
+        0 => {}
+        lost => drop(writeln!(out, "{}", notice(format, lost))),
+    }
+}
+
+/// That lines were dropped, as the lines around it look.
+fn notice(format: Format, lost: u64) -> String {
+    const MESSAGE: &str = "Log lines were dropped: whoever reads them was too slow.";
+    let mut time = String::new();
+    // Without the time it is still a notice.
+    SystemTime.format_time(&mut Writer::new(&mut time)).unwrap_or_default();
+    match format {
+        Format::Text => format!("{time}  WARN {MESSAGE} log_lines_dropped={lost}"),
+        Format::Json => serde_json::json!({
+            "timestamp": time,
+            "level": "WARN",
+            "message": MESSAGE,
+            "log_lines_dropped": lost,
+        })
+        .to_string(),
     }
 }
 
@@ -194,6 +219,7 @@ pub(crate) fn levels(act: impl FnOnce()) -> Vec<tracing::Level> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::time::Timestamp;
     use std::sync::{Condvar, Mutex};
 
     /// A stderr that nobody reads until it is opened.
@@ -230,8 +256,24 @@ mod tests {
 
     #[test]
     fn a_reader_that_stalls_stops_nobody_and_what_is_lost_is_counted() {
+        let text = stalled(Format::Text);
+        let notice = text.lines().find(|line| line.contains("log_lines_dropped=")).unwrap();
+        let (time, rest) = notice.split_once("  WARN ").unwrap();
+        assert!(Timestamp::parse(time).is_some(), "{notice}");
+        assert!(rest.starts_with("Log lines were dropped"), "{notice}");
+        let json = stalled(Format::Json);
+        let notice = json.lines().find(|line| line.contains("log_lines_dropped")).unwrap();
+        let notice: serde_json::Value = serde_json::from_str(notice).unwrap();
+        assert_eq!(notice["level"], "WARN");
+        assert!(notice["log_lines_dropped"].as_u64() > Some(0), "{notice}");
+        assert!(notice["message"].is_string(), "{notice}");
+        assert!(Timestamp::parse(notice["timestamp"].as_str().unwrap()).is_some(), "{notice}");
+    }
+
+    /// All that a reader finds who was away for long.
+    fn stalled(format: Format) -> String {
         let gate = Gate::default();
-        let mut lines = start(gate.clone());
+        let mut lines = start(gate.clone(), format);
         for _ in 0..3 * LINES_MAX {
             lines.write_all(b"line\n").unwrap();
         }
@@ -248,11 +290,12 @@ mod tests {
         done.recv().unwrap();
         let text = String::from_utf8(gate.0.0.lock().unwrap().1.clone()).unwrap();
         assert!(text.contains("last\n"));
+        text
     }
 
     #[test]
     fn a_reader_that_left_is_no_failure() {
-        let mut lines = start(Broken);
+        let mut lines = start(Broken, Format::Text);
         for _ in 0..100 {
             lines.write_all(b"line\n").unwrap();
         }
