@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use zeroize::Zeroizing;
 
 use crate::config::position::{Entry, Kind, Node};
@@ -212,6 +212,7 @@ impl Context<'_> {
         match self.secrets {
             Secrets::Resolve => self.report.error(at, message),
             Secrets::Warn => self.report.warning(at, message),
+            Secrets::Ignore => {}
         }
     }
 
@@ -240,13 +241,8 @@ impl Context<'_> {
     /// One secret.
     pub(super) fn secret(&mut self, secret: &schema::Secret, spot: Spot<'_>) -> Option<Secret> {
         let (label, bytes) = match (&secret.env, &secret.file, &secret.value) {
-            (Some(Text(name)), None, None) => {
-                (format!("env:{name}"), secret::from_env(self.env, name))
-            }
-            (None, Some(text), None) => {
-                let path = self.path(text, spot.key("file").at)?;
-                (format!("file:{}", text.0), secret::from_file(&path))
-            }
+            (Some(name), None, None) => self.variable(name),
+            (None, Some(path), None) => self.file(path, spot.key("file").at)?,
             (None, None, Some(Text(text))) => {
                 let at = spot.key("value").at;
                 if text.is_empty() || text.len() > SECRET_BYTES_MAX {
@@ -281,6 +277,29 @@ impl Context<'_> {
             }
         };
         Secret::new(label, &bytes)
+    }
+
+    /// The label of a variable and what is in it.
+    fn variable(&self, Text(name): &Text) -> (String, Parsed<Zeroizing<Vec<u8>>>) {
+        let bytes = match self.secrets {
+            Secrets::Resolve | Secrets::Warn => secret::from_env(self.env, name),
+            Secrets::Ignore => Err(String::new()),
+        };
+        (format!("env:{name}"), bytes)
+    }
+
+    /// The label of a secret file and what is in it.
+    fn file(
+        &mut self,
+        text: &Text,
+        at: Position,
+    ) -> Option<(String, Parsed<Zeroizing<Vec<u8>>>)> {
+        let path = self.path(text, at)?;
+        let bytes = match self.secrets {
+            Secrets::Resolve | Secrets::Warn => secret::from_file(&path),
+            Secrets::Ignore => Err(String::new()),
+        };
+        Some((format!("file:{}", text.0), bytes))
     }
 
     /// The header that carries a signature.
@@ -321,7 +340,7 @@ impl Context<'_> {
                     self.take(spot.at, value::header_text(text, pointers))
                 }
                 (HeaderSetting::Secret(secret), HeadersOf::Target(_)) => {
-                    self.header_secret(secret, spot).map(HeaderText::Fixed)
+                    self.header_secret(secret, spot)
                 }
                 (HeaderSetting::Secret(_), HeadersOf::Route(_)) => {
                     self.report.error(
@@ -348,17 +367,20 @@ impl Context<'_> {
         &mut self,
         header: &schema::HeaderSecret,
         spot: Spot<'_>,
-    ) -> Option<HeaderValue> {
-        let bytes = match (&header.env, &header.file) {
-            (Some(Text(name)), None) => secret::from_env(self.env, name),
-            (None, Some(text)) => secret::from_file(&self.path(text, spot.key("file").at)?),
+    ) -> Option<HeaderText> {
+        let (label, bytes) = match (&header.env, &header.file) {
+            (Some(name), None) => self.variable(name),
+            (None, Some(path)) => self.file(path, spot.key("file").at)?,
             _ => {
                 let message = "a header's value is text or one of {env: NAME} and {file: PATH}";
                 self.report.error(spot.at, message);
                 return None;
             }
         };
-        let bytes = bytes.map_err(|message| self.unresolved(spot.at, message)).ok()?;
+        let bytes = match bytes {
+            Err(_) if self.secrets == Secrets::Ignore => Zeroizing::default(),
+            bytes => bytes.map_err(|message| self.unresolved(spot.at, message)).ok()?,
+        };
         let Ok(text) = std::str::from_utf8(&bytes) else {
             self.report.error(spot.at, "a header's value has only printable ASCII characters");
             return None;
@@ -367,7 +389,7 @@ impl Context<'_> {
         let whole = Zeroizing::new(format!("{prefix}{text}"));
         let mut value = self.take(spot.at, value::header_value(&whole))?;
         value.set_sensitive(true);
-        Some(value)
+        Some(HeaderText::Secret { label: label.into(), value })
     }
 
     /// A name or a list of names and patterns.

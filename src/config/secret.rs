@@ -39,6 +39,9 @@ impl Environment for HashMap<String, String> {
 /// What happens to secrets and TLS files that can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secrets {
+    /// They are not looked for at all, as for a question that no secret answers. Stand-ins as for
+    /// [`Warn`](Self::Warn) take their places; nothing may be signed, sent or verified with them.
+    Ignore,
     /// They are errors.
     Resolve,
     /// They are warnings, as for a check where the secrets are not. Something random that proves

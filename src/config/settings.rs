@@ -10,7 +10,7 @@ use http::{HeaderName, Uri};
 use crate::config::compile::{Context, HeadersOf, Spot};
 use crate::config::problem::Position;
 use crate::config::schema::{self, HeaderSetting, Integer, Named, Text};
-use crate::config::secret::{PEM_BYTES_MAX, read_file};
+use crate::config::secret::{PEM_BYTES_MAX, Secrets, read_file};
 use crate::config::value;
 use crate::domain::pointer::Pointers;
 use crate::domain::request::is_reserved;
@@ -171,7 +171,7 @@ impl Settings {
                 HeaderText::Template(template) => {
                     HeaderText::Template(template.moved(&defaults.pointers, &mut pointers))
                 }
-                fixed @ HeaderText::Fixed(_) => fixed.clone(),
+                fixed @ (HeaderText::Fixed(_) | HeaderText::Secret { .. }) => fixed.clone(),
             };
             headers.push(HeaderRule { name: rule.name.clone(), value });
         }
@@ -306,6 +306,9 @@ fn tls(tls: &schema::Tls, spot: Spot<'_>, context: &mut Context<'_>) -> TargetTl
     let mut pem = |key: &str, text: Option<&Text>, label: &str| {
         let spot = spot.key(key);
         let path = context.path(text?, spot.at)?;
+        if context.secrets == Secrets::Ignore {
+            return None;
+        }
         let bytes = match read_file(&path, PEM_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(message) => {

@@ -93,7 +93,7 @@ fn every_good_file_loads() {
 
 fn fixed(rule: &HeaderRule) -> Option<&http::HeaderValue> {
     match &rule.value {
-        HeaderText::Fixed(value) => Some(value),
+        HeaderText::Fixed(value) | HeaderText::Secret { value, .. } => Some(value),
         HeaderText::Template(_) => None,
     }
 }

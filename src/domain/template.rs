@@ -35,8 +35,15 @@ pub struct HeaderRule {
 /// The value of an operator's header.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderText {
-    /// Always the same; marked sensitive where it is a secret.
+    /// Always the same.
     Fixed(HeaderValue),
+    /// Always the same and secret: marked sensitive, shown as its label.
+    Secret {
+        /// Where it came from, such as `env:NAME`.
+        label: Box<str>,
+        /// The whole value, prefix included.
+        value: HeaderValue,
+    },
     /// Another for each webhook.
     Template(Template),
 }
@@ -185,7 +192,7 @@ impl HeaderText {
     /// The value for one webhook and target; none as [`Template::render`].
     pub fn render(&self, values: &Values<'_>, target: &str) -> Option<HeaderValue> {
         match self {
-            Self::Fixed(value) => Some(value.clone()),
+            Self::Fixed(value) | Self::Secret { value, .. } => Some(value.clone()),
             Self::Template(template) => template.render(values, target),
         }
     }
