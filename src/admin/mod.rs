@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -19,11 +20,13 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::api::Endpoint;
 use crate::admin::readiness::Readiness;
 use crate::domain::time::Clock;
 use crate::store::{Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
+pub mod api;
 pub mod readiness;
 
 /// Probes and scrapers at the same time; for one more the oldest has to go.
@@ -48,6 +51,8 @@ pub struct Admin<S> {
     pub clock: Arc<dyn Clock>,
     /// The targets of the table in force: they are shown even when they hold nothing.
     pub targets: Arc<dyn Fn() -> Vec<Arc<str>> + Send + Sync>,
+    /// What else can be asked.
+    pub endpoints: Vec<Endpoint>,
 }
 
 impl<S> std::fmt::Debug for Admin<S> {
@@ -129,9 +134,15 @@ impl<S: Store> Admin<S> {
 
     /// One request and its answer; whoever wants more connects again.
     async fn exchange(self: Arc<Self>, stream: TcpStream) {
-        let service = service_fn(|request| {
-            let response = self.answer(&request);
-            async move { Ok::<_, Infallible>(response) }
+        let Ok(own) = stream.local_addr() else { return };
+        let service = service_fn(|request: Request<Incoming>| {
+            let admin = Arc::clone(&self);
+            async move {
+                if request.uri().path().starts_with(api::PREFIX) {
+                    return Ok(api::serve(&admin.endpoints, request, own.ip()).await);
+                }
+                Ok::<_, Infallible>(admin.answer(&request))
+            }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -267,6 +278,7 @@ mod tests {
             readiness,
             clock: Arc::new(Standing),
             targets: Arc::new(Vec::new),
+            endpoints: Vec::new(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         // Where `app` builds it: within the runtime of the data path.

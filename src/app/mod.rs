@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::admin::readiness::Readiness;
 use crate::admin::{Admin, AdminThread};
+use crate::app::api::Answers;
 use crate::app::clock::SystemClock;
 use crate::app::observe::Commits;
 use crate::config;
@@ -22,7 +23,9 @@ use crate::net::{listener, tls};
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
 
+mod api;
 pub mod clock;
+mod diff;
 mod observe;
 mod running;
 
@@ -164,8 +167,10 @@ impl App {
         let (opened, store) = watch::channel(None);
         let socket = std::net::TcpListener::bind(settings.admin)
             .with_context(|| format!("--admin {} can't be bound", settings.admin))?;
+        let answers = Answers { store: store.clone(), table: tables.clone(), clock: clock.clone() };
         let admin = Admin {
             store,
+            endpoints: api::endpoints(&answers),
             metrics: Arc::clone(&metrics),
             readiness: Arc::clone(&readiness),
             clock: clock.clone(),

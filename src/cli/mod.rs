@@ -1,7 +1,7 @@
 //! What an operator types: the commands, their flags, what they print and how they exit.
 //!
 //! Each command has a file with its `Args` and its `run`. What the demonstration shares with them
-//! stands beside them: [`sender`] acts as Aryeo, [`receiver`] as a target, [`sample`] has what they
+//! stands beside them: [`admin`] asks a running relay, [`sender`] acts as Aryeo, [`receiver`] as a target, [`sample`] has what they
 //! exchange, and [`certificate`] makes what both trust.
 
 use std::future::Future;
@@ -10,9 +10,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+pub mod admin;
 pub mod certificate;
 pub mod check;
 pub mod demo;
+pub mod diff;
 pub mod output;
 pub mod receive;
 pub mod receiver;
@@ -56,6 +58,9 @@ pub enum Command {
     Demo(demo::Args),
     /// Validate a routes file
     Check(check::Args),
+    /// Which stored webhooks another routes file would route otherwise
+    #[command(long_about = diff::ABOUT)]
+    Diff(diff::Args),
     /// Act as Aryeo: sign a webhook and post it
     #[command(long_about = send::ABOUT)]
     Send(send::Args),
@@ -107,6 +112,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Check(args) => check::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),

@@ -12,6 +12,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A duration that is not zero, as it is written.
+pub fn duration_text(text: &str) -> Result<String, String> {
+    duration(text).map(|_| text.to_owned())
+}
+
 /// A size in bytes that is not zero, such as `64MiB`.
 pub fn size(text: &str) -> Result<u64, String> {
     match config::size(text)? {

@@ -289,11 +289,7 @@ impl Context<'_> {
     }
 
     /// The label of a secret file and what is in it.
-    fn file(
-        &mut self,
-        text: &Text,
-        at: Position,
-    ) -> Option<(String, Parsed<Zeroizing<Vec<u8>>>)> {
+    fn file(&mut self, text: &Text, at: Position) -> Option<(String, Parsed<Zeroizing<Vec<u8>>>)> {
         let path = self.path(text, at)?;
         let bytes = match self.secrets {
             Secrets::Resolve | Secrets::Warn => secret::from_file(&path),

@@ -1,0 +1,279 @@
+//! `/api/v1`: what an operator, or the command line for him, asks a running relay.
+//!
+//! What there is to ask is given by `app` as a table of [`Endpoint`]s. Here is what protects all of
+//! them: the connection must have come over loopback, the request must name this machine (a page in a
+//! browser that rebinds its own name to it does not), must not come from a page of another site, and
+//! must speak JSON, which no form can.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt as _, Full, Limited};
+use serde_json::{Map, Value};
+
+/// What every path of the API begins with.
+pub const PREFIX: &str = "/api/v1/";
+
+/// One thing that can be asked.
+pub struct Endpoint {
+    /// How.
+    pub method: Method,
+    /// Behind [`PREFIX`].
+    pub path: &'static str,
+    /// The largest body of a request, in bytes.
+    pub body_bytes_max: usize,
+    /// Answers it.
+    pub call: Call,
+}
+
+/// Answers a request with this body.
+pub type Call = Arc<dyn Fn(Bytes) -> Answering + Send + Sync>;
+
+/// The answer that is being made.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Value, Problem>> + Send>>;
+
+/// Why the answer is no, as RFC 9457 has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// The status.
+    pub status: StatusCode,
+    /// What is wrong and what to do, for a person.
+    pub detail: String,
+    /// More members, for a program.
+    pub more: Map<String, Value>,
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Endpoint({} {})", self.method, self.path)
+    }
+}
+
+impl Problem {
+    /// Without more members.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), more: Map::new() }
+    }
+
+    /// With one more member.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: Value) -> Self {
+        self.more.insert(name.to_owned(), value);
+        self
+    }
+}
+
+/// Answers a request to a path below [`PREFIX`]. `over` is our own end of its connection.
+pub(super) async fn serve<B>(
+    endpoints: &[Endpoint],
+    request: Request<B>,
+    over: IpAddr,
+) -> Response<Full<Bytes>>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    match answer(endpoints, request, over).await {
+        Ok(value) => json(StatusCode::OK, "application/json", &value),
+        Err(problem) => {
+            let title = problem.status.canonical_reason().unwrap_or("Refused");
+            let mut members = problem.more;
+            members.insert("title".to_owned(), title.into());
+            members.insert("status".to_owned(), problem.status.as_u16().into());
+            members.insert("detail".to_owned(), problem.detail.into());
+            let allow = members
+                .remove("allow")
+                .and_then(|allow| HeaderValue::from_str(allow.as_str().unwrap_or_default()).ok());
+            let value = Value::Object(members);
+            let mut response = json(problem.status, "application/problem+json", &value);
+            response.headers_mut().extend(allow.map(|allow| (ALLOW, allow)));
+            response
+        }
+    }
+}
+
+async fn answer<B>(
+    endpoints: &[Endpoint],
+    request: Request<B>,
+    over: IpAddr,
+) -> Result<Value, Problem>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    let (head, body) = request.into_parts();
+    may_ask(&head.headers, over)?;
+    let path = head.uri.path().strip_prefix(PREFIX).unwrap_or_default();
+    let endpoint = find(endpoints, &head.method, path)?;
+    if head.method == Method::POST {
+        must_be_json(&head.headers)?;
+    }
+    let body = Limited::new(body, endpoint.body_bytes_max).collect().await.map_err(|_| {
+        let max = endpoint.body_bytes_max;
+        let detail = format!("the body broke off, or is larger than {max} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    })?;
+    (endpoint.call)(body.to_bytes()).await
+}
+
+fn find<'a>(
+    endpoints: &'a [Endpoint],
+    method: &Method,
+    path: &str,
+) -> Result<&'a Endpoint, Problem> {
+    let here: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.path == path).collect();
+    if let Some(endpoint) = here.iter().find(|endpoint| endpoint.method == *method) {
+        return Ok(endpoint);
+    }
+    if here.is_empty() {
+        let all = endpoints.iter().map(|known| format!("{} {PREFIX}{}", known.method, known.path));
+        let all = all.collect::<Vec<_>>().join(", ");
+        let detail = format!("there is no such path; there are {all}");
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+    }
+    let allow: Vec<_> = here.iter().map(|endpoint| endpoint.method.as_str()).collect();
+    let allow = allow.join(", ");
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} here"));
+    Err(problem.with("allow", allow.into()))
+}
+
+/// Whether whoever sent this may ask at all.
+fn may_ask(headers: &HeaderMap, over: IpAddr) -> Result<(), Problem> {
+    let no = |detail: &str| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    if !over.to_canonical().is_loopback() {
+        return no("the API answers over loopback only: ask on the machine itself");
+    }
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+        return no("the request names no host");
+    };
+    if !is_this_machine(authority.host()) {
+        return no("the host in the request must be localhost or an address");
+    }
+    let origin = headers.get(ORIGIN).map(|origin| origin.to_str().unwrap_or_default());
+    let own = |origin: &str| origin.strip_prefix("http://") == Some(authority.as_str());
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    if origin.is_some_and(|origin| !own(origin))
+        || site.is_some_and(|site| site != b"same-origin" && site != b"none")
+    {
+        return no("requests from pages of other sites are refused");
+    }
+    Ok(())
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+}
+
+fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let detail = "a POST has the content type application/json";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
+}
+
+fn json(status: StatusCode, kind: &'static str, value: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn endpoints() -> Vec<Endpoint> {
+        let call: Call = Arc::new(|body: Bytes| {
+            Box::pin(async move {
+                match &*body {
+                    b"no" => Err(Problem::new(StatusCode::CONFLICT, "no").with("why", 7.into())),
+                    _ => Ok(Value::from(body.len())),
+                }
+            })
+        });
+        vec![Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call }]
+    }
+
+    fn ask(
+        lines: &[(&'static str, &str)],
+        over: IpAddr,
+        method: Method,
+        path: &str,
+        body: &str,
+    ) -> (u16, String) {
+        let mut request = Request::new(Full::new(Bytes::from(body.to_owned())));
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().unwrap();
+        for (name, value) in lines {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let response = runtime.block_on(serve(&endpoints(), request, over));
+        let status = response.status().as_u16();
+        let body = runtime.block_on(response.into_body().collect()).unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    fn post(lines: &[(&'static str, &str)], over: IpAddr) -> u16 {
+        let mut all = vec![("host", "localhost:9464"), ("content-type", "application/json")];
+        all.extend(lines);
+        ask(&all, over, Method::POST, "/api/v1/do/it", "{}").0
+    }
+
+    #[test]
+    fn an_operator_on_the_machine_is_answered() {
+        assert_eq!(post(&[], LOOPBACK), 200);
+        for host in ["127.0.0.1:9464", "[::1]:9464", "LOCALHOST", "192.0.2.7"] {
+            assert_eq!(post(&[("host", host)], LOOPBACK), 200, "{host}");
+        }
+        assert_eq!(post(&[], IpAddr::V6(Ipv6Addr::LOCALHOST)), 200);
+        assert_eq!(post(&[], "::ffff:127.0.0.1".parse().unwrap()), 200);
+        assert_eq!(post(&[("content-type", "application/json; charset=utf-8")], LOOPBACK), 200);
+        assert_eq!(post(&[("origin", "http://localhost:9464")], LOOPBACK), 200);
+        assert_eq!(post(&[("sec-fetch-site", "same-origin")], LOOPBACK), 200);
+    }
+
+    #[test]
+    fn nobody_from_outside_and_no_page_of_another_site_is_answered() {
+        assert_eq!(post(&[], "192.0.2.7".parse().unwrap()), 403);
+        for host in ["relay.example.com", "evil.test:9464", "localhost.evil.test", "a b", ""] {
+            assert_eq!(post(&[("host", host)], LOOPBACK), 403, "{host}");
+        }
+        for origin in ["http://evil.test", "null", "https://localhost:9464", "http://localhost:1"] {
+            assert_eq!(post(&[("origin", origin)], LOOPBACK), 403, "{origin}");
+        }
+        for site in ["cross-site", "same-site", ""] {
+            assert_eq!(post(&[("sec-fetch-site", site)], LOOPBACK), 403, "{site}");
+        }
+        assert_eq!(post(&[("content-type", "text/plain")], LOOPBACK), 415);
+        let (status, _) = ask(&[], LOOPBACK, Method::POST, "/api/v1/do/it", "{}");
+        assert_eq!(status, 403, "a request without a host");
+    }
+
+    #[test]
+    fn what_can_not_be_answered_is_a_problem_that_says_what_to_do() {
+        let lines = [("host", "localhost"), ("content-type", "application/json")];
+        let (status, text) = ask(&lines, LOOPBACK, Method::POST, "/api/v1/other", "{}");
+        assert!(status == 404 && text.contains("POST /api/v1/do/it"), "{text}");
+        let (status, text) = ask(&lines, LOOPBACK, Method::GET, "/api/v1/do/it", "");
+        assert!(status == 405 && text.contains("only POST here"), "{text}");
+        assert_eq!(ask(&lines, LOOPBACK, Method::POST, "/api/v1/do/it", "123456789").0, 413);
+        let (status, text) = ask(&lines, LOOPBACK, Method::POST, "/api/v1/do/it", "no");
+        assert_eq!(
+            (status, text.as_str()),
+            (409, "{\"detail\":\"no\",\"status\":409,\"title\":\"Conflict\",\"why\":7}\n")
+        );
+    }
+}

@@ -1,0 +1,104 @@
+//! Asks a running relay through its admin address.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::net::resolve::{CONNECT_SLICE, Resolver, connect};
+
+/// Where a relay on this machine listens for its operator.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:9464";
+
+/// More than any answer of the relay takes.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// No answer of the relay is larger.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A relay's admin address.
+#[derive(Debug, Clone)]
+pub struct AdminClient {
+    url: Uri,
+    resolver: Resolver,
+}
+
+/// What the relay said no to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// The problem that it describes.
+    pub problem: Value,
+}
+
+impl AdminClient {
+    /// Connects to nothing yet. The URL is `http://HOST:PORT`.
+    pub fn new(url: &str) -> anyhow::Result<Self> {
+        let url: Uri = url.parse().with_context(|| format!("--admin {url} is not a URL"))?;
+        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
+            bail!("--admin takes a URL such as {DEFAULT_URL}");
+        }
+        Ok(Self { url, resolver: Resolver::default() })
+    }
+
+    /// Posts JSON to `path` of the API; a refusal is an answer too.
+    pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Result<Value, Refusal>> {
+        let exchange = self.exchange(path, Bytes::from(body.to_string()));
+        let (status, body) = timeout(TIMEOUT, exchange)
+            .await
+            .with_context(|| format!("{} did not answer in time", self.url))??;
+        let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Ok(if status.is_success() { Ok(value) } else { Err(Refusal { status, problem: value }) })
+    }
+
+    async fn exchange(&self, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+        let host = self.url.host().unwrap_or_default();
+        let port = self.url.port_u16().unwrap_or(80);
+        let addresses = self.resolver.resolve(host, port).await?;
+        let stream = connect(&addresses, CONNECT_SLICE).await.with_context(|| {
+            format!("no relay answers at {}: is it running, and is this its --admin?", self.url)
+        })?;
+        let mut request = Request::builder().method(Method::POST).uri(path).body(())?;
+        let authority = self.url.authority().map_or("", |authority| authority.as_str());
+        let headers = request.headers_mut();
+        headers.insert(HOST, HeaderValue::try_from(authority)?);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        let request = request.map(|()| Full::new(body));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let exchange = async move {
+            let response = sender.send_request(request).await.context("no HTTP answer came")?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?;
+            Ok((status, body.to_bytes()))
+        };
+        let mut exchange = std::pin::pin!(exchange);
+        tokio::select! {
+            biased;
+            answer = &mut exchange => answer,
+            // What it ended with the exchange knows as well.
+            _ = connection => exchange.await,
+        }
+    }
+}
+
+impl Refusal {
+    /// What the relay says of it, for a person.
+    pub fn detail(&self) -> String {
+        let text = |key: &str| self.problem.get(key).and_then(Value::as_str);
+        match text("detail").or_else(|| text("title")) {
+            Some(detail) => format!("the relay answers {}: {detail}", self.status.as_u16()),
+            None => format!("the relay answers {}", self.status),
+        }
+    }
+}
