@@ -83,6 +83,8 @@ impl App {
                 peers_are_clients: self.settings.tls.is_some(),
             },
         });
+        // Before it is ready: a scrape in between would take every source for silent since 1970.
+        ingress.observe(&self.store.health());
         let running = Running {
             ingress: Arc::clone(&ingress),
             commits,
