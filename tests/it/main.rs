@@ -12,6 +12,7 @@
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
+//! - `asks`: what an operator asks of a running relay
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
 //!
@@ -30,6 +31,7 @@
 
 mod accepts;
 mod admin;
+mod asks;
 mod command_line;
 mod crowds;
 mod delivers;
