@@ -1,11 +1,15 @@
 //! Wires what the layers below report to metrics and logs.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::net::listener::{HandshakeResult, ListenerObserver};
+use crate::domain::answer::Answer;
+use crate::ingress::Ingress;
+use crate::net::listener::{HandshakeResult, ListenerObserver, PeerInfo, Unreadable};
 use crate::store::Pulse;
+use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::observer::Observer;
 use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
 
@@ -14,11 +18,12 @@ use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
 pub(super) struct Connections {
     metrics: ConnectionMetrics,
     full: AtomicBool,
+    ingress: Arc<Ingress<EmbeddedStore>>,
 }
 
 impl Connections {
-    pub(super) fn new(metrics: ConnectionMetrics) -> Self {
-        Self { metrics, full: AtomicBool::new(false) }
+    pub(super) fn new(metrics: ConnectionMetrics, ingress: Arc<Ingress<EmbeddedStore>>) -> Self {
+        Self { metrics, full: AtomicBool::new(false), ingress }
     }
 }
 
@@ -49,6 +54,14 @@ impl ListenerObserver for Connections {
             // A balancer's probe that never spoke.
             HandshakeResult::Closed => {}
         }
+    }
+
+    fn unreadable(&self, what: Unreadable, peer: PeerInfo) {
+        let answer = match what {
+            Unreadable::Malformed => Answer::BadRequest,
+            Unreadable::TooLarge => Answer::HeadersTooLarge,
+        };
+        self.ingress.unreadable(answer, peer.addr);
     }
 
     fn accept_error(&self, error: &io::Error) {

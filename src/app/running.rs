@@ -130,7 +130,10 @@ impl App {
                 header_timeout: self.settings.header_timeout,
                 idle_timeout: IDLE_TIMEOUT.max(self.settings.body_timeout * 2),
             },
-            observer: Arc::new(Connections::new(self.metrics.connections())),
+            observer: Arc::new(Connections::new(
+                self.metrics.connections(),
+                Arc::clone(&running.ingress),
+            )),
             stop_accepting: running.stop_accepting.clone(),
             drain: running.drain.clone(),
             tracker: running.connections.clone(),

@@ -26,7 +26,7 @@ use crate::domain::limit::{
 use crate::domain::route::RoutingTable;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookIds;
-use crate::ingress::answer::Told;
+use crate::ingress::answer::{Refusal, Told};
 use crate::ingress::budget::Budget;
 use crate::ingress::journal::{Exchange, Journal};
 use crate::ingress::sources::Snapshot;
@@ -192,6 +192,13 @@ impl<S: Store> Ingress<S> {
             body::drain(&mut body, usize::MAX, deadline).await;
             drop((body, permit));
         }));
+    }
+
+    /// Counts and logs a request of which not even the head could be understood: `bad_request` or
+    /// `headers_too_large`. It was answered below, without a body.
+    pub fn unreadable(&self, answer: Answer, peer: SocketAddr) {
+        let why = "its head can't be read: if this is the sender, its webhooks are being lost";
+        self.journal.answered(&Exchange::begin(Some(peer)), &Err(Refusal::because(answer, why)));
     }
 
     /// From now on every request is told that the relay is stopping, also one whose body is being

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use super::TrackedExecutor;
 use super::crowd::Member;
-use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo};
+use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Unreadable};
 use super::stream::ReadAhead;
 
 /// The head of a request, and how much of a body is buffered ahead of its reader. hyper may
@@ -183,15 +183,14 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let mut ends = pin!(self.member.ends().cancelled());
         let mut watch = pin!(Watch::new(&phase, &self.limits));
         let mut ending = false;
-        // How it ended is nobody's concern: each request that was complete has been answered.
-        poll_fn(|context| {
+        let ended = poll_fn(|context| {
             loop {
-                if connection.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(());
+                if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                    return Poll::Ready(ended.err());
                 }
                 if !ending && ends.as_mut().poll(context).is_ready() {
                     if self.member.ends_at_once() {
-                        return Poll::Ready(());
+                        return Poll::Ready(None);
                     }
                     ending = true;
                     connection.as_mut().graceful_shutdown();
@@ -200,12 +199,25 @@ impl<O: ListenerObserver> ServerConnection<O> {
                 match watch.as_mut().poll(context) {
                     Verdict::GoOn => return Poll::Pending,
                     Verdict::SayGoodbye => connection.as_mut().graceful_shutdown(),
-                    Verdict::Drop => return Poll::Ready(()),
+                    Verdict::Drop => return Poll::Ready(None),
                 }
             }
         })
         .await;
+        // Each request that was complete has been answered; only what was no request is told.
+        if let Some(what) = ended.and_then(|error| unreadable(&*error)) {
+            self.open.observer.unreadable(what, self.peer);
+        }
     }
+}
+
+/// Whether a connection ended because of what hyper answers 400 or 431 to by itself.
+fn unreadable(error: &(dyn std::error::Error + 'static)) -> Option<Unreadable> {
+    let error = error.downcast_ref::<hyper::Error>()?;
+    if error.is_parse_too_large() {
+        return Some(Unreadable::TooLarge);
+    }
+    error.is_parse().then_some(Unreadable::Malformed)
 }
 
 /// What a connection is doing, as far as its time limits are concerned.

@@ -91,6 +91,15 @@ pub enum HandshakeResult {
     Timeout,
 }
 
+/// Why a request's head could not be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It is not HTTP.
+    Malformed,
+    /// It is larger than is read.
+    TooLarge,
+}
+
 /// Told what happens on a listener.
 pub trait ListenerObserver: Send + Sync + 'static {
     /// A connection was accepted.
@@ -101,6 +110,8 @@ pub trait ListenerObserver: Send + Sync + 'static {
     fn connections_full(&self) {}
     /// A TLS handshake ended.
     fn handshake(&self, _result: HandshakeResult) {}
+    /// A request's head could not be understood; it was answered already, or nobody listens.
+    fn unreadable(&self, _what: Unreadable, _peer: PeerInfo) {}
     /// Accepting failed, for want of file descriptors perhaps; it goes on after a wait.
     fn accept_error(&self, _error: &io::Error) {}
 }

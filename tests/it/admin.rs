@@ -57,6 +57,7 @@ const ANSWERS: &[&str] = &[
     "disk_full",
     "dropped",
     "duplicate",
+    "headers_too_large",
     "method_not_allowed",
     "not_found",
     "overloaded",

@@ -234,6 +234,9 @@ fn malformed_http_is_400_or_the_end_of_the_connection() {
             Err(error) => assert!(!is_timeout(&error), "it is still open"),
         }
     }
+    // The last one had a head that could be read.
+    let labels = [("source", "none"), ("answer", "bad_request")];
+    relay.wait_for_metric("relay_webhooks_received_total", &labels, 4.0);
     only_the_next_arrives(&relay, &crm);
 }
 
@@ -246,6 +249,9 @@ fn headers_that_are_too_large_are_431() {
         request = request.header(&format!("X-Large-{n}"), &"y".repeat(2000));
     }
     assert_eq!(sender.send(&request).status, 431);
+    let labels = [("source", "none"), ("answer", "headers_too_large")];
+    relay.wait_for_metric("relay_webhooks_received_total", &labels, 1.0);
+    assert!(relay.logs().iter().any(|line| line.contains("headers_too_large")));
     only_the_next_arrives(&relay, &crm);
 }
 
