@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
 //! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`pointer`] if it
-//! must, [`target`] and [`template`] how; [`delivery`], [`outcome`] and [`retry`] what becomes of it;
+//! must, [`target`] and [`template`] how, [`question`] and [`explain`] why; [`delivery`], [`outcome`] and [`retry`] what becomes of it;
 //! [`comparison`] is what another table would do; [`limit`] names the bounds.
 
 pub mod activity;
@@ -10,6 +10,7 @@ pub mod answer;
 pub mod comparison;
 pub mod condition;
 pub mod delivery;
+pub mod explain;
 mod json;
 pub mod jump;
 pub mod known;
@@ -19,6 +20,7 @@ pub mod outcome;
 pub mod pattern;
 pub mod pointer;
 pub mod proof;
+pub mod question;
 pub mod request;
 pub mod retry;
 pub mod route;

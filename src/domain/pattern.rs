@@ -1,5 +1,7 @@
 //! Names with wildcards, and lists of them with exclusions.
 
+use std::fmt;
+
 /// A name in which `*` stands for any characters and `?` for one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(Box<str>);
@@ -105,6 +107,11 @@ impl Patterns {
             && !self.exclude.iter().any(|pattern| pattern.matches(name))
     }
 
+    /// The pattern that excludes `name`.
+    pub fn exclusion(&self, name: &str) -> Option<&Pattern> {
+        self.exclude.iter().find(|pattern| pattern.matches(name))
+    }
+
     /// What names must have to be in the list, one for each pattern that includes. None where the
     /// list has only exclusions.
     pub fn anchors(&self) -> Option<Vec<Anchor<'_>>> {
@@ -115,6 +122,25 @@ impl Patterns {
     /// The literal names in it, for bounded labels.
     pub fn literals(&self) -> impl Iterator<Item = &str> {
         self.include.iter().filter_map(Pattern::exact)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Patterns {
+    /// What includes, then what excludes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let include = self.include.iter().map(|pattern| ("", pattern));
+        let exclude = self.exclude.iter().map(|pattern| ("!", pattern));
+        for (index, (mark, pattern)) in include.chain(exclude).enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{mark}{pattern}")?;
+        }
+        Ok(())
     }
 }
 

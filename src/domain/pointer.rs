@@ -280,6 +280,12 @@ impl<'a> Document<'a> {
         self.fields.get_or_init(|| self.pointers.read(self.body)).get(id)?.as_ref()
     }
 
+    /// Whether the body is an object or array of JSON, in which something can be pointed at.
+    pub fn is_json(&self) -> bool {
+        self.pointers.ids.is_empty()
+            || !self.fields.get_or_init(|| self.pointers.read(self.body)).is_empty()
+    }
+
     /// Whether anybody has asked.
     pub fn was_read(&self) -> bool {
         self.fields.get().is_some()

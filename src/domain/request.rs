@@ -96,7 +96,7 @@ pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Built 
 }
 
 /// The target's own headers, with its routes' on top, and how many had to be left out.
-fn operators(target: &Target, content: &Content<'_>) -> (Vec<Header>, usize) {
+pub fn operators(target: &Target, content: &Content<'_>) -> (Vec<Header>, usize) {
     let document = Document::new(content.body, &target.pointers);
     let values = Values {
         activity: content.activity,
