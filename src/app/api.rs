@@ -1,9 +1,13 @@
 //! What the admin address can be asked, and by whom it is answered.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -11,13 +15,27 @@ use tokio::sync::watch;
 use crate::admin::api::{Call, Endpoint, Problem};
 use crate::app::diff::{self, Refused};
 use crate::config::Problems;
+use crate::domain::explain::Explanation;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
+use crate::domain::question::Question;
 use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::store::embedded::EmbeddedStore;
 
 /// A routes file as JSON text: at worst every byte of it is escaped.
 const ROUTES_REQUEST_BYTES_MAX: usize = 6 * ROUTES_FILE_BYTES_MAX + 4096;
+
+/// The largest body that a source takes, in base64, and what stands beside it.
+const BODY_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What `routes/explain` is asked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Explain {
+    source: Option<String>,
+    activity: Option<String>,
+    body_base64: Option<String>,
+}
 
 /// Who answers.
 #[derive(Clone)]
@@ -32,12 +50,20 @@ pub(super) struct Answers {
 
 /// All that can be asked.
 pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
-    vec![Endpoint {
-        method: Method::POST,
-        path: "routes/diff",
-        body_bytes_max: ROUTES_REQUEST_BYTES_MAX,
-        call: call(answers, Answers::diff),
-    }]
+    vec![
+        Endpoint {
+            method: Method::POST,
+            path: "routes/diff",
+            body_bytes_max: ROUTES_REQUEST_BYTES_MAX,
+            call: call(answers, Answers::diff),
+        },
+        Endpoint {
+            method: Method::POST,
+            path: "routes/explain",
+            body_bytes_max: BODY_REQUEST_BYTES_MAX,
+            call: call(answers, Answers::explain),
+        },
+    ]
 }
 
 /// An endpoint's answer by a method of [`Answers`].
@@ -51,6 +77,21 @@ where
 }
 
 impl Answers {
+    async fn explain(self, body: Bytes) -> Result<Value, Problem> {
+        let asked: Explain = parse(&body)?;
+        let wrong = |error: &dyn Display| Problem::new(StatusCode::BAD_REQUEST, error.to_string());
+        let body = asked.body_base64.map(|text| BASE64_STANDARD.decode(text)).transpose();
+        let body = body.map_err(|error| wrong(&format_args!("body_base64: {error}")))?;
+        let table = Arc::clone(&self.table.borrow());
+        let question = Question {
+            source: asked.source.as_deref(),
+            activity: asked.activity.as_deref(),
+            body: body.as_deref(),
+        };
+        let case = question.case(&table).map_err(|error| wrong(&error))?;
+        serde_json::to_value(Explanation::new(&table, &case)).map_err(|error| wrong(&error))
+    }
+
     async fn diff(self, body: Bytes) -> Result<Value, Problem> {
         let asked = parse(&body)?;
         let store = self.store.borrow().clone();

@@ -49,13 +49,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 fn print_text(output: &Output, args: &Args, problems: &Problems) {
-    for problem in problems.iter() {
-        let style = match problem.severity {
-            Severity::Error => Style::Bad,
-            Severity::Warning => Style::Notice,
-        };
-        output.line(output.paint(style, problem));
-    }
+    problems.iter().for_each(|problem| print_problem(output, problem));
     let file = args.file.display();
     match (problems.errors(), problems.warnings()) {
         (0, 0) => output.line(format_args!("{file}: good")),
@@ -65,6 +59,15 @@ fn print_text(output: &Output, args: &Args, problems: &Problems) {
             output.line(format_args!("{file}: {errors} to mend, {warnings} to look at"));
         }
     }
+}
+
+/// Prints one problem.
+pub(super) fn print_problem(output: &Output, problem: &Problem) {
+    let style = match problem.severity {
+        Severity::Error => Style::Bad,
+        Severity::Warning => Style::Notice,
+    };
+    output.line(output.paint(style, problem));
 }
 
 fn json(problems: &Problems) -> serde_json::Value {

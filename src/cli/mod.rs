@@ -18,6 +18,7 @@ pub mod diff;
 pub mod output;
 pub mod receive;
 pub mod receiver;
+pub mod route;
 pub mod sample;
 pub mod send;
 pub mod sender;
@@ -58,6 +59,9 @@ pub enum Command {
     Demo(demo::Args),
     /// Validate a routes file
     Check(check::Args),
+    /// Which targets a body would reach, and for each route why or why not
+    #[command(long_about = route::ABOUT)]
+    Route(route::Args),
     /// Which stored webhooks another routes file would route otherwise
     #[command(long_about = diff::ABOUT)]
     Diff(diff::Args),
@@ -113,6 +117,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Demo(args) => demo::run(args),
         Command::Check(args) => check::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Route(args) => route::run(args),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),
