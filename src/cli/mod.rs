@@ -25,6 +25,7 @@ pub mod sender;
 pub mod serve;
 pub mod signal;
 pub mod signature;
+pub mod test;
 pub mod value;
 
 /// The command line.
@@ -62,6 +63,9 @@ pub enum Command {
     /// Which targets a body would reach, and for each route why or why not
     #[command(long_about = route::ABOUT)]
     Route(route::Args),
+    /// Run tests of the rules
+    #[command(long_about = test::ABOUT)]
+    Test(test::Args),
     /// Which stored webhooks another routes file would route otherwise
     #[command(long_about = diff::ABOUT)]
     Diff(diff::Args),
@@ -118,6 +122,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Check(args) => check::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Route(args) => route::run(args),
+        Command::Test(args) => test::run(args),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),

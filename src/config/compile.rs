@@ -431,6 +431,14 @@ impl Context<'_> {
     }
 }
 
+/// The same of a tree.
+pub(super) fn listed_node(node: &Node) -> Vec<(&str, Position)> {
+    let text = |node: &'_ Node| matches!(node.kind, Kind::Scalar { .. });
+    let one = std::iter::once(node).filter(|node| text(node));
+    let all = one.chain(node.items());
+    all.filter_map(|node| Some((Spot::new(node).text()?, node.at))).collect()
+}
+
 /// Each name of a list with its place.
 fn listed<'a>(list: &'a OneOrMany, spot: Spot<'_>) -> Vec<(&'a str, Position)> {
     match list {

@@ -5,12 +5,14 @@
 //! form in it; [`schema`] deserialises the text (or, after problems, what is left of the tree);
 //! [`compile`], [`source`], [`target`], [`settings`], [`route`] and [`condition`] find every problem of meaning and resolve
 //! secrets by [`secret`]; [`value`] reads single values; [`problem`] is what all of them report.
+//! [`routing_test`] reads tests of the rules in the same way.
 
 mod compile;
 mod condition;
 mod position;
 mod problem;
 mod route;
+mod routing_test;
 mod schema;
 mod secret;
 mod settings;
@@ -33,6 +35,9 @@ use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::route::RoutingTable;
 
 pub use crate::config::problem::{Position, Problem, Problems, Severity};
+pub use crate::config::routing_test::{
+    Body, ExpectedHeader, RoutingTest, RoutingTests, UNROUTED, load_tests,
+};
 pub use crate::config::secret::{Environment, ProcessEnvironment, Secrets, from_env, from_file};
 pub use crate::config::value::{duration, size};
 
@@ -51,16 +56,23 @@ pub struct Loaded {
 ///
 /// Everything that is wrong with it, warnings included, in file order.
 pub fn load(path: &Path, env: &dyn Environment, secrets: Secrets) -> Result<Loaded, Problems> {
+    let mut report = Report::new(path);
+    match read_bytes(path, &mut report) {
+        Some(bytes) => load_bytes(&bytes, path, env, secrets),
+        None => Err(report.finish()),
+    }
+}
+
+fn read_bytes(path: &Path, report: &mut Report) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path);
     // One byte more than is allowed tells a file that is too large.
     let read = file.and_then(|f| f.take(ROUTES_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
     match read {
-        Ok(_) => load_bytes(&bytes, path, env, secrets),
+        Ok(_) => Some(bytes),
         Err(error) => {
-            let mut report = Report::new(path);
             report.file_error(format!("the file can't be read: {error}"));
-            Err(report.finish())
+            None
         }
     }
 }

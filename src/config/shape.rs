@@ -8,6 +8,8 @@ use crate::config::problem::{Position, Report};
 
 /// What kind of value is expected.
 enum Shape {
+    /// Whatever it is.
+    Anything,
     Boolean,
     /// A single value of any type, or a map of operators.
     Condition,
@@ -220,6 +222,34 @@ static CONDITION: Record = Record {
     whole: true,
 };
 
+static TESTS: Record = Record {
+    noun: "the file",
+    keys: &[must("routes", PATH), must("tests", Shape::List(&Shape::Record(&TEST)))],
+    whole: false,
+};
+
+static TEST: Record = Record {
+    noun: "a test",
+    keys: &[
+        may("name", Shape::Text("text")),
+        may("source", Shape::Text("the name of a source")),
+        may("activity", Shape::Text("the name of an activity")),
+        may("body", Shape::Anything),
+        may("body_file", PATH),
+        must("expect", Shape::OneOrMany),
+        may(
+            "headers",
+            Shape::Map("names of targets", &Shape::Map("names of headers", &Shape::Scalar)),
+        ),
+    ],
+    whole: false,
+};
+
+/// The same for a file of tests.
+pub(super) fn check_tests(root: &Node, report: &mut Report) -> Option<Node> {
+    Checker { report }.value(root, &Shape::Record(&TESTS), "the file", root.at)
+}
+
 /// Reports every problem of form. `None` if nothing usable is left.
 pub(super) fn check(root: &Node, report: &mut Report) -> Option<Node> {
     Checker { report }.value(root, &Shape::Record(&FILE), "the file", root.at)
@@ -234,6 +264,7 @@ impl Checker<'_> {
     fn value(&mut self, node: &Node, shape: &Shape, what: &str, owner: Position) -> Option<Node> {
         let kind = match (shape, &node.kind) {
             (_, Kind::Broken) => return None,
+            (Shape::Anything, kind) => kind.clone(),
             (Shape::Record(record), Kind::Map(entries)) => self.record(entries, record, owner)?,
             (Shape::Header, Kind::Map(entries)) => self.record(entries, &HEADER, owner)?,
             (Shape::Condition, Kind::Map(entries)) => self.record(entries, &CONDITION, owner)?,
@@ -321,6 +352,7 @@ fn fits(shape: &Shape, text: &str, plain: bool) -> bool {
             !plain || meaning(text) == Meaning::Text
         }
         Shape::Condition | Shape::Scalar => !plain || !text.is_empty(),
+        Shape::Anything => true,
         Shape::List(_) | Shape::Map(..) | Shape::Record(_) => false,
     }
 }
@@ -333,6 +365,7 @@ fn unknown_key(key: &str, record: &Record) -> String {
 
 fn mismatch(shape: &Shape, found: &Kind) -> String {
     let expected = match shape {
+        Shape::Anything => "anything",
         Shape::Boolean => "true or false",
         Shape::Condition => "a value, or a condition such as {gte: 100}",
         Shape::Scalar => "a single value",

@@ -107,6 +107,11 @@ impl Patterns {
             && !self.exclude.iter().any(|pattern| pattern.matches(name))
     }
 
+    /// Whether it includes by name rather than everything, or everything but a few.
+    pub fn is_selective(&self) -> bool {
+        !self.include.is_empty() && self.include.iter().all(|pattern| &*pattern.0 != "*")
+    }
+
     /// The pattern that excludes `name`.
     pub fn exclusion(&self, name: &str) -> Option<&Pattern> {
         self.exclude.iter().find(|pattern| pattern.matches(name))

@@ -13,6 +13,7 @@
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
+//! - `explains`: what a table does, told without sending anything
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
 //!
@@ -36,6 +37,7 @@ mod command_line;
 mod crowds;
 mod delivers;
 mod durability;
+mod explains;
 mod full_disk;
 mod hang_up;
 mod hung_disk;
