@@ -4,11 +4,12 @@
 //! right now is kept here. A claim is the right to commit: while one is held, others with the same
 //! key wait.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use tokio::sync::oneshot;
 
 use crate::domain::source::DuplicateWindows;
 use crate::domain::time::{Clock, Timestamp};
@@ -44,14 +45,30 @@ struct Inner<R> {
 
 struct State<R> {
     recent: R,
-    // The receiver is closed when the claim ends, one way or the other.
-    held: HashMap<DuplicateKey, watch::Receiver<()>>,
+    held: HashTable<Held>,
+}
+
+struct Held {
+    key: DuplicateKey,
+    // Nothing is ever sent: they are dropped when the claim ends, one way or the other.
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// The hash of eight bytes of a key. That is a digest already, and a sender who could choose it
+/// could also choose the HMAC.
+pub fn hash_of(bytes: u64) -> u64 {
+    bytes.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+fn hash(key: &DuplicateKey) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
+    hash_of(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
 }
 
 impl<R: Recent + 'static> Claims<R> {
     /// No claims, and what is known of the past.
     pub fn new(recent: R, clock: Arc<dyn Clock>) -> Self {
-        let state = Mutex::new(State { recent, held: HashMap::new() });
+        let state = Mutex::new(State { recent, held: HashTable::new() });
         Self { inner: Arc::new(Inner { clock, state }) }
     }
 
@@ -63,12 +80,12 @@ impl<R: Recent + 'static> Claims<R> {
     /// Asks for the right to commit; waits while somebody else holds it for the same key.
     pub async fn claim(&self, key: DuplicateKey, windows: DuplicateWindows) -> Claim {
         loop {
-            let mut ended = match self.inner.try_claim(key, windows, self.inner.clock.now()) {
+            let ended = match self.inner.try_claim(key, windows, self.inner.clock.now()) {
                 Ok(claim) => return claim,
                 Err(ended) => ended,
             };
-            // Nothing is ever sent: this waits for the sender to be dropped.
-            while ended.changed().await.is_ok() {}
+            // An error, always: it was dropped.
+            ended.await.unwrap_or_default();
         }
     }
 }
@@ -83,22 +100,28 @@ impl<R: Recent + 'static> Inner<R> {
         key: DuplicateKey,
         windows: DuplicateWindows,
         now: Timestamp,
-    ) -> Result<Claim, watch::Receiver<()>> {
+    ) -> Result<Claim, oneshot::Receiver<()>> {
         let mut state = self.lock();
-        if let Some(held) = state.held.get(&key) {
-            return Err(held.clone());
-        }
-        if let Some((id, activity_id)) = state.recent.find(&key) {
-            let window = if activity_id { windows.activities } else { windows.bare };
-            if now.since(id.timestamp()) < window {
-                return Ok(Claim::Duplicate(id));
+        let State { recent, held } = &mut *state;
+        match held.entry(hash(&key), |held| held.key == key, |held| hash(&held.key)) {
+            Entry::Occupied(mut held) => {
+                let (ended, receiver) = oneshot::channel();
+                held.get_mut().waiting.push(ended);
+                return Err(receiver);
+            }
+            Entry::Vacant(place) => {
+                if let Some((id, activity_id)) = recent.find(&key) {
+                    let window = if activity_id { windows.activities } else { windows.bare };
+                    if now.since(id.timestamp()) < window {
+                        return Ok(Claim::Duplicate(id));
+                    }
+                }
+                place.insert(Held { key, waiting: Vec::new() });
             }
         }
-        let (ended, receiver) = watch::channel(());
-        state.held.insert(key, receiver);
         drop(state);
         let owner = Arc::clone(self) as Arc<dyn Owner>;
-        Ok(Claim::First(Claimed { key, owner: Some(owner), _ended: ended }))
+        Ok(Claim::First(Claimed { key, owner: Some(owner) }))
     }
 }
 
@@ -112,7 +135,11 @@ impl<R: Recent + 'static> Owner for Inner<R> {
         if let Some((id, activity_id)) = committed {
             state.recent.insert(*key, id, activity_id);
         }
-        state.held.remove(key);
+        let held = state.held.find_entry(hash(key), |held| held.key == *key);
+        let ended = held.ok().map(|held| held.remove().0);
+        drop(state);
+        // Only now, so that whoever waits finds the outcome.
+        drop(ended);
     }
 }
 
@@ -120,8 +147,6 @@ impl<R: Recent + 'static> Owner for Inner<R> {
 pub struct Claimed {
     key: DuplicateKey,
     owner: Option<Arc<dyn Owner>>,
-    // Dropped after `owner.end`, so that whoever waits finds the outcome.
-    _ended: watch::Sender<()>,
 }
 
 impl Claimed {

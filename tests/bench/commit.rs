@@ -1,7 +1,9 @@
-//! What a commit costs: CPU per webhook against one raw file, 64 producers.
+//! What a commit costs: CPU per webhook against one raw file, 64 producers. Both take turns, so that
+//! what else the machine does meets both; the median of the rounds' ratios is the figure.
 //!
-//! `cargo bench --bench commit`; with `-- pending 1000000` how long a start takes with so many
-//! pending, and how much memory.
+//! `cargo bench --bench commit --features test-util`; with `-- rounds 15` more of them; with
+//! `-- fill DIR 1000000` and then `-- start DIR` how long a start takes with so many pending, and how
+//! much memory; with `-- pages DIR 200000 2048` how fast stored webhooks are listed.
 #![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark reports")]
 
 use std::fs::File;
@@ -19,6 +21,7 @@ use aryeo_relay::domain::webhook::{
 use aryeo_relay::store::Store;
 use aryeo_relay::store::claims::Claim;
 use aryeo_relay::store::embedded::{EmbeddedStore, Settings};
+use aryeo_relay::store::listing::Place;
 use bytes::Bytes;
 use rustix::time::ClockId;
 use tokio::time::Instant;
@@ -227,26 +230,28 @@ fn resident_kb() -> String {
         .join(" ")
 }
 
+async fn commit_all(store: &EmbeddedStore, ids: &WebhookIds, body: &Bytes, count: u64) {
+    for from in (0..count).step_by(2000) {
+        let mut waiting = Vec::new();
+        for n in from..count.min(from + 2000) {
+            let webhook = webhook(ids.next(WallClock.now(), 1), body, n + 1);
+            let windows = DuplicateWindows::default();
+            if let Claim::First(claimed) = store.claim(webhook.duplicate_key, windows).await {
+                waiting.push(store.commit(webhook, claimed));
+            }
+        }
+        for commit in waiting {
+            commit.await.expect("a commit");
+        }
+    }
+}
+
 fn fill(dir: &Path, count: u64) {
     let settings = Settings::new(dir.to_owned());
     let store = EmbeddedStore::open(&settings, Arc::new(WallClock)).expect("a store");
     let ids = WebhookIds::after(store.newest());
     let body = Bytes::from(vec![b'x'; 200]);
-    runtime().block_on(async {
-        for from in (0..count).step_by(2000) {
-            let mut waiting = Vec::new();
-            for n in from..count.min(from + 2000) {
-                let webhook = webhook(ids.next(WallClock.now(), 1), &body, n + 1);
-                let windows = DuplicateWindows::default();
-                if let Claim::First(claimed) = store.claim(webhook.duplicate_key, windows).await {
-                    waiting.push(store.commit(webhook, claimed));
-                }
-            }
-            for commit in waiting {
-                commit.await.expect("a commit");
-            }
-        }
-    });
+    runtime().block_on(commit_all(&store, &ids, &body, count));
     // As after a crash: nothing is closed in order, and a tail is not in the index.
     println!("filled {count}");
 }
@@ -272,20 +277,76 @@ fn start(dir: &Path) {
     });
 }
 
+/// Stores webhooks with bodies of that size, and lists them all.
+fn pages(dir: &Path, count: u64, bytes: usize) {
+    let settings = Settings::new(dir.to_owned());
+    let store = EmbeddedStore::open(&settings, Arc::new(WallClock)).expect("a store");
+    let ids = WebhookIds::after(store.newest());
+    let body = Bytes::from(vec![b'x'; bytes]);
+    runtime().block_on(async {
+        commit_all(&store, &ids, &body, count).await;
+        for _ in 0..3 {
+            let (cpu_before, began) = (cpu(), Instant::now());
+            let (mut place, mut listed) = (Some(Place::START), 0);
+            while let Some(after) = place {
+                let page = store.page(after, 1000).await.expect("a page");
+                listed += page.webhooks.len() as u64;
+                place = page.next;
+            }
+            report("list", bytes, listed, cpu() - cpu_before, began.elapsed());
+        }
+        store.close().await;
+    });
+    println!("{}", resident_kb());
+}
+
+/// Least, median and greatest.
+fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |nth: usize| values.get(nth).copied().unwrap_or(f64::NAN);
+    (at(0), at(values.len() / 2), at(values.len().saturating_sub(1)))
+}
+
+/// Raw and store in turns.
+fn compare(rounds: usize) {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (bytes, count) in [(2 << 10, 100_000), (26 << 10, 20_000)] {
+        let body = Bytes::from(vec![b'x'; bytes]);
+        let (mut raws, mut commits, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            let raw = bench_raw(dir.path(), &body, count);
+            let commit = bench_store(dir.path(), &body, count);
+            raws.push(raw);
+            commits.push(commit);
+            ratios.push(commit / raw);
+        }
+        let ((_, raw, _), (_, commit, _)) = (spread(raws), spread(commits));
+        let (least, ratio, most) = spread(ratios);
+        println!(
+            "{bytes} B, {rounds} rounds: {commit:.1} against {raw:.1} us CPU/webhook, \
+             ratio {ratio:.2} ({least:.2} to {most:.2})"
+        );
+    }
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match *words.as_slice() {
         ["fill", dir, count] => fill(Path::new(dir), count.parse().expect("a number")),
         ["start", dir] => start(Path::new(dir)),
-        _ => {
+        ["pages", dir, count, bytes] => pages(
+            Path::new(dir),
+            count.parse().expect("a number"),
+            bytes.parse().expect("a number"),
+        ),
+        // One half of it alone, for a profiler.
+        ["store", count] => {
             let dir = tempfile::tempdir().expect("a directory");
-            for (bytes, count) in [(2 << 10, 100_000), (26 << 10, 40_000)] {
-                let body = Bytes::from(vec![b'x'; bytes]);
-                let raw = bench_raw(dir.path(), &body, count);
-                let commit = bench_store(dir.path(), &body, count);
-                println!("ratio {:.2}", commit / raw);
-            }
+            let body = Bytes::from(vec![b'x'; 2 << 10]);
+            bench_store(dir.path(), &body, count.parse().expect("a number"));
         }
+        ["rounds", rounds] => compare(rounds.parse().expect("a number")),
+        _ => compare(7),
     }
 }

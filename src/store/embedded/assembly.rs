@@ -11,6 +11,8 @@ use crate::store::embedded::segment::{FRAME_HEAD, NewFrame, Position, Seal, Segm
 
 // A body below this is copied beside its frame: cheaper than a slice of its own.
 const COPIED_BODY_MAX: usize = 4096;
+// What is kept for the next write.
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// The segment that is written to.
 #[derive(Debug)]
@@ -22,17 +24,26 @@ pub(super) struct Writer {
     pub(super) room: u64,
 }
 
-/// One write in the making.
+/// One write in the making; used again for the next one, so that its memory is there already.
 #[derive(Default)]
 pub(super) struct Assembly {
     plain: Vec<u8>,
     // After so many bytes of `plain` comes this body.
     bodies: Vec<(usize, Bytes)>,
-    pub(super) positions: Vec<Position>,
+    positions: Vec<Position>,
     pub(super) bytes: u64,
 }
 
 impl Assembly {
+    /// Begins anew, and says what was written where.
+    pub(super) fn finish(&mut self) -> Vec<Position> {
+        self.plain.clear();
+        self.plain.shrink_to(KEPT_BYTES_MAX);
+        self.bodies.clear();
+        self.bytes = 0;
+        std::mem::take(&mut self.positions)
+    }
+
     pub(super) fn add(&mut self, writer: &Writer, kind: Kind, crc: u32, meta: &[u8], body: &Bytes) {
         let offset = writer.offset + self.bytes;
         let seal = Seal::new(writer.segment.header.salt, offset);
@@ -43,7 +54,7 @@ impl Assembly {
             payload_bytes: meta.len() + body.len(),
             payload_crc: crc,
         };
-        self.plain.extend_from_slice(&frame.head(seal));
+        self.plain.extend_from_slice(frame.head(seal).as_flattened());
         self.plain.extend_from_slice(meta);
         if body.len() < COPIED_BODY_MAX {
             self.plain.extend_from_slice(body);

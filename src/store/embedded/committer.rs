@@ -93,6 +93,7 @@ pub struct Committer {
     parts: Parts,
     clock: Arc<dyn Clock>,
     current: Current,
+    assembly: Assembly,
     // Settlements that are in no segment, and those that are in one but not synced.
     kept: Vec<Settled>,
     unsynced: Vec<Settled>,
@@ -112,6 +113,7 @@ impl Committer {
             parts,
             clock,
             current,
+            assembly: Assembly::default(),
             kept: Vec::new(),
             unsynced: Vec::new(),
             unsynced_since: None,
@@ -281,7 +283,9 @@ impl Committer {
         let Some(writer) = self.current.writer() else {
             return Err(io::Error::other("there is no segment"));
         };
-        let mut assembly = Assembly::default();
+        let assembly = &mut self.assembly;
+        // What a write that failed left behind.
+        assembly.finish();
         let none = Bytes::new();
         for meta in settled {
             assembly.add(writer, Kind::Settlement, crc32fast::hash(meta), meta, &none);
@@ -300,6 +304,7 @@ impl Committer {
         if !settled.is_empty() {
             self.unsynced_since.get_or_insert_with(Instant::now);
         }
+        let positions = assembly.finish();
         let offset = writer.offset;
         let number = writer.segment.header.number;
         if sync {
@@ -307,7 +312,7 @@ impl Committer {
         }
         // Only now may anybody read it: a webhook that is found in the log counts as durable.
         self.parts.log.publish(LogPoint { segment: number, offset });
-        Ok(assembly.positions)
+        Ok(positions)
     }
 
     fn sync(&mut self) -> io::Result<()> {

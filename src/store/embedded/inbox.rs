@@ -15,8 +15,11 @@ use crate::store::embedded::lanes::Lane;
 
 // More than this is read from the log instead.
 const ENTRIES_MAX: usize = 16_384;
-// So many are applied without waiting for more.
-const ENTRIES_ENOUGH: usize = 512;
+// So many are applied without waiting for more. The more at once, the fewer pages are written again,
+// and the more deliveries are over before they are in the index at all.
+const ENTRIES_ENOUGH: usize = 2048;
+// Or so many bytes of the log: a start would have to read them.
+const BYTES_ENOUGH: u64 = 16 << 20;
 
 /// A question to the index.
 #[derive(Debug)]
@@ -78,6 +81,8 @@ struct State {
     // Some were dropped: the log has them.
     behind: bool,
     closed: bool,
+    // The indexer was woken for that already.
+    was_enough: bool,
 }
 
 /// What the indexer finds.
@@ -121,11 +126,18 @@ impl Inbox {
         } else {
             state.entries.extend(entries);
         }
-        let after = state.entries.len();
+        let enough = self.is_enough(&state);
+        let first = before == 0 || (enough && !state.was_enough);
+        state.was_enough = enough;
         drop(state);
-        if before == 0 || (before < ENTRIES_ENOUGH && after >= ENTRIES_ENOUGH) {
+        if first {
             self.wake.notify_one();
         }
+    }
+
+    fn is_enough(&self, state: &State) -> bool {
+        let many = state.entries.len() >= ENTRIES_ENOUGH;
+        many || (!state.entries.is_empty() && self.unindexed_bytes() >= BYTES_ENOUGH)
     }
 
     /// Asks something.
@@ -152,8 +164,9 @@ impl Inbox {
                 waiting_for_more = true;
                 deadline = deadline.min(now + patience);
             }
-            let enough = state.entries.len() >= ENTRIES_ENOUGH || !state.requests.is_empty();
+            let enough = self.is_enough(&state) || !state.requests.is_empty();
             if enough || state.behind || state.closed || now >= deadline {
+                state.was_enough = false;
                 return News {
                     entries: std::mem::take(&mut state.entries),
                     requests: std::mem::take(&mut state.requests),

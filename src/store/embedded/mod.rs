@@ -72,6 +72,7 @@ pub mod scanner;
 pub mod segment;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
+mod slots;
 #[cfg(test)]
 mod tests;
 

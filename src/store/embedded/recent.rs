@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hashbrown::HashTable;
-
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, WebhookId};
-use crate::store::claims::Recent;
+use crate::store::claims::{Recent, hash_of};
+use crate::store::embedded::slots::Slots;
 
 /// A key as remembered and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +23,34 @@ pub struct Known {
 const BARE_KEPT: Duration = Duration::from_secs(3600);
 const CHUNK: usize = 4096;
 
+/// What is remembered of a key: a million of them are most of the memory that the relay takes. Of
+/// the key 96 bits of a digest are enough.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    key: [u8; 12],
+    id: WebhookId,
+}
+
+impl Entry {
+    fn new(key: &DuplicateKey, id: WebhookId) -> Self {
+        Self { key: shortened(key), id }
+    }
+
+    fn hash(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.key;
+        hash_of(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
+
+fn shortened(key: &DuplicateKey) -> [u8; 12] {
+    let [short @ .., _, _, _, _] = *key.as_bytes();
+    short
+}
+
 /// Entries in order of arrival, in pieces, so that growing never copies them.
 #[derive(Debug, Default)]
 struct Ring {
-    chunks: VecDeque<Vec<(DuplicateKey, WebhookId)>>,
+    chunks: VecDeque<Vec<Entry>>,
     // The number of the first entry of the first piece, and of the oldest one.
     base: u32,
     first: u32,
@@ -35,7 +58,7 @@ struct Ring {
 }
 
 impl Ring {
-    fn push(&mut self, entry: (DuplicateKey, WebhookId)) -> u32 {
+    fn push(&mut self, entry: Entry) -> u32 {
         if self.chunks.back().is_none_or(|chunk| chunk.len() == CHUNK) {
             self.chunks.push_back(Vec::with_capacity(CHUNK));
         }
@@ -47,12 +70,12 @@ impl Ring {
         number
     }
 
-    fn get(&self, number: u32) -> Option<&(DuplicateKey, WebhookId)> {
+    fn get(&self, number: u32) -> Option<&Entry> {
         let at = usize::try_from(number.wrapping_sub(self.base)).ok()?;
         self.chunks.get(at / CHUNK)?.get(at % CHUNK)
     }
 
-    fn oldest(&self) -> Option<&(DuplicateKey, WebhookId)> {
+    fn oldest(&self) -> Option<&Entry> {
         if self.first == self.next { None } else { self.get(self.first) }
     }
 
@@ -69,35 +92,84 @@ impl Ring {
     }
 }
 
+/// Entries in order, and how to find them by their key.
+#[derive(Debug)]
+struct Keys {
+    ring: Ring,
+    slots: Slots,
+}
+
+impl Keys {
+    fn new(max: usize) -> Self {
+        Self { ring: Ring::default(), slots: Slots::new(max) }
+    }
+
+    fn get(&self, low: u32) -> Option<&Entry> {
+        let first = self.ring.first;
+        self.ring.get(first.wrapping_add(self.slots.low(low.wrapping_sub(first))))
+    }
+
+    fn find(&self, key: &DuplicateKey) -> Option<WebhookId> {
+        let entry = Entry::new(key, WebhookId::from_key(0));
+        let is = |low| self.get(low).is_some_and(|other| other.key == entry.key);
+        let low = self.slots.find(entry.hash(), is)?;
+        self.get(low).map(|entry| entry.id)
+    }
+
+    fn reserve(&mut self, count: usize) {
+        self.edit(|slots, hash_of| slots.reserve(count, hash_of));
+    }
+
+    fn insert(&mut self, key: &DuplicateKey, id: WebhookId) {
+        let entry = Entry::new(key, id);
+        let hash = entry.hash();
+        // An earlier one with the same key stays in the ring, but is not found any more.
+        let is = |low| self.get(low).is_some_and(|other| other.key == entry.key);
+        if let Some(low) = self.slots.find(hash, is) {
+            self.edit(|slots, hash_of| slots.remove(hash, low, hash_of));
+        }
+        let number = self.ring.push(entry);
+        self.edit(|slots, hash_of| slots.insert(hash, number, hash_of));
+    }
+
+    fn drop_oldest(&mut self) {
+        let first = self.ring.first;
+        if let Some(hash) = self.ring.oldest().map(Entry::hash) {
+            self.edit(|slots, hash_of| slots.remove(hash, first, hash_of));
+            self.ring.pop();
+        }
+    }
+
+    fn edit(&mut self, edit: impl FnOnce(&mut Slots, &dyn Fn(u32) -> u64)) {
+        let Self { ring, slots } = self;
+        let (first, mask) = (ring.first, slots.low(u32::MAX));
+        let hash_of = |low: u32| {
+            let number = first.wrapping_add(low.wrapping_sub(first) & mask);
+            ring.get(number).map_or(0, Entry::hash)
+        };
+        edit(slots, &hash_of);
+    }
+}
+
 /// The duplicates that the store knows of.
 #[derive(Debug)]
 pub struct RecentSet {
     max: usize,
-    activities: Ring,
-    bare: Ring,
-    // The number of an entry, and whether it is in the ring of activities.
-    table: HashTable<u32>,
-    bare_table: HashTable<u32>,
+    activities: Keys,
+    bare: Keys,
     dropped: bool,
 }
 
 impl RecentSet {
     /// Room for `max` keys.
     pub fn new(max: usize) -> Self {
-        Self {
-            max: max.clamp(1, 1 << 30),
-            activities: Ring::default(),
-            bare: Ring::default(),
-            table: HashTable::new(),
-            bare_table: HashTable::new(),
-            dropped: false,
-        }
+        let max = max.clamp(1, 1 << 30);
+        Self { max, activities: Keys::new(max), bare: Keys::new(max), dropped: false }
     }
 
     /// Makes room for that many at once, so that the table is not built in steps.
     pub fn reserve(&mut self, count: usize) {
-        let count = count.min(self.max);
-        self.table.reserve(count, |_| 0);
+        self.activities.reserve(count.min(self.max));
     }
 
     /// Remembers one from the past, unless a later one is known.
@@ -110,13 +182,13 @@ impl RecentSet {
 
     /// How far back activities are known, if some had to be dropped.
     pub fn reach(&self, now: Timestamp) -> Option<Duration> {
-        let oldest = self.activities.oldest().filter(|_| self.dropped)?;
-        Some(now.since(oldest.1.timestamp()))
+        let oldest = self.activities.ring.oldest().filter(|_| self.dropped)?;
+        Some(now.since(oldest.id.timestamp()))
     }
 
     /// How many keys are known.
     pub fn len(&self) -> usize {
-        self.activities.len() + self.bare.len()
+        self.activities.ring.len() + self.bare.ring.len()
     }
 
     /// Whether none is known.
@@ -130,12 +202,13 @@ impl RecentSet {
         }
         let stale = self
             .bare
+            .ring
             .oldest()
-            .is_some_and(|(_, id)| newest.timestamp().since(id.timestamp()) > BARE_KEPT);
-        if stale || self.activities.len() * 2 < self.max {
-            drop_oldest(&mut self.bare, &mut self.bare_table);
+            .is_some_and(|entry| newest.timestamp().since(entry.id.timestamp()) > BARE_KEPT);
+        if stale || self.activities.ring.len() * 2 < self.max {
+            self.bare.drop_oldest();
         } else {
-            drop_oldest(&mut self.activities, &mut self.table);
+            self.activities.drop_oldest();
             self.dropped = true;
         }
     }
@@ -143,12 +216,8 @@ impl RecentSet {
 
 impl Recent for RecentSet {
     fn find(&self, key: &DuplicateKey) -> Option<(WebhookId, bool)> {
-        let look = |ring: &Ring, table: &HashTable<u32>| {
-            let number = *table.find(hash(key), |n| ring.get(*n).is_some_and(|e| e.0 == *key))?;
-            ring.get(number).map(|entry| entry.1)
-        };
-        let activity = look(&self.activities, &self.table).map(|id| (id, true));
-        let bare = look(&self.bare, &self.bare_table).map(|id| (id, false));
+        let activity = self.activities.find(key).map(|id| (id, true));
+        let bare = self.bare.find(key).map(|id| (id, false));
         match (activity, bare) {
             (Some(a), Some(b)) => Some(if a.0.key() >= b.0.key() { a } else { b }),
             (a, b) => a.or(b),
@@ -157,34 +226,47 @@ impl Recent for RecentSet {
 
     fn insert(&mut self, key: DuplicateKey, id: WebhookId, activity_id: bool) {
         self.make_room(id);
-        let (ring, table) = if activity_id {
-            (&mut self.activities, &mut self.table)
+        if activity_id {
+            self.activities.insert(&key, id);
         } else {
-            (&mut self.bare, &mut self.bare_table)
-        };
-        // An earlier one with the same key stays in the ring, but is not found any more.
-        if let Ok(entry) =
-            table.find_entry(hash(&key), |n| ring.get(*n).is_some_and(|e| e.0 == key))
-        {
-            entry.remove();
+            self.bare.insert(&key, id);
         }
-        let number = ring.push((key, id));
-        table.insert_unique(hash(&key), number, |n| ring.get(*n).map_or(0, |e| hash(&e.0)));
     }
 }
 
-fn drop_oldest(ring: &mut Ring, table: &mut HashTable<u32>) {
-    let first = ring.first;
-    if let Some((key, _)) = ring.oldest().copied() {
-        if let Ok(entry) = table.find_entry(hash(&key), |n| *n == first) {
-            entry.remove();
-        }
-        ring.pop();
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::webhook::WebhookIds;
 
-// The key is a digest already. A sender who could choose it could also choose the HMAC.
-fn hash(key: &DuplicateKey) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h]).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    #[test]
+    fn the_last_max_keys_are_known_and_none_before_them() {
+        let mut random = fastrand::Rng::with_seed(3);
+        let (mut set, ids) = (RecentSet::new(1000), WebhookIds::default());
+        let mut order: Vec<(DuplicateKey, WebhookId)> = Vec::new();
+        for n in 0..20_000u64 {
+            // Some come again.
+            let again = order.len() > 10 && random.u8(..) < 20;
+            let key = if again {
+                order[order.len() - 1 - random.usize(..10)].0
+            } else {
+                DuplicateKey::from_bytes(random.u128(..).to_le_bytes())
+            };
+            let id = ids.next(Timestamp::from_millis(n), 5);
+            set.insert(key, id, true);
+            order.push((key, id));
+            assert_eq!(set.find(&key), Some((id, true)));
+            assert!(set.len() <= 1000);
+            if n % 997 == 0 {
+                let (gone, kept) = order.split_at(order.len().saturating_sub(1000));
+                for (nth, (key, id)) in kept.iter().enumerate() {
+                    let later = kept[nth + 1..].iter().any(|(other, _)| other == key);
+                    assert_eq!(set.find(key) == Some((*id, true)), !later);
+                }
+                let is_kept = |key| kept.iter().any(|(other, _)| other == key);
+                assert!(gone.iter().all(|(key, _)| is_kept(key) || set.find(key).is_none()));
+            }
+        }
+        assert!(set.reach(Timestamp::from_millis(20_000)).is_some());
+    }
 }

@@ -290,26 +290,19 @@ pub struct NewFrame {
 }
 
 impl NewFrame {
-    /// What goes before the payload.
-    pub fn head(&self, seal: Seal) -> [u8; FRAME_HEAD] {
-        let mut head = [0; FRAME_HEAD];
+    /// What goes before the payload, in words.
+    pub fn head(&self, seal: Seal) -> [[u8; 4]; FRAME_HEAD / 4] {
         let length = u32::try_from(self.payload_bytes).unwrap_or(u32::MAX);
-        let fields = FRAME_MAGIC
-            .to_le_bytes()
-            .into_iter()
-            .chain(length.to_le_bytes())
-            .chain([self.kind, self.version, 0, 0])
-            .chain(self.batch.to_le_bytes())
-            .chain(seal.payload_crc(self.payload_crc).to_le_bytes());
-        for (to, from) in head.iter_mut().zip(fields) {
-            *to = from;
-        }
-        let (covered, _) = head.split_at(FRAME_HEAD - 4);
-        let crc = seal.header_crc(crc32fast::hash(covered)).to_le_bytes();
-        for (to, from) in head.iter_mut().skip(FRAME_HEAD - 4).zip(crc) {
-            *to = from;
-        }
-        head
+        let covered = [
+            FRAME_MAGIC.to_le_bytes(),
+            length.to_le_bytes(),
+            [self.kind, self.version, 0, 0],
+            self.batch.to_le_bytes(),
+            seal.payload_crc(self.payload_crc).to_le_bytes(),
+        ];
+        let crc = seal.header_crc(crc32fast::hash(covered.as_flattened())).to_le_bytes();
+        let [magic, length, kind, batch, payload] = covered;
+        [magic, length, kind, batch, payload, crc]
     }
 
     /// What goes behind the payload: filling, then the mark that it was written to the end.

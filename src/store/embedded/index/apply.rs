@@ -30,6 +30,17 @@ pub(super) struct Sums {
 }
 
 impl Sums {
+    /// A webhook that is new in the index.
+    fn add(&mut self, row: &WebhookRow, at: Position, source: i64) {
+        *self.live.entry(at.segment).or_default() += int(at.length);
+        let newest = self.newest.entry(source).or_default();
+        *newest = (*newest).max(row.received_at.as_millis());
+        self.known_last = self.known_last.max(Some(row.id.key()));
+        self.known.extend_from_slice(row.duplicate_key.as_bytes());
+        self.known.extend_from_slice(row.id.as_bytes());
+        self.known.push(u8::from(row.activity_id));
+    }
+
     pub(super) fn count(&mut self, target: i64, status: Status, by: i64) {
         // Only what is shown is counted: not what is delivered or discarded.
         if matches!(status, Status::Pending | Status::Dead(_)) {
@@ -58,6 +69,14 @@ pub(super) fn status_of(state: i64, cause: i64) -> Status {
         (2, Some(cause)) => Status::Dead(cause),
         _ => Status::Discarded,
     }
+}
+
+/// The ids of a webhook's names.
+struct Names {
+    source: i64,
+    activity: Option<i64>,
+    kind: Option<i64>,
+    targets: Vec<i64>,
 }
 
 /// Webhooks that are not in the index yet, with what was settled of them in the meantime.
@@ -159,55 +178,90 @@ impl Index {
 
     fn flush(&mut self, fresh: &mut Fresh, sums: &mut Sums) -> rusqlite::Result<()> {
         fresh.by_key.clear();
-        for (row, position) in std::mem::take(&mut fresh.rows) {
-            self.insert(&row, position, sums)?;
+        let rows = std::mem::take(&mut fresh.rows);
+        // First all names: while statements are open none can be added.
+        let mut names = Vec::with_capacity(rows.len());
+        for (row, _) in &rows {
+            names.push(self.names_of(row)?);
+        }
+        for (row, position) in self.insert_all(rows, names, sums)? {
+            self.move_to(&row, position, sums)?;
         }
         Ok(())
     }
 
-    fn insert(&mut self, row: &WebhookRow, at: Position, sums: &mut Sums) -> rusqlite::Result<()> {
-        let key = row.id.key();
-        let source = self.name_id(&row.source)?;
-        let activity = row.activity.as_deref().map(|name| self.name_id(name)).transpose()?;
-        let kind = row.resource.object.as_deref().map(|name| self.name_id(name)).transpose()?;
-        let span = sums.span.entry(at.segment).or_insert((key, key));
-        *span = (span.0.min(key), span.1.max(key));
-        let inserted = self
-            .connection
-            .prepare_cached(
-                "INSERT INTO webhook VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)
-                 ON CONFLICT DO NOTHING",
-            )?
-            .execute(params![
+    fn names_of(&mut self, row: &WebhookRow) -> rusqlite::Result<Names> {
+        let mut targets = Vec::with_capacity(row.deliveries.len());
+        for (target, _) in &row.deliveries {
+            targets.push(self.name_id(target)?);
+        }
+        Ok(Names {
+            source: self.name_id(&row.source)?,
+            activity: row.activity.as_deref().map(|name| self.name_id(name)).transpose()?,
+            kind: row.resource.object.as_deref().map(|name| self.name_id(name)).transpose()?,
+            targets,
+        })
+    }
+
+    /// Inserts webhooks; answers those that are in the index already.
+    fn insert_all(
+        &self,
+        rows: Vec<(Box<WebhookRow>, Position)>,
+        names: Vec<Names>,
+        sums: &mut Sums,
+    ) -> rusqlite::Result<Vec<(Box<WebhookRow>, Position)>> {
+        // Looked up once: that takes as long as binding a row's values.
+        let mut insert = self.connection.prepare_cached(
+            "INSERT INTO webhook VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)
+             ON CONFLICT DO NOTHING",
+        )?;
+        let mut insert_delivery = self.connection.prepare_cached(
+            "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,NULL,NULL,NULL)",
+        )?;
+        let mut known = Vec::new();
+        for ((row, at), names) in rows.into_iter().zip(names) {
+            let key = row.id.key();
+            let span = sums.span.entry(at.segment).or_insert((key, key));
+            *span = (span.0.min(key), span.1.max(key));
+            let inserted = insert.execute(params![
                 int(key),
                 row.id.as_bytes(),
                 int(at.segment),
                 int(at.offset),
                 int(at.length),
                 int(row.received_at.as_millis()),
-                source,
-                activity,
-                kind,
+                names.source,
+                names.activity,
+                names.kind,
                 row.resource.id.as_deref(),
                 int(row.body_bytes),
                 row.deliveries.is_empty(),
             ])?;
-        if inserted == 0 {
-            return self.move_to(row, at, sums);
+            if inserted == 0 {
+                known.push((row, at));
+                continue;
+            }
+            sums.add(&row, at, names.source);
+            let targets = names.targets.into_iter();
+            for (number, (target, (_, standing))) in targets.zip(&row.deliveries).enumerate() {
+                let (state, cause) = status_columns(standing.status);
+                insert_delivery.execute(params![
+                    int(key),
+                    int(number as u64),
+                    target,
+                    standing.again,
+                    state,
+                    cause,
+                    int(standing.due_at.as_millis()),
+                    standing.version,
+                    standing.attempts,
+                    int(standing.started_at.as_millis()),
+                    history_column(standing),
+                ])?;
+                sums.count(target, standing.status, 1);
+            }
         }
-        *sums.live.entry(at.segment).or_default() += int(at.length);
-        let newest = sums.newest.entry(source).or_default();
-        *newest = (*newest).max(row.received_at.as_millis());
-        sums.known_last = sums.known_last.max(Some(key));
-        sums.known.extend_from_slice(row.duplicate_key.as_bytes());
-        sums.known.extend_from_slice(row.id.as_bytes());
-        sums.known.push(u8::from(row.activity_id));
-        for (number, (target, standing)) in row.deliveries.iter().enumerate() {
-            let target = self.name_id(target)?;
-            self.insert_delivery(key, int(number as u64), target, standing, None)?;
-            sums.count(target, standing.status, 1);
-        }
-        Ok(())
+        Ok(known)
     }
 
     /// A webhook that is in the index was copied forward.
