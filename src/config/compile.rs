@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use zeroize::Zeroizing;
 
+use crate::config::file::FileRead;
 use crate::config::position::{Entry, Kind, Node};
 use crate::config::problem::{Position, Report};
 use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
@@ -99,6 +100,8 @@ pub(super) struct Context<'a> {
     pub(super) secrets: Secrets,
     /// Relative paths are relative to it.
     pub(super) folder: &'a Path,
+    /// What was read so far.
+    pub(super) files: &'a mut Vec<FileRead>,
 }
 
 /// Compiles a file. `original` still has what was taken out of `pruned` because it is wrong.
@@ -245,7 +248,7 @@ impl Context<'_> {
             }
             (None, Some(text), None) => {
                 let path = self.path(text, spot.key("file").at)?;
-                (format!("file:{}", text.0), secret::from_file(&path))
+                (format!("file:{}", text.0), secret::from_file_remembered(&path, self.files))
             }
             (None, None, Some(Text(text))) => {
                 let at = spot.key("value").at;
@@ -351,7 +354,10 @@ impl Context<'_> {
     ) -> Option<HeaderValue> {
         let bytes = match (&header.env, &header.file) {
             (Some(Text(name)), None) => secret::from_env(self.env, name),
-            (None, Some(text)) => secret::from_file(&self.path(text, spot.key("file").at)?),
+            (None, Some(text)) => {
+                let path = self.path(text, spot.key("file").at)?;
+                secret::from_file_remembered(&path, self.files)
+            }
             _ => {
                 let message = "a header's value is text or one of {env: NAME} and {file: PATH}";
                 self.report.error(spot.at, message);

@@ -306,7 +306,7 @@ fn tls(tls: &schema::Tls, spot: Spot<'_>, context: &mut Context<'_>) -> TargetTl
     let mut pem = |key: &str, text: Option<&Text>, label: &str| {
         let spot = spot.key(key);
         let path = context.path(text?, spot.at)?;
-        let bytes = match read_file(&path, PEM_BYTES_MAX) {
+        let bytes = match read_file(&path, PEM_BYTES_MAX, context.files) {
             Ok(bytes) => bytes,
             Err(message) => {
                 context.unresolved(spot.at, message);
