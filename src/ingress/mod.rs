@@ -165,6 +165,11 @@ impl<S: Store> Ingress<S> {
         if is_head { response.map(|_| Full::default()) } else { response }
     }
 
+    /// Takes over the table in force, as the next request would: its metrics are there from now on.
+    pub fn follow(&self) {
+        self.snapshot();
+    }
+
     /// From now on every request is told that the relay is stopping.
     pub fn shut_down(&self) {
         self.shutting_down.store(true, Ordering::Relaxed);
