@@ -1,5 +1,5 @@
-//! The operator's address: probes and metrics, on a thread and a runtime of their own, so that a
-//! stuck data path can't block them.
+//! The operator's address: probes, metrics and the [`api`], on a thread and a runtime of their own,
+//! so that a stuck data path can't block them.
 
 use std::convert::Infallible;
 use std::io;
@@ -8,20 +8,21 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::api::{Body, Relay};
 use crate::admin::readiness::Readiness;
 use crate::domain::time::Clock;
 use crate::store::{CommitError, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
+pub mod api;
 pub mod readiness;
 
 /// Probes and scrapers at the same time; more wait.
@@ -45,6 +46,8 @@ pub struct Admin<S> {
     pub clock: Arc<dyn Clock>,
     /// The targets of the table in force: they are shown even when they hold nothing.
     pub targets: Arc<dyn Fn() -> Vec<Arc<str>> + Send + Sync>,
+    /// Does what the API is told; none where the API is off.
+    pub relay: Option<Arc<dyn Relay>>,
 }
 
 impl<S> std::fmt::Debug for Admin<S> {
@@ -124,9 +127,8 @@ impl<S: Store> Admin<S> {
             };
             let admin = Arc::clone(&self);
             tracker.spawn(async move {
-                let service = service_fn(|request| {
-                    let response = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
+                let service = service_fn(|request: Request<Incoming>| async {
+                    Ok::<_, Infallible>(admin.respond(request).await)
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -140,7 +142,14 @@ impl<S: Store> Admin<S> {
         }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path().starts_with(api::PREFIX) {
+            return api::answer(self.relay.as_deref(), request).await;
+        }
+        self.answer(&request)
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let head = request.method() == Method::HEAD;
         let known = ["/livez", "/readyz", "/metrics"].contains(&request.uri().path());
         if known && !head && request.method() != Method::GET {
@@ -175,17 +184,13 @@ impl<S: Store> Admin<S> {
         reasons
     }
 
-    fn scrape(&self) -> Response<Full<Bytes>> {
+    fn scrape(&self) -> Response<Body> {
         let now = self.clock.now();
         let store = self.store.borrow().clone();
         if let Some(store) = store {
-            let lanes = store.lanes();
-            for target in (self.targets)() {
-                if lanes.iter().all(|lane| *lane.target != *target) {
-                    self.metrics.lane(&target, 0, Duration::ZERO, &[]);
-                }
-            }
-            for lane in lanes {
+            // What is not in the store any more has nothing, be it in the table or gone from it.
+            self.metrics.empty_lanes((self.targets)());
+            for lane in store.lanes() {
                 let age = lane.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
                 self.metrics.lane(&lane.target, lane.pending, age, &lane.dead);
             }
@@ -199,8 +204,8 @@ impl<S: Store> Admin<S> {
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = api::whole(body);
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
