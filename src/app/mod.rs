@@ -8,22 +8,30 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
+use crate::admin::api::Relay;
 use crate::admin::readiness::Readiness;
 use crate::admin::{Admin, AdminThread};
+use crate::app::certificate::Certificates;
 use crate::app::clock::SystemClock;
+use crate::app::follower::Follower;
 use crate::app::observe::Commits;
-use crate::config;
-use crate::config::{Environment, Secrets};
+use crate::app::reload::{Tables, Taken};
+use crate::app::watcher::{Followed, Reloads, Watcher};
+use crate::config::Environment;
 use crate::domain::route::RoutingTable;
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
-use crate::net::{listener, tls};
+use crate::net::listener;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
 
+mod certificate;
 pub mod clock;
+mod follower;
 mod observe;
+mod reload;
 mod running;
+pub mod watcher;
 
 /// Everything that `serve` can be told, already checked for its form.
 #[derive(Debug, Clone)]
@@ -124,6 +132,7 @@ pub struct App {
     address: SocketAddr,
     // Until it runs.
     listener: Option<tokio::net::TcpListener>,
+    watcher: Option<Watcher>,
     certificate: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
     table: watch::Sender<Arc<RoutingTable>>,
     store: Arc<EmbeddedStore>,
@@ -132,6 +141,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     admin: AdminThread,
+    reloads: Reloads,
 }
 
 impl std::fmt::Debug for App {
@@ -142,19 +152,20 @@ impl std::fmt::Debug for App {
 
 impl App {
     /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find.
-    pub async fn bind(settings: Settings, environment: &dyn Environment) -> anyhow::Result<Self> {
+    pub async fn bind(
+        settings: Settings,
+        environment: Arc<dyn Environment + Send + Sync>,
+    ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
         let metrics = Arc::new(Metrics::default());
         metrics.started(env!("CARGO_PKG_VERSION"), clock.now());
         raise_open_files_limit();
 
-        let loaded =
-            config::load(&settings.routes, environment, Secrets::Resolve).map_err(|problems| {
-                anyhow!("{} can't be used\n{problems}", settings.routes.display())
-            })?;
-        metrics.table(&hex(&loaded.table.sha256), None, clock.now());
-        let (table, tables) = watch::channel(Arc::new(loaded.table));
-        let certificate = load_certificate(&settings, &clock, &metrics)?;
+        let (tables, routes) = load_tables(&settings, environment, &clock, &metrics)?;
+        let (table, targets) = (tables.table.clone(), tables.table.subscribe());
+        let certificates = load_certificate(&settings, &clock, &metrics)?;
+        let certificate = certificates.as_ref().map(|(held, _)| held.config.clone());
+        let (reloads, requests) = Reloads::channel();
 
         let listener = listener::bind(settings.listen)
             .with_context(|| format!("--listen {} can't be bound", settings.listen))?;
@@ -168,7 +179,11 @@ impl App {
             metrics: Arc::clone(&metrics),
             readiness: Arc::clone(&readiness),
             clock: Arc::clone(&clock),
-            targets: Arc::new(move || tables.borrow().targets.keys().cloned().collect()),
+            targets: Arc::new(move || targets.borrow().targets.keys().cloned().collect()),
+            relay: settings.admin.ip().is_loopback().then(|| {
+                let relay: Arc<dyn Relay> = Arc::new(reloads.clone());
+                relay
+            }),
         };
         let admin = admin.spawn(socket)?;
 
@@ -182,7 +197,7 @@ impl App {
             routes_sha256 = hex(&table.borrow().sha256),
             "Bound; opening the store."
         );
-        for warning in &loaded.warnings {
+        for warning in &tables.warnings {
             tracing::warn!("{warning}");
         }
 
@@ -194,6 +209,7 @@ impl App {
             settings,
             address,
             listener: Some(listener),
+            watcher: Some(Watcher { requests, tables, routes, certificates }),
             certificate,
             table,
             store,
@@ -202,7 +218,13 @@ impl App {
             metrics,
             readiness,
             admin,
+            reloads,
         })
+    }
+
+    /// Asks it to reload.
+    pub fn reloads(&self) -> Reloads {
+        self.reloads.clone()
     }
 
     /// Where senders connect.
@@ -216,24 +238,52 @@ impl App {
     }
 }
 
+fn load_tables(
+    settings: &Settings,
+    environment: Arc<dyn Environment + Send + Sync>,
+    clock: &Arc<dyn Clock>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Tables, Followed<reload::Outcome>)> {
+    let mut read = reload::reader(settings.routes.clone(), environment);
+    let (outcome, files) = read();
+    let loaded = outcome
+        .map_err(|problems| anyhow!("{} can't be used\n{problems}", settings.routes.display()))?;
+    metrics.table(&hex(&loaded.table.sha256), clock.now(), || ());
+    let tables = Tables {
+        routes: settings.routes.clone(),
+        table: watch::Sender::new(Arc::new(loaded.table)),
+        clock: Arc::clone(clock),
+        metrics: Arc::clone(metrics),
+        follow: Box::new(|| ()),
+        in_force: files.clone(),
+        warnings: loaded.warnings,
+        refused: None,
+        last: Taken::Unchanged,
+    };
+    Ok((tables, Followed::new(Follower::new(files, read))))
+}
+
 fn load_certificate(
     settings: &Settings,
     clock: &Arc<dyn Clock>,
-    metrics: &Metrics,
-) -> anyhow::Result<Option<watch::Sender<Arc<rustls::ServerConfig>>>> {
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcome>)>> {
     let Some(files) = &settings.tls else { return Ok(None) };
-    let now = i64::try_from(clock.now().as_secs()).unwrap_or(i64::MAX);
-    let loaded =
-        tls::load_server_files(&files.certificate, &files.key, now).with_context(|| {
-            "the listener has no certificate; `aryeo-relay certificate` makes one for development, \
+    let mut read = certificate::reader(files.clone(), Arc::clone(clock));
+    let (outcome, files) = read();
+    let loaded = outcome.with_context(|| {
+        "the listener has no certificate; `aryeo-relay certificate` makes one for development, \
          --plain-http serves without where TLS ends in front of the relay"
-        })?;
-    if loaded.not_before_unix > now {
-        tracing::warn!(names = loaded.names, "The certificate is not valid yet.");
-    }
-    let secs = u64::try_from(loaded.not_after_unix).unwrap_or(0);
-    metrics.certificate(&loaded.names, Timestamp::from_millis(secs.saturating_mul(1000)));
-    Ok(Some(watch::Sender::new(loaded.config)))
+    })?;
+    certificate::show(&loaded, &**clock, metrics);
+    let certificates = Certificates {
+        config: watch::Sender::new(loaded.config),
+        clock: Arc::clone(clock),
+        metrics: Arc::clone(metrics),
+        in_force: files.clone(),
+        refused: None,
+    };
+    Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
 }
 
 /// Each connection is a descriptor, and so is each segment and each delivery.

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::readiness::Readiness;
 use crate::app::App;
 use crate::app::observe::Connections;
+use crate::app::watcher::Watcher;
 use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
@@ -35,7 +36,8 @@ impl App {
     /// is flushed. All of it within `--shutdown-timeout`.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
-        let running = self.start(listener);
+        let watcher = self.watcher.take().ok_or_else(|| anyhow!("the relay has run already"))?;
+        let running = self.start(listener, watcher);
         self.readiness.started();
         tracing::info!("Ready: accepting and delivering.");
         // Without systemd there is nobody to tell.
@@ -62,7 +64,7 @@ impl App {
     }
 
     /// Starts every task; each has an owner in what this returns.
-    fn start(&self, listener: TcpListener) -> Running {
+    fn start(&self, listener: TcpListener, mut watcher: Watcher) -> Running {
         let commits = TaskTracker::new();
         let ingress = Ingress::new(Setting {
             store: Arc::clone(&self.store),
@@ -102,6 +104,9 @@ impl App {
             Clients::default(),
         );
         running.delivering.spawn(dispatcher.run(running.stop_leasing.clone()));
+        let follower = Arc::clone(&ingress);
+        watcher.tables.follow = Box::new(move || follower.follow());
+        running.watching.spawn(watcher.run(running.stop_watching.clone()));
         running.watching.spawn(watch_over(
             Arc::clone(&self.readiness),
             Arc::clone(&self.clock),

@@ -1,8 +1,10 @@
 //! `serve`: runs the relay.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -10,8 +12,10 @@ use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
 use tracing::level_filters::LevelFilter;
 
 use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::app::watcher::Reloads;
 use crate::app::{App, Settings, StoreSettings, TlsFiles};
 use crate::cli::signal::StopSignals;
 use crate::cli::{Verdict, value};
@@ -22,8 +26,9 @@ use crate::telemetry::logging;
 pub const ABOUT: &str = "\
 Run the relay: accept webhooks, store them, deliver them to the targets of the routes file.
 
-A flag given on the command line goes before its environment variable. The routes file is read at the
-start: restart after a change.
+A flag given on the command line goes before its environment variable. The routes file and the files
+that it names are in force again within a second of saving, and so is the certificate; SIGHUP reads them
+at once. A file that can't be used changes nothing.
 
 SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
 
@@ -298,12 +303,15 @@ const BLOCKING_THREADS_MAX: usize = 16;
 async fn serve(args: &Args) -> anyhow::Result<Verdict> {
     let settings = args.settings()?;
     let mut stop_signals = StopSignals::new()?;
-    let app = App::bind(settings, &ProcessEnvironment).await?;
+    let hang_ups = signal(SignalKind::hangup())?;
+    let app = App::bind(settings, Arc::new(ProcessEnvironment)).await?;
+    let reloading = reload_at(hang_ups, app.reloads());
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(app.run(stop.clone()));
     let signal = tokio::select! {
         ended = &mut running => return ended.map(|()| Verdict::Yes),
         signal = stop_signals.next() => signal,
+        never = reloading => match never {},
     };
     tracing::info!(signal, "Asked to stop; a second signal stops at once.");
     stop.cancel();
@@ -313,6 +321,17 @@ async fn serve(args: &Args) -> anyhow::Result<Verdict> {
             tracing::warn!(signal, "Stopping at once; what is unfinished is due again at the next start.");
             Ok(Verdict::No)
         }
+    }
+}
+
+/// Reloads at every SIGHUP.
+async fn reload_at(mut hang_ups: Signal, reloads: Reloads) -> Infallible {
+    loop {
+        if hang_ups.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        tracing::info!(signal = "SIGHUP", "Asked to reload.");
+        reloads.ask();
     }
 }
 
