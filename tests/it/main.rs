@@ -8,6 +8,8 @@
 //! - `full_disk`: no room refuses new webhooks and damages nothing
 //! - `hang_up`: a sender that leaves cancels nothing
 //! - `language`: what a table can ask and say, in a running relay
+//! - `reload`: files that change while it runs
+//! - `reload_load`: the same under load, often
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
@@ -15,7 +17,7 @@
 //! - `command_line`: what an operator types, and exit statuses
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
-//! how often `restarts` kills the relay.
+//! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -35,6 +37,8 @@ mod full_disk;
 mod hang_up;
 mod language;
 mod rejects;
+mod reload;
+mod reload_load;
 mod restarts;
 mod shipped;
 mod starts_and_stops;
