@@ -44,33 +44,29 @@ pub trait Relay: Send + Sync + 'static {
     fn reload(&self) -> Later<'_, Result<Value, Problem>>;
 }
 
-/// Why something could not be done.
+/// Why something could not be done, as RFC 9457 has it.
 #[derive(Debug, Clone)]
 pub struct Problem {
     /// The answer's status.
     pub status: StatusCode,
-    /// One word for programs.
-    pub name: &'static str,
     /// A sentence for people.
     pub detail: String,
-    /// More members of the answer.
+    /// More members, for programs.
     pub more: Map<String, Value>,
 }
 
 impl Problem {
     /// Without more members.
-    pub fn new(status: StatusCode, name: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, name, detail: detail.into(), more: Map::new() }
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), more: Map::new() }
     }
 
     fn response(self) -> Response<Body> {
-        let mut members = Map::new();
-        members.insert("type".to_owned(), format!("urn:aryeo-relay:{}", self.name).into());
+        let mut members = self.more;
         let title = self.status.canonical_reason().unwrap_or("Error");
         members.insert("title".to_owned(), title.into());
         members.insert("status".to_owned(), self.status.as_u16().into());
         members.insert("detail".to_owned(), self.detail.into());
-        members.extend(self.more);
         let mut response = json_response(&Value::Object(members));
         *response.status_mut() = self.status;
         let kind = HeaderValue::from_static("application/problem+json");
@@ -123,7 +119,7 @@ impl Call {
             Ok(members) if members.is_empty() => Ok(()),
             Ok(_) | Err(_) => {
                 let detail = "the body must be empty or {}";
-                Err(Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail))
+                Err(Problem::new(StatusCode::BAD_REQUEST, detail))
             }
         }
     }
@@ -158,7 +154,7 @@ where
 fn off() -> Problem {
     let detail = "the API is off, for --admin is not a loopback address; only /livez, /readyz and \
                   /metrics answer here";
-    Problem::new(StatusCode::FORBIDDEN, "api_off", detail)
+    Problem::new(StatusCode::FORBIDDEN, detail)
 }
 
 fn find(head: &Parts) -> Result<&'static Endpoint, Problem> {
@@ -171,10 +167,10 @@ fn find(head: &Parts) -> Result<&'static Endpoint, Problem> {
     if methods.is_empty() {
         let all = ENDPOINTS.iter().map(|known| format!("{} {PREFIX}{}", known.method, known.path));
         let detail = format!("there is only {}", all.collect::<Vec<_>>().join(", "));
-        return Err(Problem::new(StatusCode::NOT_FOUND, "not_found", detail));
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
     let detail = format!("only {methods} is taken here");
-    Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail))
+    Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail))
 }
 
 /// What is taken at a path.
@@ -185,7 +181,7 @@ fn methods(path: &str) -> String {
 
 /// That no name leads here that could be anybody's, and that no other site's page asks.
 fn is_for_this_machine(head: &Parts) -> Result<(), Problem> {
-    let refused = |detail: &str| Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
+    let refused = |detail: &str| Problem::new(StatusCode::FORBIDDEN, detail);
     let mut hosts = head.headers.get_all(HOST).iter().map(HeaderValue::to_str).peekable();
     let has_host = hosts.peek().is_some();
     let all_ours = hosts.all(|host| host.is_ok_and(is_address_or_localhost));
@@ -217,7 +213,7 @@ fn is_json(head: &Parts) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "the content type must be application/json";
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail))
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
 }
 
 async fn read<B>(body: B, bytes_max: usize) -> Result<Bytes, Problem>
@@ -230,15 +226,15 @@ where
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
             let detail = format!("the body is larger than {bytes_max} bytes");
-            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail))
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
         }
         Ok(Err(_)) => {
             let detail = "the body can't be read";
-            Err(Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail))
+            Err(Problem::new(StatusCode::BAD_REQUEST, detail))
         }
         Err(_) => {
             let detail = "the body was not complete in time";
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail))
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail))
         }
     }
 }

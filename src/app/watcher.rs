@@ -24,7 +24,7 @@ const REQUESTS_MAX: usize = 16;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// What a reload that was asked for came to, as the API says it.
-type Report = Result<Value, Problem>;
+pub type Report = Result<Value, Problem>;
 
 /// Asks a relay to reload.
 #[derive(Debug, Clone)]
@@ -47,24 +47,18 @@ impl Reloads {
         let _full = self.requests.try_send(oneshot::channel().0);
     }
 
-    async fn report(&self) -> Report {
-        let refused = |name, detail: &str| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, name, detail.to_owned())
-        };
+    /// Has everything read again, and waits for what comes of it.
+    pub async fn report(&self) -> Report {
+        let refused = |detail: &str| Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail);
         let (answer, answered) = oneshot::channel();
         self.requests.try_send(answer).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                refused("overloaded", "too many reloads are being waited for")
-            }
-            mpsc::error::TrySendError::Closed(_) => {
-                refused("shutting_down", "the relay is stopping")
-            }
+            mpsc::error::TrySendError::Full(_) => refused("too many reloads are being waited for"),
+            mpsc::error::TrySendError::Closed(_) => refused("the relay is stopping"),
         })?;
         match timeout(ANSWER_TIMEOUT, answered).await {
             Ok(Ok(report)) => report,
-            Ok(Err(_)) => Err(refused("shutting_down", "the relay is stopping")),
+            Ok(Err(_)) => Err(refused("the relay is stopping")),
             Err(_) => Err(refused(
-                "not_settled",
                 "the files can't be read, or keep changing: what was in force stays until they rest",
             )),
         }
@@ -152,7 +146,7 @@ impl Watcher {
             return Ok(Value::Object(members));
         }
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        Err(Problem { more: members, ..Problem::new(status, "reload_failed", detail) })
+        Err(Problem { more: members, ..Problem::new(status, detail) })
     }
 }
 
