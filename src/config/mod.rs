@@ -1,10 +1,11 @@
 //! `routes.yaml`: read, checked and compiled into a [`RoutingTable`].
 //!
-//! [`load`] is what a server does, [`check`] what an operator asks; both say the same. The way of a
-//! file: [`position`] reads the text as a tree that knows places; [`shape`] finds every problem of
-//! form in it; [`schema`] deserialises the text (or, after problems, what is left of the tree);
-//! [`compile`], [`source`], [`target`], [`settings`], [`route`] and [`condition`] find every problem of meaning and resolve
-//! secrets by [`secret`], which reads by [`file`]; [`value`] reads single values; [`problem`] is what all of them report.
+//! [`load`] is what a server does, [`check`] what an operator asks, [`read`](fn@read) what a reload
+//! does; all say the same. The way of a file: [`position`] reads the text as a tree that knows
+//! places; [`shape`] finds every problem of form in it; [`schema`] deserialises the text (or, after
+//! problems, what is left of the tree); [`compile`], [`source`], [`target`], [`settings`], [`route`]
+//! and [`condition`] find every problem of meaning and resolve secrets by [`secret`], which reads by
+//! [`mod@file`]; [`value`] reads single values; [`problem`] is what all of them report.
 
 mod compile;
 mod condition;

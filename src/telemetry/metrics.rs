@@ -25,7 +25,7 @@ use crate::telemetry::series::Series;
 
 const METADATA: Metadata<'static> = Metadata::new("relay", Level::INFO, None);
 
-/// Earlier tables that are still shown, at 0: enough to see what a change replaced.
+/// Tables that are shown: the one in force, and those before it, so that a change can be followed.
 const TABLES_SHOWN_MAX: usize = 8;
 
 /// All metrics of one relay.
