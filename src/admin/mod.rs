@@ -1,5 +1,5 @@
-//! The operator's address: probes and metrics, on a thread and a runtime of their own, so that a
-//! stuck data path can't block them.
+//! The operator's address: probes, metrics and the [`api`], on a thread and a runtime of their own,
+//! so that a stuck data path can't block them.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -187,13 +187,9 @@ impl<S: Store> Admin<S> {
         let now = self.clock.now();
         let store = self.store.borrow().clone();
         if let Some(store) = store {
-            let lanes = store.lanes();
-            for target in (self.targets)() {
-                if lanes.iter().all(|lane| *lane.target != *target) {
-                    self.metrics.lane(&target, 0, Duration::ZERO, &[]);
-                }
-            }
-            for lane in lanes {
+            // What is not in the store any more has nothing, be it in the table or gone from it.
+            self.metrics.empty_lanes((self.targets)());
+            for lane in store.lanes() {
                 let age = lane.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
                 self.metrics.lane(&lane.target, lane.pending, age, &lane.dead);
             }

@@ -9,11 +9,12 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use crate::admin::api::{Call, Endpoint, Problem};
 use crate::app::diff::{self, Refused};
+use crate::app::watcher::Reloads;
 use crate::config::Problems;
 use crate::domain::explain::Explanation;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
@@ -46,11 +47,19 @@ pub(super) struct Answers {
     pub(super) table: watch::Receiver<Arc<RoutingTable>>,
     /// The time.
     pub(super) clock: Arc<dyn Clock>,
+    /// Has the files read again.
+    pub(super) reloads: Reloads,
 }
 
 /// All that can be asked.
 pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
     vec![
+        Endpoint {
+            method: Method::POST,
+            path: "reload",
+            body_bytes_max: 1024,
+            call: call(answers, Answers::reload),
+        },
         Endpoint {
             method: Method::POST,
             path: "routes/diff",
@@ -77,6 +86,18 @@ where
 }
 
 impl Answers {
+    async fn reload(self, body: Bytes) -> Result<Value, Problem> {
+        let members = match body.trim_ascii() {
+            b"" => Map::new(),
+            body => parse(body)?,
+        };
+        if !members.is_empty() {
+            let detail = "the body must be empty or {}";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+        }
+        self.reloads.report().await
+    }
+
     #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
     async fn explain(self, body: Bytes) -> Result<Value, Problem> {
         let asked: Explain = parse(&body)?;

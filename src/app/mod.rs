@@ -11,23 +11,30 @@ use tokio::sync::watch;
 use crate::admin::readiness::Readiness;
 use crate::admin::{Admin, AdminThread};
 use crate::app::api::Answers;
+use crate::app::certificate::Certificates;
 use crate::app::clock::SystemClock;
+use crate::app::follower::Follower;
 use crate::app::observe::Commits;
-use crate::config;
-use crate::config::{Environment, Secrets};
+use crate::app::reload::{Tables, Taken};
+use crate::app::watcher::{Followed, Reloads, Watcher};
+use crate::config::Environment;
 use crate::domain::route::RoutingTable;
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
+use crate::net::listener;
 use crate::net::tls::TlsError;
-use crate::net::{listener, tls};
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
 
 mod api;
+mod certificate;
 pub mod clock;
 mod diff;
+mod follower;
 mod observe;
+mod reload;
 mod running;
+pub mod watcher;
 
 /// Everything that `serve` can be told, already checked for its form.
 #[derive(Debug, Clone)]
@@ -128,6 +135,7 @@ pub struct App {
     address: SocketAddr,
     // Until it runs.
     listener: Option<tokio::net::TcpListener>,
+    watcher: Option<Watcher>,
     certificate: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
     table: watch::Sender<Arc<RoutingTable>>,
     store: Arc<EmbeddedStore>,
@@ -136,6 +144,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     admin: AdminThread,
+    reloads: Reloads,
 }
 
 impl std::fmt::Debug for App {
@@ -146,19 +155,20 @@ impl std::fmt::Debug for App {
 
 impl App {
     /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find.
-    pub async fn bind(settings: Settings, environment: &dyn Environment) -> anyhow::Result<Self> {
+    pub async fn bind(
+        settings: Settings,
+        environment: Arc<dyn Environment + Send + Sync>,
+    ) -> anyhow::Result<Self> {
         let clock = Arc::new(SystemClock::start());
         let metrics = Arc::new(Metrics::default());
         metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
         raise_open_files_limit();
 
-        let loaded =
-            config::load(&settings.routes, environment, Secrets::Resolve).map_err(|problems| {
-                anyhow!("{} can't be used\n{problems}", settings.routes.display())
-            })?;
-        metrics.table(&hex(&loaded.table.sha256), None, clock.wall());
-        let (table, tables) = watch::channel(Arc::new(loaded.table));
-        let certificate = load_certificate(&settings, &clock, &metrics)?;
+        let (tables, routes) = load_tables(&settings, environment, &clock, &metrics)?;
+        let (table, targets) = (tables.table.clone(), tables.table.subscribe());
+        let certificates = load_certificate(&settings, &clock, &metrics)?;
+        let certificate = certificates.as_ref().map(|(held, _)| held.config.clone());
+        let (reloads, requests) = Reloads::channel();
 
         let listener = listener::bind(settings.listen)
             .with_context(|| format!("--listen {} can't be bound", settings.listen))?;
@@ -167,14 +177,19 @@ impl App {
         let (opened, store) = watch::channel(None);
         let socket = std::net::TcpListener::bind(settings.admin)
             .with_context(|| format!("--admin {} can't be bound", settings.admin))?;
-        let answers = Answers { store: store.clone(), table: tables.clone(), clock: clock.clone() };
+        let answers = Answers {
+            store: store.clone(),
+            table: table.subscribe(),
+            clock: clock.clone(),
+            reloads: reloads.clone(),
+        };
         let admin = Admin {
             store,
             endpoints: api::endpoints(&answers),
             metrics: Arc::clone(&metrics),
             readiness: Arc::clone(&readiness),
             clock: clock.clone(),
-            targets: Arc::new(move || tables.borrow().targets.keys().cloned().collect()),
+            targets: Arc::new(move || targets.borrow().targets.keys().cloned().collect()),
         };
         let admin = admin.spawn(socket)?;
 
@@ -188,7 +203,7 @@ impl App {
             routes_sha256 = hex(&table.borrow().sha256),
             "Bound; opening the store."
         );
-        for warning in &loaded.warnings {
+        for warning in &tables.warnings {
             tracing::warn!("{warning}");
         }
 
@@ -200,6 +215,7 @@ impl App {
             settings,
             address,
             listener: Some(listener),
+            watcher: Some(Watcher { requests, tables, routes, certificates }),
             certificate,
             table,
             store,
@@ -208,7 +224,13 @@ impl App {
             metrics,
             readiness,
             admin,
+            reloads,
         })
+    }
+
+    /// Asks it to reload.
+    pub fn reloads(&self) -> Reloads {
+        self.reloads.clone()
     }
 
     /// Where senders connect.
@@ -222,14 +244,40 @@ impl App {
     }
 }
 
+fn load_tables(
+    settings: &Settings,
+    environment: Arc<dyn Environment + Send + Sync>,
+    clock: &Arc<SystemClock>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Tables, Followed<reload::Outcome>)> {
+    let mut read = reload::reader(settings.routes.clone(), environment);
+    let (outcome, files) = read();
+    let loaded = outcome
+        .map_err(|problems| anyhow!("{} can't be used\n{problems}", settings.routes.display()))?;
+    metrics.table(&hex(&loaded.table.sha256), clock.wall(), || ());
+    let tables = Tables {
+        routes: settings.routes.clone(),
+        table: watch::Sender::new(Arc::new(loaded.table)),
+        clock: clock.clone(),
+        metrics: Arc::clone(metrics),
+        follow: Box::new(|| ()),
+        in_force: files.clone(),
+        warnings: loaded.warnings,
+        refused: None,
+        last: Taken::Unchanged,
+    };
+    Ok((tables, Followed::new(Follower::new(files, read))))
+}
+
 fn load_certificate(
     settings: &Settings,
-    clock: &SystemClock,
-    metrics: &Metrics,
-) -> anyhow::Result<Option<watch::Sender<Arc<rustls::ServerConfig>>>> {
+    clock: &Arc<SystemClock>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcome>)>> {
     let Some(files) = &settings.tls else { return Ok(None) };
-    let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
-    let loaded = tls::load_server_files(&files.certificate, &files.key, now).map_err(|error| {
+    let mut read = certificate::reader(files.clone(), clock.clone());
+    let (outcome, files) = read();
+    let loaded = outcome.map_err(|error| {
         // Only who has none wants another one.
         let hint = match error {
             TlsError::Missing { .. } => {
@@ -240,12 +288,15 @@ fn load_certificate(
         };
         anyhow!("{error}{hint}")
     })?;
-    if loaded.not_before_unix > now {
-        tracing::warn!(names = loaded.names, "The certificate is not valid yet.");
-    }
-    let secs = u64::try_from(loaded.not_after_unix).unwrap_or(0);
-    metrics.certificate(&loaded.names, Timestamp::from_millis(secs.saturating_mul(1000)));
-    Ok(Some(watch::Sender::new(loaded.config)))
+    certificate::show(&loaded, &**clock, metrics);
+    let certificates = Certificates {
+        config: watch::Sender::new(loaded.config),
+        clock: clock.clone(),
+        metrics: Arc::clone(metrics),
+        in_force: files.clone(),
+        refused: None,
+    };
+    Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
 }
 
 /// Each connection is a descriptor, and so is each segment and each delivery.

@@ -14,6 +14,7 @@ use crate::admin::readiness::Readiness;
 use crate::app::App;
 use crate::app::clock::SystemClock;
 use crate::app::observe::{Connections, HoldUps};
+use crate::app::watcher::Watcher;
 use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
@@ -42,7 +43,8 @@ impl App {
     /// that don't are told; the store is flushed. Each has a share of `--shutdown-timeout`.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
-        let running = self.start(listener);
+        let watcher = self.watcher.take().ok_or_else(|| anyhow!("the relay has run already"))?;
+        let running = self.start(listener, watcher);
         // Who scrapes the moment we are ready must not take a silent source for one that never spoke.
         running.ingress.observe(&self.store.health());
         self.readiness.started();
@@ -67,7 +69,7 @@ impl App {
     }
 
     /// Starts every task; each has an owner in what this returns.
-    fn start(&self, listener: TcpListener) -> Running {
+    fn start(&self, listener: TcpListener, mut watcher: Watcher) -> Running {
         let commits = TaskTracker::new();
         let ingress = Ingress::new(Setting {
             store: Arc::clone(&self.store),
@@ -109,6 +111,9 @@ impl App {
             Clients::default(),
         );
         running.delivering.spawn(dispatcher.run(running.stop_leasing.clone()));
+        let follower = Arc::clone(&ingress);
+        watcher.tables.follow = Box::new(move || follower.follow());
+        running.watching.spawn(watcher.run(running.stop_watching.clone()));
         running.watching.spawn(watch_over(
             Arc::clone(&self.readiness),
             Arc::clone(&self.clock),

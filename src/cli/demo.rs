@@ -158,7 +158,7 @@ async fn relay(
         },
         ..Settings::default()
     };
-    App::bind(settings, &environment).await
+    App::bind(settings, Arc::new(environment)).await
 }
 
 fn routes(targets: &[(&str, SocketAddr)]) -> String {

@@ -1,8 +1,10 @@
 //! `serve`: runs the relay.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -12,6 +14,7 @@ use tracing::level_filters::LevelFilter;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::watcher::Reloads;
 use crate::app::{App, Settings, StoreSettings, TlsFiles};
 use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Verdict, value};
@@ -22,11 +25,11 @@ use crate::telemetry::logging;
 pub const ABOUT: &str = "\
 Run the relay: accept webhooks, store them, deliver them to the targets of the routes file.
 
-A flag given on the command line goes before its environment variable. The routes file is read at the
-start: restart after a change.
+A flag given on the command line goes before its environment variable. The routes file and the files
+that it names are in force again within a second of saving, and so is the certificate; SIGHUP reads them
+at once. A file that can't be used changes nothing.
 
-SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once. SIGHUP has no
-effect yet.";
+SIGTERM and SIGINT stop it in order: nothing accepted is lost. A second one stops at once.";
 
 /// The flags of `serve`.
 #[derive(Debug, Clone, clap::Args)]
@@ -294,12 +297,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     };
     let _logging = logging::install(format, args.log_level);
     let (stop_signals, hangups) = signals;
-    let ended = runtime.block_on(async {
-        tokio::select! {
-            ended = serve(args, stop_signals) => ended,
-            never = hangups.say() => match never {},
-        }
-    });
+    let ended = runtime.block_on(serve(args, stop_signals, hangups));
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     ended
@@ -308,11 +306,15 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 /// Reads from the disk at the same time.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-async fn serve(args: &Args, mut stop_signals: StopSignals) -> anyhow::Result<Verdict> {
+async fn serve(
+    args: &Args,
+    mut stop_signals: StopSignals,
+    hangups: Hangups,
+) -> anyhow::Result<Verdict> {
     let bound = tokio::select! {
         biased;
         signal = stop_signals.next() => Err(signal),
-        bound = App::bind(args.settings()?, &ProcessEnvironment) => Ok(bound?),
+        bound = App::bind(args.settings()?, Arc::new(ProcessEnvironment)) => Ok(bound?),
     };
     let app = match bound {
         Ok(app) => app,
@@ -321,11 +323,13 @@ async fn serve(args: &Args, mut stop_signals: StopSignals) -> anyhow::Result<Ver
             return Ok(Verdict::Yes);
         }
     };
+    let reloading = reload_at(hangups, app.reloads());
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(app.run(stop.clone()));
     let signal = tokio::select! {
         ended = &mut running => return ended.map(|()| Verdict::Yes),
         signal = stop_signals.next() => signal,
+        never = reloading => match never {},
     };
     tracing::info!(signal, "Asked to stop; a second signal stops at once.");
     stop.cancel();
@@ -335,6 +339,15 @@ async fn serve(args: &Args, mut stop_signals: StopSignals) -> anyhow::Result<Ver
             tracing::warn!(signal, "Stopping at once; what is unfinished is due again at the next start.");
             Ok(Verdict::No)
         }
+    }
+}
+
+/// Reloads at every SIGHUP.
+async fn reload_at(mut hangups: Hangups, reloads: Reloads) -> Infallible {
+    loop {
+        hangups.next().await;
+        tracing::info!(signal = "SIGHUP", "Asked to reload.");
+        reloads.ask();
     }
 }
 

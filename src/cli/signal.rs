@@ -1,6 +1,5 @@
 //! Being asked to stop.
 
-use std::convert::Infallible;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -40,12 +39,11 @@ impl Hangups {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Says of each that it has no effect, for ever.
-    pub async fn say(mut self) -> Infallible {
-        while self.0.recv().await.is_some() {
-            tracing::warn!("SIGHUP has no effect: restart to read the routes file again.");
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
         }
-        std::future::pending().await
     }
 }
 

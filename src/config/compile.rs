@@ -11,6 +11,7 @@ use std::time::Duration;
 use http::HeaderName;
 use zeroize::Zeroizing;
 
+use crate::config::file::FileRead;
 use crate::config::position::{Entry, Kind, Node};
 use crate::config::problem::{Position, Report};
 use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
@@ -99,6 +100,8 @@ pub(super) struct Context<'a> {
     pub(super) secrets: Secrets,
     /// Relative paths are relative to it.
     pub(super) folder: &'a Path,
+    /// What was read so far.
+    pub(super) files: &'a mut Vec<FileRead>,
 }
 
 /// Compiles a file. `original` still has what was taken out of `pruned` because it is wrong.
@@ -292,7 +295,7 @@ impl Context<'_> {
     fn file(&mut self, text: &Text, at: Position) -> Option<(String, Parsed<Zeroizing<Vec<u8>>>)> {
         let path = self.path(text, at)?;
         let bytes = match self.secrets {
-            Secrets::Resolve | Secrets::Warn => secret::from_file(&path),
+            Secrets::Resolve | Secrets::Warn => secret::from_file_remembered(&path, self.files),
             Secrets::Ignore => Err(String::new()),
         };
         Some((format!("file:{}", text.0), bytes))

@@ -1,14 +1,16 @@
 //! `routes.yaml`: read, checked and compiled into a [`RoutingTable`].
 //!
-//! [`load`] is what a server does, [`check`] what an operator asks; both say the same. The way of a
-//! file: [`position`] reads the text as a tree that knows places; [`shape`] finds every problem of
-//! form in it; [`schema`] deserialises the text (or, after problems, what is left of the tree);
-//! [`compile`], [`source`], [`target`], [`settings`], [`route`] and [`condition`] find every problem of meaning and resolve
-//! secrets by [`secret`]; [`value`] reads single values; [`problem`] is what all of them report.
+//! [`load`] is what a server does, [`check`] what an operator asks, [`read`](fn@read) what a reload
+//! does; all say the same. The way of a file: [`position`] reads the text as a tree that knows
+//! places; [`shape`] finds every problem of form in it; [`schema`] deserialises the text (or, after
+//! problems, what is left of the tree); [`compile`], [`source`], [`target`], [`settings`], [`route`]
+//! and [`condition`] find every problem of meaning and resolve secrets by [`secret`], which reads by
+//! [`mod@file`]; [`value`] reads single values; [`problem`] is what all of them report.
 //! [`routing_test`] reads tests of the rules in the same way.
 
 mod compile;
 mod condition;
+pub mod file;
 mod position;
 mod problem;
 mod route;
@@ -28,6 +30,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::config::compile::Context;
+use crate::config::file::FileRead;
 use crate::config::position::Node;
 use crate::config::problem::Report;
 use crate::config::schema::SchemaError;
@@ -48,6 +51,31 @@ pub struct Loaded {
     pub table: RoutingTable,
     /// What somebody should look at; no errors.
     pub warnings: Vec<Problem>,
+}
+
+/// What a load came to.
+#[derive(Debug)]
+pub struct Reading {
+    /// The table, or everything that is wrong with the file.
+    pub outcome: Result<Loaded, Problems>,
+    /// All files that this rests on, the routes file first.
+    pub files: Vec<FileRead>,
+}
+
+/// Loads a file as [`load`] does, and says what was read for it: as long as those files read the
+/// same, the outcome is the same. Takes regular files only, so that nobody can hold it up.
+pub fn read(path: &Path, env: &dyn Environment, secrets: Secrets) -> Reading {
+    let (bytes, read) = file::read(path, ROUTES_FILE_BYTES_MAX);
+    let mut files = vec![read];
+    let outcome = match bytes {
+        Ok(bytes) => compile_all(&bytes, path, env, secrets, &mut files),
+        Err(error) => {
+            let mut report = Report::new(path);
+            report.file_error(format!("the file {error}"));
+            Err(report.finish())
+        }
+    };
+    Reading { outcome, files }
 }
 
 /// Loads a file.
@@ -89,9 +117,19 @@ pub fn load_bytes(
     env: &dyn Environment,
     secrets: Secrets,
 ) -> Result<Loaded, Problems> {
+    compile_all(bytes, path, env, secrets, &mut Vec::new())
+}
+
+fn compile_all(
+    bytes: &[u8],
+    path: &Path,
+    env: &dyn Environment,
+    secrets: Secrets,
+    files: &mut Vec<FileRead>,
+) -> Result<Loaded, Problems> {
     let mut report = Report::new(path);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let mut context = Context { report: &mut report, env, secrets, folder };
+    let mut context = Context { report: &mut report, env, secrets, folder, files };
     let table = compile_bytes(bytes, &mut context);
     let failed = report.has_failed();
     let problems = report.finish();

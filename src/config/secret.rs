@@ -1,11 +1,11 @@
 //! Where secrets and other files come from, and reading them.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use zeroize::Zeroizing;
+
+use crate::config::file::{self, FileRead};
 
 /// A secret longer than this is a wrong file.
 pub(super) const SECRET_BYTES_MAX: usize = 64 * 1024;
@@ -66,7 +66,21 @@ pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>,
 
 /// The bytes of a secret in a file, without the newline at its end.
 pub fn from_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let mut bytes = read_file(path, SECRET_BYTES_MAX)?;
+    without_newline(path, read_file(path, SECRET_BYTES_MAX, &mut Vec::new())?)
+}
+
+/// The same, remembered in `files`.
+pub(super) fn from_file_remembered(
+    path: &Path,
+    files: &mut Vec<FileRead>,
+) -> Result<Zeroizing<Vec<u8>>, String> {
+    without_newline(path, read_file(path, SECRET_BYTES_MAX, files)?)
+}
+
+fn without_newline(
+    path: &Path,
+    mut bytes: Zeroizing<Vec<u8>>,
+) -> Result<Zeroizing<Vec<u8>>, String> {
     if bytes.ends_with(b"\n") {
         bytes.pop();
         if bytes.ends_with(b"\r") {
@@ -76,22 +90,17 @@ pub fn from_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     if bytes.is_empty() { Err(format!("{} is empty", path.display())) } else { Ok(bytes) }
 }
 
-/// The bytes of a file of at most `bytes_max`.
-pub(super) fn read_file(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
-    let failed = |error: std::io::Error| format!("{} can't be read: {error}", path.display());
-    // Asked before opening: a pipe without a writer would hold the load for ever.
-    let kind = std::fs::metadata(path).map_err(failed)?;
-    if !kind.is_file() {
-        return Err(format!("{} is not a file", path.display()));
+/// The bytes of a file of at most `bytes_max`, remembered in `files`.
+pub(super) fn read_file(
+    path: &Path,
+    bytes_max: usize,
+    files: &mut Vec<FileRead>,
+) -> Result<Zeroizing<Vec<u8>>, String> {
+    let (bytes, read) = file::read(path, bytes_max);
+    if !files.contains(&read) {
+        files.push(read);
     }
-    // Full size at once, so that no copy of a secret is left behind by growing.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
-    let file = File::open(path).map_err(failed)?;
-    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() > bytes_max {
-        return Err(format!("{} is larger than {bytes_max} bytes", path.display()));
-    }
-    Ok(bytes)
+    bytes.map_err(|error| format!("{} {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -120,14 +129,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_too_large_is_refused() {
+    fn what_can_not_be_a_secret_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(from_file(folder.path()).unwrap_err().ends_with("is not a file"));
-        assert!(from_file(Path::new("/dev/zero")).unwrap_err().ends_with("is not a file"));
+        let error = from_file(folder.path()).unwrap_err();
+        assert_eq!(error, format!("{} is not a file", folder.path().display()));
         assert!(from_file(&folder.path().join("none")).unwrap_err().contains("can't be read"));
         let path = folder.path().join("large");
         std::fs::write(&path, vec![b'x'; SECRET_BYTES_MAX + 1]).unwrap();
         assert!(from_file(&path).unwrap_err().contains("larger than"));
+    }
+
+    #[test]
+    fn each_file_is_remembered_once_unless_it_changes_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "one").unwrap();
+        let mut files = Vec::new();
+        for content in ["one", "one", "two"] {
+            std::fs::write(&path, content).unwrap();
+            from_file_remembered(&path, &mut files).unwrap();
+        }
+        assert_eq!(files.len(), 2);
     }
 
     #[test]

@@ -309,7 +309,7 @@ fn tls(tls: &schema::Tls, spot: Spot<'_>, context: &mut Context<'_>) -> TargetTl
         if context.secrets == Secrets::Ignore {
             return None;
         }
-        let bytes = match read_file(&path, PEM_BYTES_MAX) {
+        let bytes = match read_file(&path, PEM_BYTES_MAX, context.files) {
             Ok(bytes) => bytes,
             Err(message) => {
                 context.unresolved(spot.at, message);

@@ -1,6 +1,6 @@
 //! Deliveries whose target is gone from the table: counted, warned about, and ended in the end.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,10 +29,19 @@ pub(super) struct Sweep<S> {
     pub(super) stop: CancellationToken,
 }
 
+/// What is remembered from one sweep to the next.
+#[derive(Default)]
+struct Known {
+    warned: HashSet<Box<str>>,
+    /// How long each target wanted its deliveries to be kept when it was last in the table. After a
+    /// start nobody knows it of those that were gone before. Names are few: none is forgotten.
+    keep_for: HashMap<Arc<str>, Duration>,
+}
+
 impl<S: Store> Sweep<S> {
     /// Sweeps from `first` on, every minute and when the table changes.
     pub(super) async fn run(mut self, first: Instant) {
-        let mut warned = HashSet::new();
+        let mut known = Known::default();
         let mut next = first;
         loop {
             tokio::select! {
@@ -41,24 +50,29 @@ impl<S: Store> Sweep<S> {
                 () = sleep_until(next) => {}
             }
             next = Instant::now() + EVERY;
-            self.once(&mut warned).await;
+            self.once(&mut known).await;
         }
     }
 
-    async fn once(&mut self, warned: &mut HashSet<Box<str>>) {
+    async fn once(&mut self, known: &mut Known) {
         let table = Arc::clone(&self.table.borrow_and_update());
         let mut lanes = self.store.lanes();
         lanes.retain(|lane| lane.pending > 0 && !table.targets.contains_key(&*lane.target));
-        warned.retain(|target| lanes.iter().any(|lane| lane.target == *target));
+        known.warned.retain(|target| lanes.iter().any(|lane| lane.target == *target));
+        for (name, target) in &table.targets {
+            known.keep_for.insert(Arc::clone(name), target.retry.keep_for);
+        }
         for lane in lanes {
-            if warned.insert(lane.target.clone()) {
+            if known.warned.insert(lane.target.clone()) {
                 tracing::warn!(
                     target_name = &*lane.target,
                     pending = lane.pending,
                     "the routing table has no such target: its deliveries wait until it is back"
                 );
             }
-            let ended = self.expire(&lane.target).await;
+            let keep_for = known.keep_for.get(&*lane.target).copied();
+            let keep_for = keep_for.unwrap_or(RetrySchedule::default().keep_for);
+            let ended = self.expire(&lane.target, keep_for).await;
             if ended > 0 {
                 tracing::error!(
                     target_name = &*lane.target,
@@ -70,8 +84,7 @@ impl<S: Store> Sweep<S> {
         }
     }
 
-    async fn expire(&self, target: &str) -> usize {
-        let keep_for = RetrySchedule::default().keep_for;
+    async fn expire(&self, target: &str, keep_for: Duration) -> usize {
         let settled = self.metrics.target(target);
         let mut ended = 0;
         // Asked before each step: the target may be back.

@@ -314,6 +314,26 @@ async fn deliveries_of_a_removed_target_become_dead_letters_when_their_time_is_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removed_target_s_deliveries_are_kept_for_as_long_as_it_asked() {
+    let (mut short, mut long) = (target("short"), target("long"));
+    short.retry.keep_for = 10 * HOUR;
+    long.retry.keep_for = 100 * HOUR;
+    let world = World::new(vec![short, long], |_| status(500));
+    sleep(SECOND).await;
+    world.reload(vec![target("crm")]);
+    sleep(SECOND).await;
+    world.add("short", 9 * HOUR);
+    world.add("long", 90 * HOUR);
+    sleep(2 * HOUR).await;
+    assert_eq!(world.store.pending(), 1);
+    assert_eq!(&*world.store.settled()[0].delivery.target, "short");
+    sleep(9 * HOUR).await;
+    assert_eq!(world.store.pending(), 0);
+    let dead = Settlement::DeadLetter(Cause::TargetRemoved);
+    assert_eq!(world.store.settlements(), [dead, dead]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_table_that_nobody_changes_any_more_stays_in_force() {
     let mut world = World::new(vec![target("crm")], |_| status(200));
     let table = Arc::clone(&world.table.borrow());

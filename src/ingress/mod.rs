@@ -201,6 +201,11 @@ impl<S: Store> Ingress<S> {
         self.journal.answered(&Exchange::begin(Some(peer)), &Err(Refusal::because(answer, why)));
     }
 
+    /// Takes over the table in force, as the next request would: its metrics are there from now on.
+    pub fn follow(&self) {
+        self.snapshot();
+    }
+
     /// From now on every request is told that the relay is stopping, also one whose body is being
     /// read.
     pub fn shut_down(&self) {

@@ -44,7 +44,12 @@ impl Snapshot {
             let state = SourceState::new(source, &table, metrics, before.map(|state| &**state));
             (Arc::clone(&source.name), Arc::new(state))
         };
-        Self { sources: table.sources.iter().map(state).collect(), table }
+        let sources: HashMap<_, _> = table.sources.iter().map(state).collect();
+        let all_before = before.iter().flat_map(|before| &before.sources);
+        for (_, gone) in all_before.filter(|(name, _)| !sources.contains_key(*name)) {
+            gone.metrics.removed();
+        }
+        Self { sources, table }
     }
 
     /// The source on this path, and the activity that the path names.

@@ -3,9 +3,9 @@
 //! Handles are made once per source and target and then only touched; nothing here is global, so
 //! that two relays in one process (tests) do not mix.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString};
@@ -21,13 +21,21 @@ use crate::domain::signature::VerifyError;
 use crate::domain::time::Timestamp;
 use crate::telemetry::process;
 use crate::telemetry::reference::{BUCKETS, Kind, REFERENCE};
+use crate::telemetry::series::Series;
 
 const METADATA: Metadata<'static> = Metadata::new("relay", Level::INFO, None);
+
+/// Tables that are shown: the one in force, and those before it, so that a change can be followed.
+const TABLES_SHOWN_MAX: usize = 8;
 
 /// All metrics of one relay.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
+    tables: Series,
+    certificates: Series,
+    // Whose lanes were ever shown: a target that is gone must not show what it had.
+    lanes: Mutex<HashSet<Arc<str>>>,
 }
 
 impl fmt::Debug for Metrics {
@@ -45,7 +53,13 @@ impl Default for Metrics {
             })
             .expect("bucket lists are not empty")
             .build_recorder();
-        let metrics = Self { handle: recorder.handle(), recorder };
+        let metrics = Self {
+            handle: recorder.handle(),
+            recorder,
+            tables: Series::new("relay_routes_info", "sha256"),
+            certificates: Series::new("relay_certificate_expiry_timestamp_seconds", "certificate"),
+            lanes: Mutex::default(),
+        };
         metrics.describe();
         metrics
     }
@@ -87,7 +101,10 @@ impl Metrics {
         self.gauge("process_resident_memory_bytes", &[]).set(usage.resident_bytes);
         self.gauge("process_open_fds", &[]).set(usage.open_fds);
         self.gauge("process_max_fds", &[]).set(usage.max_fds);
-        self.handle.render()
+        let mut page = self.handle.render();
+        self.tables.render(&mut page);
+        self.certificates.render(&mut page);
+        page
     }
 
     /// Folds recorded samples together; to be called every few seconds, so that histograms stay
@@ -180,9 +197,24 @@ impl Metrics {
         }
     }
 
+    /// Sets the lanes of these targets, and those of all that were shown before, to holding nothing.
+    pub fn empty_lanes(&self, targets: Vec<Arc<str>>) {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.extend(targets);
+        lanes.iter().for_each(|target| self.set_lane(target, 0, Duration::ZERO, &[]));
+    }
+
     /// Sets what a lane holds.
-    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn lane(&self, target: &str, pending: u64, oldest: Duration, dead: &[(Cause, u64)]) {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lanes.contains(target) {
+            lanes.insert(target.into());
+        }
+        self.set_lane(target, pending, oldest, dead);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+    fn set_lane(&self, target: &str, pending: u64, oldest: Duration, dead: &[(Cause, u64)]) {
         let own = [("target", target)];
         self.gauge("relay_deliveries_pending", &own).set(pending as f64);
         self.gauge("relay_oldest_pending_age_seconds", &own).set(oldest.as_secs_f64());
@@ -219,21 +251,32 @@ impl Metrics {
         }
     }
 
-    /// Says which table is in force and since when.
-    pub fn table(&self, sha256: &str, previous: Option<&str>, loaded_at: Timestamp) {
-        if let Some(previous) = previous.filter(|previous| *previous != sha256) {
-            self.gauge("relay_routes_info", &[("sha256", previous)]).set(0.0);
-        }
-        self.gauge("relay_routes_info", &[("sha256", sha256)]).set(1.0);
-        self.gauge("relay_routes_last_reload_successful", &[]).set(1.0);
+    /// Says which table is in force and since when. It is put in force by `put`: no page is written
+    /// meanwhile, so that none shows another table than the one in force.
+    pub fn table(&self, sha256: &str, loaded_at: Timestamp, put: impl FnOnce()) {
+        self.tables.change(|tables| {
+            put();
+            tables.retain(|(known, _)| known != sha256);
+            tables.iter_mut().for_each(|(_, value)| *value = 0.0);
+            if tables.len() >= TABLES_SHOWN_MAX {
+                tables.remove(0);
+            }
+            tables.push((sha256.to_owned(), 1.0));
+        });
+        self.reloaded(true);
         self.gauge("relay_routes_last_reload_success_timestamp_seconds", &[])
             .set(loaded_at.as_secs_f64());
     }
 
-    /// Says when a certificate ends.
+    /// Says whether the last load of the routes file succeeded.
+    pub fn reloaded(&self, successful: bool) {
+        self.gauge("relay_routes_last_reload_successful", &[]).set(f64::from(u8::from(successful)));
+    }
+
+    /// Says which certificate is served and when it ends.
     pub fn certificate(&self, name: &str, not_after: Timestamp) {
-        self.gauge("relay_certificate_expiry_timestamp_seconds", &[("certificate", name)])
-            .set(not_after.as_secs_f64());
+        let shown = (name.to_owned(), not_after.as_secs_f64());
+        self.certificates.change(|certificates| *certificates = vec![shown]);
     }
 
     /// Says which version this is and when it started.
@@ -304,6 +347,12 @@ impl SourceMetrics {
     /// No route wanted it.
     pub fn unrouted(&self) {
         self.unrouted.increment(1);
+    }
+
+    /// The source is in the table no more: that it is silent is no alert.
+    pub fn removed(&self) {
+        self.silence.set(f64::INFINITY);
+        self.window.set(0.0);
     }
 
     /// The source's settings that alerts compare with.

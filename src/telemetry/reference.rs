@@ -22,7 +22,7 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "relay_silence_after_seconds",
         Kind::Gauge,
         Some(Unit::Seconds),
-        "The source's silence_after, for the alert.",
+        "The source's silence_after, for the alert; infinite for one that is gone.",
     ),
     (
         "relay_signature_verifications_total",
@@ -94,7 +94,7 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "relay_routes_info",
         Kind::Gauge,
         None,
-        "1 for the SHA-256 of the table in force, 0 for earlier ones.",
+        "1 for the SHA-256 of the table in force, 0 for the few before it.",
     ),
     (
         "relay_certificate_expiry_timestamp_seconds",

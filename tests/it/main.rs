@@ -9,6 +9,8 @@
 //! - `hung_disk`: a disk that does not answer is said by the probes
 //! - `hang_up`: a sender that leaves cancels nothing
 //! - `language`: what a table can ask and say, in a running relay
+//! - `reload`: files that change while it runs
+//! - `reload_load`: the same under load, often
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
@@ -18,8 +20,8 @@
 //! - `command_line`: what an operator types, and exit statuses
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
-//! how often `restarts` kills the relay. A test whose tool is missing fails, unless
-//! `RELAY_TEST_MAY_SKIP` is set.
+//! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it. A test
+//! whose tool is missing fails, unless `RELAY_TEST_MAY_SKIP` is set.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -43,6 +45,8 @@ mod hang_up;
 mod hung_disk;
 mod language;
 mod rejects;
+mod reload;
+mod reload_load;
 mod restarts;
 mod shipped;
 mod starts_and_stops;

@@ -45,6 +45,11 @@ impl Authority {
         self.issue(2020, 2090, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
+    /// The same, until the beginning of another year.
+    pub(crate) fn server_until(&self, year: i32) -> Identity {
+        self.issue(2020, year, ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
     /// The same, but its time is over.
     pub(crate) fn expired(&self) -> Identity {
         self.issue(2020, 2021, ExtendedKeyUsagePurpose::ServerAuth)

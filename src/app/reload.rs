@@ -1,0 +1,357 @@
+//! Taking over what the routes file says now, or saying why not: all of it or nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use crate::app::hex;
+use crate::config::file::FileRead;
+use crate::config::{self, Environment, Loaded, Problem, Problems, Secrets};
+use crate::domain::route::RoutingTable;
+use crate::domain::source::Source;
+use crate::domain::target::Target;
+use crate::domain::time::Clock;
+use crate::telemetry::metrics::SharedMetrics;
+
+/// What was made of the routes file.
+pub(super) type Outcome = Result<Loaded, Problems>;
+
+/// Loads the routes file, and says what was read for it.
+pub(super) fn reader(
+    routes: PathBuf,
+    environment: Arc<dyn Environment + Send + Sync>,
+) -> impl FnMut() -> (Outcome, Vec<FileRead>) {
+    move || {
+        let config::Reading { outcome, files } =
+            config::read(&routes, &*environment, Secrets::Resolve);
+        (outcome, files)
+    }
+}
+
+/// The table in force, and what became of the attempts to replace it.
+pub(super) struct Tables {
+    pub(super) routes: PathBuf,
+    pub(super) table: watch::Sender<Arc<RoutingTable>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: SharedMetrics,
+    /// Lets those who follow the table by themselves only now and then do it at once.
+    pub(super) follow: Box<dyn Fn() + Send>,
+    /// What the table in force rests on.
+    pub(super) in_force: Vec<FileRead>,
+    pub(super) warnings: Vec<Problem>,
+    pub(super) refused: Option<Refused>,
+    pub(super) last: Taken,
+}
+
+/// What could not be taken over.
+pub(super) struct Refused {
+    files: Vec<FileRead>,
+    problems: Problems,
+}
+
+/// What the last reload came to.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Taken {
+    /// Another table is in force.
+    Changed(Changes),
+    /// What is there cannot be used.
+    Refused,
+    /// What is there is in force already.
+    #[default]
+    Unchanged,
+}
+
+impl Tables {
+    /// Takes over a content that is at rest. `asked`: somebody wants to hear of it in any case.
+    pub(super) fn take(&mut self, outcome: Outcome, files: Vec<FileRead>, asked: bool) {
+        let before = self.refused.take();
+        self.last = match outcome {
+            // It may have been read while it was something else: the files are what counts.
+            Ok(_) if files == self.in_force => {
+                self.unchanged(before.is_some(), asked);
+                Taken::Unchanged
+            }
+            Ok(loaded) => {
+                self.in_force = files;
+                Taken::Changed(self.put_in_force(loaded))
+            }
+            Err(problems) => {
+                let is_known = before.is_some_and(|before| before.files == files);
+                if !is_known || asked {
+                    self.refuse(&problems);
+                }
+                self.refused = Some(Refused { files, problems });
+                Taken::Refused
+            }
+        };
+    }
+
+    fn unchanged(&self, was_refused: bool, asked: bool) {
+        self.metrics.reloaded(true);
+        if was_refused || asked {
+            let routes_sha256 = hex(&self.table.borrow().sha256);
+            tracing::info!(routes_sha256, "The routes file is as it is in force.");
+        }
+    }
+
+    fn put_in_force(&mut self, loaded: Loaded) -> Changes {
+        let Loaded { table, warnings } = loaded;
+        let table = Arc::new(table);
+        let sha256 = hex(&table.sha256);
+        let before = Arc::clone(&self.table.borrow());
+        let changes = Changes::between(&before, &table);
+        self.metrics.table(&sha256, self.clock.wall(), || {
+            self.table.send_replace(Arc::clone(&table));
+        });
+        (self.follow)();
+        tracing::info!(
+            routes_sha256 = sha256,
+            routes = table.routes().len(),
+            targets_added = names(&changes.targets.added),
+            targets_removed = names(&changes.targets.removed),
+            targets_changed = names(&changes.targets.changed),
+            sources_added = names(&changes.sources.added),
+            sources_removed = names(&changes.sources.removed),
+            sources_changed = names(&changes.sources.changed),
+            "A new routing table is in force."
+        );
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        self.warnings = warnings;
+        changes
+    }
+
+    fn refuse(&self, problems: &Problems) {
+        self.metrics.reloaded(false);
+        tracing::warn!(
+            routes = %self.routes.display(),
+            %problems,
+            "The routes file can't be used: the routing table from before stays in force."
+        );
+    }
+
+    /// Everything that is wrong with what is there, warnings included.
+    pub(super) fn problems(&self) -> Vec<Value> {
+        match &self.refused {
+            Some(refused) => refused.problems.iter().map(problem).collect(),
+            None => self.warnings.iter().map(problem).collect(),
+        }
+    }
+
+    /// What it came to, as the API says it.
+    pub(super) fn report(&self) -> Map<String, Value> {
+        let table = self.table.borrow();
+        let changes = match &self.last {
+            Taken::Changed(changes) => changes.clone(),
+            Taken::Refused | Taken::Unchanged => Changes::default(),
+        };
+        let members = [
+            ("sha256", json!(hex(&table.sha256))),
+            ("routes", json!(table.routes().len())),
+            ("targets", changes.targets.json()),
+            ("sources", changes.sources.json()),
+        ];
+        members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// One problem as the API says it.
+fn problem(problem: &Problem) -> Value {
+    json!({
+        "severity": problem.severity.name(),
+        "file": problem.file.display().to_string(),
+        "line": problem.position.map(|position| position.line),
+        "column": problem.position.map(|position| position.column),
+        "message": problem.message,
+    })
+}
+
+fn names(names: &[Arc<str>]) -> Option<String> {
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// What is otherwise in a new table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    targets: Names,
+    sources: Names,
+}
+
+/// Sorted names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Names {
+    added: Vec<Arc<str>>,
+    removed: Vec<Arc<str>>,
+    changed: Vec<Arc<str>>,
+}
+
+impl Changes {
+    fn between(before: &RoutingTable, now: &RoutingTable) -> Self {
+        fn sources(table: &RoutingTable) -> BTreeMap<&Arc<str>, &Source> {
+            table.sources.iter().map(|source| (&source.name, &**source)).collect()
+        }
+        fn targets(table: &RoutingTable) -> BTreeMap<&Arc<str>, &Target> {
+            table.targets.iter().map(|(name, target)| (name, &**target)).collect()
+        }
+        Self {
+            targets: Names::between(&targets(before), &targets(now)),
+            sources: Names::between(&sources(before), &sources(now)),
+        }
+    }
+}
+
+impl Names {
+    fn between<T: PartialEq>(
+        before: &BTreeMap<&Arc<str>, &T>,
+        now: &BTreeMap<&Arc<str>, &T>,
+    ) -> Self {
+        let mut names = Self::default();
+        for (name, value) in now {
+            match before.get(name) {
+                None => names.added.push(Arc::clone(name)),
+                Some(old) if old != value => names.changed.push(Arc::clone(name)),
+                Some(_) => {}
+            }
+        }
+        let gone = before.keys().filter(|name| !now.contains_key(*name));
+        names.removed.extend(gone.map(|name| Arc::clone(name)));
+        names
+    }
+
+    fn json(&self) -> Value {
+        let [added, removed, changed] = [&self.added, &self.removed, &self.changed]
+            .map(|names| names.iter().map(|name| &**name).collect::<Vec<&str>>());
+        json!({ "added": added, "removed": removed, "changed": changed })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::clock::SystemClock;
+    use crate::telemetry::logging::capture;
+    use std::collections::HashMap;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn table(text: &str) -> RoutingTable {
+        let environment = HashMap::from([("S".to_owned(), "s".to_owned())]);
+        let path = std::path::Path::new("routes.yaml");
+        config::load_bytes(text.as_bytes(), path, &environment, Secrets::Resolve).unwrap().table
+    }
+
+    #[test]
+    fn what_changed_is_named() {
+        let before = table(
+            "sources: { a: { path: /a, verify: { scheme: aryeo, secrets: [{ env: S }] } } }\n\
+             targets:\n\
+             \x20 one: { url: http://one, sign: { scheme: none } }\n\
+             \x20 two: { url: http://two, sign: { scheme: none } }\n\
+             \x20 three: { url: http://three, sign: { scheme: none } }\n\
+             routes: [{ name: r, to: [one, two, three] }]\n",
+        );
+        let now = table(
+            "sources: { b: { path: /a, verify: { scheme: aryeo, secrets: [{ env: S }] } } }\n\
+             targets:\n\
+             \x20 three: { url: http://three, sign: { scheme: none }, timeout: 3s }\n\
+             \x20 two: { url: http://two, sign: { scheme: none } }\n\
+             \x20 zero: { url: http://zero, sign: { scheme: none } }\n\
+             routes: [{ name: r, to: [two] }]\n",
+        );
+        let changes = Changes::between(&before, &now);
+        let expected = json!({ "added": ["zero"], "removed": ["one"], "changed": ["three"] });
+        assert_eq!(changes.targets.json(), expected);
+        let expected = json!({ "added": ["b"], "removed": ["a"], "changed": [] });
+        assert_eq!(changes.sources.json(), expected);
+        assert_eq!(Changes::between(&now, &now), Changes::default());
+    }
+
+    /// What is logged, in a buffer.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Log {
+        /// The levels of the events while `act` runs.
+        fn of(act: impl FnOnce()) -> Vec<String> {
+            let log = Self::default();
+            let sink = log.clone();
+            let subscriber =
+                tracing_subscriber::fmt().json().with_writer(move || sink.clone()).finish();
+            let guard = capture(subscriber);
+            act();
+            drop(guard);
+            let bytes = log.0.lock().unwrap().clone();
+            let events = String::from_utf8(bytes).unwrap();
+            let level =
+                |line: &str| serde_json::from_str::<Value>(line).unwrap()["level"].to_string();
+            events.lines().map(level).map(|level| level.replace('"', "")).collect()
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_once_unless_somebody_asks_and_changes_nothing() {
+        const GOOD: &str = "sources: { a: { path: /a, verify: { scheme: aryeo, secrets: [{ env: S }] } } }\n\
+             targets: { one: { url: http://one, sign: { scheme: none } } }\n\
+             routes: [{ name: r, to: [one] }]\n";
+        let folder = tempfile::tempdir().unwrap();
+        let routes = folder.path().join("routes.yaml");
+        let environment = HashMap::from([("S".to_owned(), "s".to_owned())]);
+        let mut read = reader(routes.clone(), Arc::new(environment));
+        let mut read = |text: &str| {
+            std::fs::write(&routes, text).unwrap();
+            read()
+        };
+        let (outcome, in_force) = read(GOOD);
+        let metrics = SharedMetrics::default();
+        let followed = Arc::new(AtomicUsize::new(0));
+        let follows = Arc::clone(&followed);
+        let mut tables = Tables {
+            routes: PathBuf::from("routes.yaml"),
+            table: watch::Sender::new(Arc::new(outcome.unwrap().table)),
+            clock: Arc::new(SystemClock::start()),
+            metrics: Arc::clone(&metrics),
+            follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
+            in_force,
+            warnings: Vec::new(),
+            refused: None,
+            last: Taken::Unchanged,
+        };
+        let first = tables.table.borrow().sha256;
+        let mut told = |text: &str, asked| {
+            let (outcome, files) = read(text);
+            let levels = Log::of(|| tables.take(outcome, files, asked));
+            let page = metrics.render();
+            let is_good = page.contains("relay_routes_last_reload_successful 1\n");
+            let is_first = tables.table.borrow().sha256 == first;
+            (levels.join(" "), is_good, is_first)
+        };
+        let is = |levels: &str, is_good, is_first| (levels.to_owned(), is_good, is_first);
+        assert_eq!(told(GOOD, false), is("", true, true));
+        assert_eq!(told(GOOD, true), is("INFO", true, true));
+        assert_eq!(told("bad", false), is("WARN", false, true));
+        assert_eq!(told("bad", false), is("", false, true));
+        assert_eq!(told("bad", true), is("WARN", false, true));
+        assert_eq!(told("worse", false), is("WARN", false, true));
+        assert_eq!(told(GOOD, false), is("INFO", true, true));
+        assert_eq!(followed.load(Ordering::Relaxed), 0);
+        let other = format!("{GOOD}unrouted: drop\n");
+        assert_eq!(told(&other, false), is("INFO", true, false));
+        assert_eq!(followed.load(Ordering::Relaxed), 1);
+        assert_eq!(told(&other, false), is("", true, false));
+    }
+}
