@@ -115,6 +115,7 @@ impl<S: Store> Admin<S> {
     }
 
     async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener, stop: CancellationToken) {
+        let Ok(own) = listener.local_addr() else { return };
         let mut connections = Connections::default();
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
@@ -128,13 +129,12 @@ impl<S: Store> Admin<S> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            connections.serve(Arc::clone(&self).exchange(stream));
+            connections.serve(Arc::clone(&self).exchange(stream, own));
         }
     }
 
     /// One request and its answer; whoever wants more connects again.
-    async fn exchange(self: Arc<Self>, stream: TcpStream) {
-        let Ok(own) = stream.local_addr() else { return };
+    async fn exchange(self: Arc<Self>, stream: TcpStream, own: SocketAddr) {
         let service = service_fn(|request: Request<Incoming>| {
             let admin = Arc::clone(&self);
             async move {

@@ -265,7 +265,7 @@ mod tests {
             "t.yaml:7:20: error: \"body\" and \"body_file\" are two bodies: write one",
             "t.yaml:8:30: error: activity: expected",
             "t.yaml:9:31: error: JSON has no such number",
-            "t.yaml:10:48: error: \"x y\" is not a header name",
+            "t.yaml:10:51: error: \"x y\" is not a header name",
         ] {
             assert!(problems.contains(part), "{part} is not in\n{problems}");
         }

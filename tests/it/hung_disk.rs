@@ -78,7 +78,6 @@ fn asked_to_stop_while_it_starts_it_ends_with_0() {
         let logs = relay.log();
         // Not the end of it, before it is ready as little as later.
         relay.signal(Signal::HUP);
-        eventually("it says so", || logs.all().iter().any(|line| line.contains("SIGHUP")));
         assert_eq!(reasons(&relay), "starting\n");
         relay.signal(signal);
         assert_eq!(relay.wait().code(), Some(0), "{}", logs.all().join("\n"));

@@ -97,7 +97,7 @@ fn a_certificate_that_nobody_would_accept_is_refused_at_start_with_the_file_s_na
     let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
     refused(certificate, "not valid PEM", &|certs| write(certs, "tls.crt", broken));
     // Even root can't read a folder as a file.
-    refused(certificate, "Is a directory", &|certs| {
+    refused(certificate, "it is not a file", &|certs| {
         fs::remove_file(certs.join("tls.crt")).unwrap();
         fs::create_dir(certs.join("tls.crt")).unwrap();
     });
