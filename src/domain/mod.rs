@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
 //! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`pointer`] if it
-//! must, [`target`] and [`template`] how; [`delivery`], [`outcome`] and [`retry`] what becomes of it;
+//! must, [`target`] and [`template`] how; [`delivery`], [`outcome`], [`redaction`] and [`retry`] what becomes
+//! of it;
 //! [`comparison`] is what another table would do; [`limit`] names the bounds.
 
 pub mod activity;
@@ -19,6 +20,7 @@ pub mod outcome;
 pub mod pattern;
 pub mod pointer;
 pub mod proof;
+pub mod redaction;
 pub mod request;
 pub mod retry;
 pub mod route;

@@ -43,6 +43,8 @@ pub enum HeaderText {
         label: Box<str>,
         /// The whole value, prefix included.
         value: HeaderValue,
+        /// Where in it the secret begins.
+        begins: usize,
     },
     /// Another for each webhook.
     Template(Template),
