@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
@@ -16,9 +17,15 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// What every path of the API begins with.
 pub const PREFIX: &str = "/api/v1/";
+
+/// Who has not had his turn by then is told so: half of what a connection has.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// One thing that can be asked.
 pub struct Endpoint {
@@ -69,17 +76,19 @@ impl Problem {
     }
 }
 
-/// Answers a request to a path below [`PREFIX`]. `over` is the address that we listen on.
+/// Answers a request to a path below [`PREFIX`], when it is its turn. `over` is the address that we
+/// listen on.
 pub(super) async fn serve<B>(
     endpoints: &[Endpoint],
+    turns: &Turns,
     request: Request<B>,
     over: IpAddr,
 ) -> Response<Full<Bytes>>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
-    match answer(endpoints, request, over).await {
-        Ok(value) => json(StatusCode::OK, "application/json", &value),
+    match answer(endpoints, turns, request, over).await {
+        Ok(text) => json(StatusCode::OK, "application/json", text),
         Err(problem) => {
             let title = problem.status.canonical_reason().unwrap_or("Refused");
             let mut members = problem.more;
@@ -89,19 +98,21 @@ where
             let allow = members
                 .remove("allow")
                 .and_then(|allow| HeaderValue::from_str(allow.as_str().unwrap_or_default()).ok());
-            let value = Value::Object(members);
-            let mut response = json(problem.status, "application/problem+json", &value);
+            let text = written(&Value::Object(members));
+            let mut response = json(problem.status, "application/problem+json", text);
             response.headers_mut().extend(allow.map(|allow| (ALLOW, allow)));
             response
         }
     }
 }
 
+/// The text of the answer.
 async fn answer<B>(
     endpoints: &[Endpoint],
+    turns: &Turns,
     request: Request<B>,
     over: IpAddr,
-) -> Result<Value, Problem>
+) -> Result<String, Problem>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
@@ -112,12 +123,48 @@ where
     if head.method == Method::POST {
         must_be_json(&head.headers)?;
     }
+    let turn = turns.next().await?;
     let body = Limited::new(body, endpoint.body_bytes_max).collect().await.map_err(|_| {
         let max = endpoint.body_bytes_max;
         let detail = format!("the body broke off, or is larger than {max} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     })?;
-    (endpoint.call)(body.to_bytes()).await
+    aside((endpoint.call)(body.to_bytes()), turn).await
+}
+
+/// Makes an answer on a thread of its own: the probes share this one, and a large routes file takes
+/// its time. The turn ends with the work, whether anybody still waits for it or not.
+async fn aside(answering: Answering, turn: OwnedSemaphorePermit) -> Result<String, Problem> {
+    let runtime = Handle::current();
+    let work = move || {
+        let _turn = turn;
+        runtime.block_on(answering).map(|value| written(&value))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "An answer to the operator broke off.");
+        Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer broke off"))
+    })
+}
+
+/// One question at a time, so that what they take does not grow with their number: a routes file and
+/// what is made of it are hundreds of megabytes at worst.
+#[derive(Debug, Clone)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Turns {
+    async fn next(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let turn = timeout(TURN_WAIT_MAX, Arc::clone(&self.0).acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(|| {
+            let detail = "others ask too, and are answered one after the other: try again";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        })
+    }
 }
 
 fn find<'a>(
@@ -182,8 +229,12 @@ fn must_be_json(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail))
 }
 
-fn json(status: StatusCode, kind: &'static str, value: &Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{value}\n"))));
+fn written(value: &Value) -> String {
+    format!("{value}\n")
+}
+
+fn json(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
@@ -193,6 +244,9 @@ fn json(status: StatusCode, kind: &'static str, value: &Value) -> Response<Full<
 mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll};
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -208,6 +262,10 @@ mod tests {
         vec![Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call }]
     }
 
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+    }
+
     fn ask(
         lines: &[(&'static str, &str)],
         over: IpAddr,
@@ -221,8 +279,8 @@ mod tests {
         for (name, value) in lines {
             request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let response = runtime.block_on(serve(&endpoints(), request, over));
+        let runtime = runtime();
+        let response = runtime.block_on(serve(&endpoints(), &Turns::default(), request, over));
         let status = response.status().as_u16();
         let body = runtime.block_on(response.into_body().collect()).unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -276,5 +334,73 @@ mod tests {
             (status, text.as_str()),
             (409, "{\"detail\":\"no\",\"status\":409,\"title\":\"Conflict\",\"why\":7}\n")
         );
+    }
+
+    /// A body that says when it is asked for.
+    struct Watched(Arc<AtomicBool>);
+
+    impl Body for Watched {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+            self.0.store(true, Ordering::Relaxed);
+            Poll::Ready(None)
+        }
+    }
+
+    fn watched() -> (Request<Watched>, Arc<AtomicBool>) {
+        let read = Arc::new(AtomicBool::new(false));
+        let mut request = Request::new(Watched(Arc::clone(&read)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = "/api/v1/do/it".parse().unwrap();
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        (request, read)
+    }
+
+    #[test]
+    fn an_answer_that_takes_its_time_holds_up_the_next_question_and_nobody_else() {
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let call: Call = Arc::new(move |_| {
+            let held = Arc::clone(&held);
+            Box::pin(async move {
+                // It computes. That it ends even if nobody else gets on makes this test fail, not hang.
+                match held.lock().unwrap().recv_timeout(Duration::from_secs(10)) {
+                    Ok(()) => Ok(Value::Null),
+                    Err(_) => Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "nobody got on")),
+                }
+            })
+        });
+        let endpoints = [Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call }];
+        let turns = Turns::default();
+        let ((first, first_read), (second, second_read)) = (watched(), watched());
+        let answers = runtime().block_on(async {
+            let first = serve(&endpoints, &turns, first, LOOPBACK);
+            let second = serve(&endpoints, &turns, second, LOOPBACK);
+            let others = async {
+                assert!(first_read.load(Ordering::Relaxed));
+                assert!(!second_read.load(Ordering::Relaxed), "nothing is read before its turn");
+                let_go.send(()).unwrap();
+                let_go.send(()).unwrap();
+            };
+            let (first, second, ()) = tokio::join!(biased; first, second, others);
+            [first, second].map(|answer| answer.status().as_u16())
+        });
+        assert_eq!(answers, [200, 200]);
+        assert!(second_read.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_not_had_his_turn_in_time_is_told_so() {
+        let turns = Turns::default();
+        let _other = turns.next().await.unwrap();
+        let answer = serve(&endpoints(), &turns, watched().0, LOOPBACK).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::api::Endpoint;
+use crate::admin::api::{Endpoint, Turns};
 use crate::admin::readiness::Readiness;
 use crate::domain::time::Clock;
 use crate::store::{Pulse, Store};
@@ -110,6 +110,8 @@ impl<S: Store> Admin<S> {
                     Err(error) => tracing::error!(%error, "The admin address is not served."),
                 }
             });
+            // Whoever still makes an answer makes it for nobody: no stop waits for that.
+            runtime.shutdown_background();
         })?;
         Ok(AdminThread { address, stop, thread: Some(thread) })
     }
@@ -117,6 +119,7 @@ impl<S: Store> Admin<S> {
     async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener, stop: CancellationToken) {
         let Ok(own) = listener.local_addr() else { return };
         let mut connections = Connections::default();
+        let turns = Turns::default();
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
             let accepted = tokio::select! {
@@ -129,17 +132,17 @@ impl<S: Store> Admin<S> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            connections.serve(Arc::clone(&self).exchange(stream, own));
+            connections.serve(Arc::clone(&self).exchange(stream, own, turns.clone()));
         }
     }
 
     /// One request and its answer; whoever wants more connects again.
-    async fn exchange(self: Arc<Self>, stream: TcpStream, own: SocketAddr) {
+    async fn exchange(self: Arc<Self>, stream: TcpStream, own: SocketAddr, turns: Turns) {
         let service = service_fn(|request: Request<Incoming>| {
-            let admin = Arc::clone(&self);
+            let (admin, turns) = (Arc::clone(&self), turns.clone());
             async move {
                 if request.uri().path().starts_with(api::PREFIX) {
-                    return Ok(api::serve(&admin.endpoints, request, own.ip()).await);
+                    return Ok(api::serve(&admin.endpoints, &turns, request, own.ip()).await);
                 }
                 Ok::<_, Infallible>(admin.answer(&request))
             }

@@ -21,8 +21,9 @@ use crate::store::listing::{Place, ReadError, Summary};
 /// Of one answer: then it says where to go on.
 const TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Webhooks read at once; between two lots others have their turn.
-const LOT: usize = 1000;
+/// Webhooks read at once; between two lots others have their turn. So few that a lot of the largest
+/// ones from a slow disk still leaves time for the answer before its connection is closed.
+const LOT: usize = 64;
 
 /// Examples of one answer.
 const EXAMPLES_MAX: usize = 1000;
@@ -175,4 +176,112 @@ fn answer(comparison: &Comparison, left_out: u64, next: Option<Place>) -> Value 
 fn shown(counts: Counts) -> Value {
     let Counts { now, then, gained, lost } = counts;
     json!({ "now": now, "then": then, "gained": gained, "lost": lost })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::time::sleep;
+
+    use crate::domain::delivery::{Cause, Settlement};
+    use crate::domain::outcome::Attempt;
+    use crate::domain::source::DuplicateWindows;
+    use crate::domain::webhook::{DuplicateKey, Resource, Webhook};
+    use crate::store::claims::{Claim, Claimed};
+    use crate::store::listing::Page;
+    use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse};
+
+    /// Webhooks without end, on a disk that takes its time for each.
+    struct Slow;
+
+    const READ: Duration = Duration::from_millis(10);
+
+    impl Store for Slow {
+        async fn page(&self, after: Place, max: usize) -> Result<Page, ReadError> {
+            sleep(READ * u32::try_from(max).unwrap()).await;
+            let ids = (after.key() + 1..).take(max).map(WebhookId::from_key);
+            let webhooks: Vec<_> = ids.map(summary).collect();
+            let next = webhooks.last().map(|webhook| Place::behind(webhook.id));
+            Ok(Page { webhooks, next, left_out: 0 })
+        }
+
+        async fn body(&self, _: &Summary) -> Result<Option<Bytes>, ReadError> {
+            sleep(READ).await;
+            Ok(Some(Bytes::from_static(b"{}")))
+        }
+
+        async fn claim(&self, _: DuplicateKey, _: DuplicateWindows) -> Claim {
+            std::future::pending().await
+        }
+
+        async fn commit(&self, _: Webhook, _: Claimed) -> Result<(), CommitError> {
+            Err(CommitError::Closed)
+        }
+
+        async fn lease(&self, _: &str, _: usize) -> Vec<Lease> {
+            std::future::pending().await
+        }
+
+        fn settle(&self, _: Lease, _: Option<Attempt>, _: Settlement) {}
+
+        async fn expire(&self, _: &str, _: Timestamp, _: usize, _: Cause) -> usize {
+            std::future::ready(0).await
+        }
+
+        fn lanes(&self) -> Vec<LaneCounts> {
+            Vec::new()
+        }
+
+        fn pulse(&self) -> Pulse {
+            Pulse::default()
+        }
+
+        fn health(&self) -> Health {
+            Health::default()
+        }
+
+        async fn close(&self) {
+            std::future::ready(()).await;
+        }
+    }
+
+    fn summary(id: WebhookId) -> Summary {
+        Summary {
+            id,
+            received_at: id.timestamp(),
+            source: Arc::from("aryeo"),
+            path: "/".into(),
+            activity: None,
+            resource: Resource::default(),
+            table: [0; 8],
+            body_bytes: 2,
+            deliveries: Vec::new(),
+            kept_at: [0; 3],
+        }
+    }
+
+    const CANDIDATE: &str = "
+sources: { aryeo: { path: /a, verify: { scheme: aryeo, secrets: [{ env: A }] } } }
+targets: { crm: { url: http://crm.test/, sign: { scheme: none } } }
+routes: [{ name: all, when: { /id: 1 }, to: [crm] }]
+";
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_there_before_its_connection_ends_however_slow_the_disk() {
+        let routes = CANDIDATE.to_owned();
+        let asked = Asked { routes, since: None, cursor: None, examples: 0 };
+        let table = config::load_bytes(
+            CANDIDATE.as_bytes(),
+            Path::new("routes.yaml"),
+            &NoEnvironment,
+            Secrets::Ignore,
+        );
+        let began = Instant::now();
+        let now = Timestamp::from_millis(1);
+        let answer = diff(&Slow, &table.unwrap().table, &asked, now).await.unwrap();
+        // Paused time: what the disk takes, and nothing else.
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        assert!(answer["next"].is_string() && answer["examined"].as_u64() >= Some(64), "{answer}");
+    }
 }

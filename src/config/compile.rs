@@ -388,7 +388,7 @@ impl Context<'_> {
         let whole = Zeroizing::new(format!("{prefix}{text}"));
         let mut value = self.take(spot.at, value::header_value(&whole))?;
         value.set_sensitive(true);
-        Some(HeaderText::Secret { label: label.into(), value })
+        Some(HeaderText::Secret { label: label.into(), value, begins: prefix.len() })
     }
 
     /// A name or a list of names and patterns.

@@ -18,6 +18,7 @@ use super::client::{Outgoing, SendRequest};
 use crate::domain::delivery::{Progress, Settlement, settle};
 use crate::domain::limit::ANSWER_EXCERPT_BYTES_MAX;
 use crate::domain::outcome::{Attempt, Outcome, holds_lane, retry_after};
+use crate::domain::redaction;
 use crate::domain::request::{self, Content};
 use crate::domain::target::Target;
 use crate::domain::time::{Clock, Timestamp};
@@ -121,7 +122,13 @@ async fn exchange<S, C: SendRequest>(
     began: Instant,
 ) -> Result<Answer, SendFailure> {
     let request = build(tools, target, delivery);
-    client.send(request, began + target.timeout).await
+    let values = request.headers().values();
+    let sent: Vec<HeaderValue> = values.filter(|value| value.is_sensitive()).cloned().collect();
+    let answer = client.send(request, began + target.timeout).await?;
+    // The beginning of an answer is kept, and a page about an error may show the request.
+    let confidences = target.confidences(&sent);
+    let excerpt = redaction::without(&answer.excerpt, &confidences, ANSWER_EXCERPT_BYTES_MAX);
+    Ok(Answer { excerpt: short(&excerpt), ..answer })
 }
 
 /// The request of the delivery's next attempt; its signature is compared with the target's clock.
@@ -183,7 +190,7 @@ impl CameTo {
         Self {
             outcome,
             status: Some(status),
-            excerpt: short(&answer.excerpt),
+            excerpt: answer.excerpt,
             not_before,
             hold: not_before.filter(|_| holds_lane(status)),
         }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::HeaderValue;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -15,7 +16,8 @@ use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Outcome;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP};
 use crate::domain::target::Rate;
-use crate::net::client::SendFailure;
+use crate::domain::template::{HeaderRule, HeaderText};
+use crate::net::client::{Answer, SendFailure};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -59,6 +61,32 @@ async fn every_answer_and_every_failure_is_settled_and_kept_with_its_attempt() {
         assert!(page.contains(&counted), "{page}");
         assert!(page.contains("relay_attempts_in_flight{target=\"crm\"} 0"), "{page}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_shows_the_request_is_kept_without_our_secrets() {
+    let mut crm = target("crm");
+    let mut value = HeaderValue::from_static("Bearer s3cret");
+    value.set_sensitive(true);
+    let value = HeaderText::Secret { label: "env:TOKEN".into(), value, begins: 7 };
+    crm.headers.push(HeaderRule { name: AUTHORIZATION, value });
+    crm.sign = Signing::With {
+        scheme: Scheme::Aryeo,
+        secret: Secret::new("env:CRM", b"key").unwrap(),
+        header: SIGNATURE,
+    };
+    let mut world = World::new(vec![crm], |sent| {
+        let [token, signature] =
+            [AUTHORIZATION, SIGNATURE].map(|name| sent.headers[name].to_str().unwrap().to_owned());
+        let bare = token.trim_start_matches("Bearer ");
+        let excerpt = format!("auth {token}, {bare}; signed {signature}").into();
+        Reply::After(Duration::ZERO, Ok(Answer { excerpt, ..answer(500, &[]) }))
+    });
+    world.add("crm", Duration::ZERO);
+    sleep(Duration::from_millis(1)).await;
+    world.stopped().await;
+    let attempt = world.store.settled()[0].attempt.clone().unwrap();
+    assert_eq!(attempt.excerpt, Bytes::from_static(b"auth ***, ***; signed ***"));
 }
 
 #[tokio::test(start_paused = true)]

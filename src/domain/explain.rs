@@ -312,7 +312,7 @@ mod tests {
         let mut pointers = Pointers::default();
         let mut value = HeaderValue::from_static("Bearer s3cr3t");
         value.set_sensitive(true);
-        let token = HeaderText::Secret { label: "env:TOKEN".into(), value };
+        let token = HeaderText::Secret { label: "env:TOKEN".into(), value, begins: 7 };
         let headers = vec![
             HeaderRule { name: HeaderName::from_static("authorization"), value: token },
             rule("x-own", "{activity} {body:/n}", &mut pointers),

@@ -1,8 +1,9 @@
 //! What the relay is about, pure: no I/O, no clock, no runtime.
 //!
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
-//! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`pointer`] if it
-//! must, [`target`] and [`template`] how, [`question`] and [`explain`] why; [`delivery`], [`outcome`] and [`retry`] what becomes of it;
+//! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`mod@pointer`] if it
+//! must, [`target`] and [`template`] how, [`question`] and [`explain`] why; [`delivery`],
+//! [`outcome`], [`redaction`] and [`retry`] what becomes of it;
 //! [`comparison`] is what another table would do; [`limit`] names the bounds.
 
 pub mod activity;
@@ -21,6 +22,7 @@ pub mod pattern;
 pub mod pointer;
 pub mod proof;
 pub mod question;
+pub mod redaction;
 pub mod request;
 pub mod retry;
 pub mod route;

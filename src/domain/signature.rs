@@ -246,7 +246,10 @@ fn hex(bytes: &[u8; 32]) -> HeaderValue {
             *low = DIGITS.get(usize::from(byte & 0x0f)).copied().unwrap_or(b'0');
         }
     }
-    HeaderValue::from_bytes(&text).expect("hex digits are a header value")
+    let mut value = HeaderValue::from_bytes(&text).expect("hex digits are a header value");
+    // Never shown, never kept.
+    value.set_sensitive(true);
+    value
 }
 
 /// How outgoing requests are signed.

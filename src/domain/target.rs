@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Uri};
+use http::{HeaderName, HeaderValue, Uri};
 
 use crate::domain::pointer::Pointers;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::signature::Signing;
-use crate::domain::template::HeaderRule;
+use crate::domain::template::{HeaderRule, HeaderText};
 
 /// Where deliveries go and how.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,19 @@ pub struct Target {
     pub rate_limit: Option<Rate>,
     /// What its TLS asks for.
     pub tls: TargetTls,
+}
+
+impl Target {
+    /// What it was told in confidence by a request with these sensitive values: all of them, and
+    /// secrets without what stands before them.
+    pub fn confidences<'a>(&'a self, sent: &'a [HeaderValue]) -> Vec<&'a [u8]> {
+        let sent = sent.iter().map(HeaderValue::as_bytes);
+        let bare = self.headers.iter().filter_map(|rule| match &rule.value {
+            HeaderText::Secret { value, begins, .. } => value.as_bytes().get(*begins..),
+            HeaderText::Fixed(_) | HeaderText::Template(_) => None,
+        });
+        sent.chain(bare).collect()
+    }
 }
 
 /// So many per so long.

@@ -12,6 +12,10 @@ use crate::domain::webhook::{Resource, WebhookId};
 /// A longer value of a placeholder, in bytes, leaves its header out.
 pub const PLACEHOLDER_BYTES_MAX: usize = 1024;
 
+/// A longer value, in bytes, leaves its header out: few servers take a longer line, and a webhook
+/// carries the headers of its routes once for each target.
+pub const HEADER_BYTES_MAX: usize = 8 * 1024;
+
 /// The placeholders by name; `{body:/json/pointer}` is one more.
 const NAMES: [(&str, Placeholder); 7] = [
     ("activity", Placeholder::Activity),
@@ -43,6 +47,8 @@ pub enum HeaderText {
         label: Box<str>,
         /// The whole value, prefix included.
         value: HeaderValue,
+        /// Where in it the secret begins.
+        begins: usize,
     },
     /// Another for each webhook.
     Template(Template),
@@ -182,6 +188,9 @@ impl Template {
                     text.push_str(&carried(&value));
                 }
             }
+            if text.len() > HEADER_BYTES_MAX {
+                return None;
+            }
         }
         // Blanks at the ends belong to no value: the receiver would not see them.
         HeaderValue::try_from(text.trim_matches([' ', '\t'])).ok()
@@ -312,6 +321,10 @@ mod tests {
         let text = |length: usize| format!(r#"{{"a":"{}"}}"#, "x".repeat(length));
         check("{body:/a}", &text(PLACEHOLDER_BYTES_MAX), Some(&"x".repeat(PLACEHOLDER_BYTES_MAX)));
         check("{body:/a}", &text(PLACEHOLDER_BYTES_MAX + 1), None);
+        let eight = "{body:/a}".repeat(HEADER_BYTES_MAX / PLACEHOLDER_BYTES_MAX);
+        let whole = "x".repeat(HEADER_BYTES_MAX);
+        check(&eight, &text(PLACEHOLDER_BYTES_MAX), Some(&whole));
+        check(&format!("{eight}."), &text(PLACEHOLDER_BYTES_MAX), None);
     }
 
     #[test]
