@@ -8,6 +8,7 @@
 pub mod activity;
 pub mod answer;
 pub mod condition;
+pub mod contradiction;
 pub mod delivery;
 mod json;
 pub mod known;
@@ -20,6 +21,7 @@ pub mod proof;
 pub mod request;
 pub mod retry;
 pub mod route;
+pub mod shadow;
 pub mod signature;
 pub mod source;
 pub mod target;
