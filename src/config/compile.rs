@@ -4,7 +4,7 @@
 //! on with what can be used, so that one run finds them all.
 
 use std::collections::HashSet;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,19 +12,20 @@ use http::HeaderName;
 use zeroize::Zeroizing;
 
 use crate::config::file::FileRead;
+use crate::config::lint::Lint;
 use crate::config::position::{Entry, Kind, Node};
-use crate::config::problem::{Position, Report};
+use crate::config::problem::{Position, Report, Span};
 use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
 use crate::config::secret::{self, Environment, SECRET_BYTES_MAX, Secrets};
 use crate::config::value::{self, Parsed};
-use crate::config::{route, source, target};
+use crate::config::{lint, route, source, suggest, target};
 use crate::domain::limit::DELIVERIES_PER_WEBHOOK_MAX;
 use crate::domain::pattern::{Pattern, Patterns};
 use crate::domain::pointer::Pointers;
 use crate::domain::request::is_reserved;
 use crate::domain::route::{RoutingTable, Rules, Unrouted};
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, TIMESTAMP};
-use crate::domain::template::{HeaderRule, HeaderText};
+use crate::domain::template::{HeaderRule, HeaderText, placeholder_names};
 
 /// A rotation needs two.
 const SECRETS_MAX: usize = 16;
@@ -36,23 +37,25 @@ const HEADERS_MAX: usize = 64;
 const PATTERNS_MAX: usize = 1000;
 
 /// Every source is a label of a dozen metrics.
-const SOURCES_MAX: usize = 1000;
+pub(super) const SOURCES_MAX: usize = 1000;
 
 /// A place in the tree that follows what was deserialised from it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spot<'a> {
-    pub(super) at: Position,
+    pub(super) at: Span,
+    /// Where it is said what is missing in it: at its key, if it is below that.
+    name: Span,
     node: Option<&'a Node>,
 }
 
 impl<'a> Spot<'a> {
     pub(super) fn new(node: &'a Node) -> Self {
-        Self { at: node.at, node: Some(node) }
+        Self { at: node.at, name: node.at, node: Some(node) }
     }
 
     /// The value of a key; where it is missing, the place of its map.
     pub(super) fn key(self, key: &str) -> Self {
-        self.below(self.node.and_then(|node| node.get(key)).map(|entry| &entry.value))
+        self.below_key(self.node.and_then(|node| node.get(key)))
     }
 
     /// The value of the first key if it is there, else of the second.
@@ -63,33 +66,61 @@ impl<'a> Spot<'a> {
 
     /// The value of an entry by number.
     pub(super) fn entry(self, index: usize) -> Self {
-        self.below(self.raw_entry(index).map(|entry| &entry.value))
+        self.below_key(self.raw_entry(index))
+    }
+
+    /// A part of a single value, in bytes of its text; all of it where it has escapes.
+    pub(super) fn part(self, part: &Range<usize>) -> Span {
+        let (Some(Kind::Scalar { text, plain }), Some(width)) =
+            (self.node.map(|node| &node.kind), self.at.width())
+        else {
+            return self.at;
+        };
+        let quote = usize::from(!plain);
+        let columns = |text: &str| text.chars().count();
+        let ends = [part.start, part.end].map(|end| text.get(..end).map(columns));
+        let [Some(from), Some(to)] = ends else { return self.at };
+        if columns(text) + 2 * quote != width || from == to {
+            return self.at;
+        }
+        let start = self.at.start();
+        let column = |count| Position { column: start.column + quote + count, ..start };
+        Span::new(column(from), column(to))
     }
 
     /// A single value as it is written.
     pub(super) fn text(self) -> Option<&'a str> {
-        match &self.node?.kind {
-            Kind::Scalar { text, .. } => Some(text),
-            Kind::Broken | Kind::List(_) | Kind::Map(_) => None,
-        }
+        self.node?.text()
+    }
+
+    /// The number of the entry with this key.
+    pub(super) fn index_of(self, key: &str) -> Option<usize> {
+        self.node?.entries().iter().position(|entry| &*entry.key == key)
     }
 
     /// The place of an entry's key.
-    pub(super) fn entry_key(self, index: usize) -> Position {
+    pub(super) fn entry_key(self, index: usize) -> Span {
         self.raw_entry(index).map_or(self.at, |entry| entry.key_at)
     }
 
     /// An item of a list.
     pub(super) fn item(self, index: usize) -> Self {
-        self.below(self.node.and_then(|node| node.items().get(index)))
+        match self.node.and_then(|node| node.items().get(index)) {
+            Some(node) => Self::new(node),
+            None => Self { at: self.name, name: self.name, node: None },
+        }
     }
 
     fn raw_entry(self, index: usize) -> Option<&'a Entry> {
         self.node.and_then(|node| node.entries().get(index))
     }
 
-    fn below(self, node: Option<&'a Node>) -> Self {
-        Self { at: node.map_or(self.at, |node| node.at), node }
+    fn below_key(self, entry: Option<&'a Entry>) -> Self {
+        let Some(Entry { key_at, value, .. }) = entry else {
+            return Self { at: self.name, name: self.name, node: None };
+        };
+        let is_below = value.at.line() > key_at.line();
+        Self { at: value.at, name: if is_below { *key_at } else { value.at }, node: Some(value) }
     }
 }
 
@@ -102,6 +133,7 @@ pub(super) struct Context<'a> {
     pub(super) folder: &'a Path,
     /// What was read so far.
     pub(super) files: &'a mut Vec<FileRead>,
+    pub(super) lint: Lint,
 }
 
 /// Compiles a file. `original` still has what was taken out of `pruned` because it is wrong.
@@ -119,6 +151,7 @@ pub(super) fn compile(
         context.count(original, key, names);
     }
     context.count(original, "routes", usize::MAX);
+    context.lint.learn(&file.sources);
     let sources = source::compile(&file.sources, root.key("sources"), context);
     let proofs: Vec<_> =
         sources.iter().flat_map(|source| source.verify.header_names()).cloned().collect();
@@ -130,12 +163,17 @@ pub(super) fn compile(
     };
     let mut pointers = Pointers::default();
     let routes = route::compile(&file.routes, root.key("routes"), &known, &mut pointers, context);
+    let source_names: Vec<_> = known.sources.iter().copied().collect();
+    lint::unreachable(&routes, &source_names, root.key("routes"), context);
+    lint::unused_targets(original, context);
+    lint::unused_defaults(pruned, original, context);
     let unrouted = match file.unrouted.as_ref().map(|text| &*text.0) {
         None | Some("keep") => Unrouted::Keep,
         Some("drop") => Unrouted::Drop,
         Some(other) => {
             let message = format!("unrouted: expected keep or drop, found \"{other}\"");
-            context.report.error(root.key("unrouted").at, message);
+            let reported = context.report.error(root.key("unrouted").at, message);
+            reported.suggest(other, ["keep", "drop"]);
             Unrouted::Keep
         }
     };
@@ -149,7 +187,7 @@ fn names<'a>(original: &'a Node, key: &str) -> HashSet<&'a str> {
 
 impl Context<'_> {
     /// What was parsed, or its problem reported.
-    pub(super) fn take<T>(&mut self, at: Position, parsed: Parsed<T>) -> Option<T> {
+    pub(super) fn take<T>(&mut self, at: Span, parsed: Parsed<T>) -> Option<T> {
         parsed.map_err(|message| self.report.error(at, message)).ok()
     }
 
@@ -202,7 +240,7 @@ impl Context<'_> {
     }
 
     /// The path of a file, relative to the routes file.
-    pub(super) fn path(&mut self, text: &Text, at: Position) -> Option<PathBuf> {
+    pub(super) fn path(&mut self, text: &Text, at: Span) -> Option<PathBuf> {
         if text.0.is_empty() {
             self.report.error(at, "the path of the file is empty");
             return None;
@@ -211,10 +249,10 @@ impl Context<'_> {
     }
 
     /// Something outside of the file that could not be had.
-    pub(super) fn unresolved(&mut self, at: Position, message: String) {
+    pub(super) fn unresolved(&mut self, at: Span, message: String) {
         match self.secrets {
-            Secrets::Resolve => self.report.error(at, message),
-            Secrets::Warn => self.report.warning(at, message),
+            Secrets::Resolve => drop(self.report.error(at, message)),
+            Secrets::Warn => drop(self.report.warning(at, message)),
             Secrets::Ignore => {}
         }
     }
@@ -227,7 +265,10 @@ impl Context<'_> {
     ) -> Vec<Secret> {
         let secrets_spot = spot.key("secrets");
         let Some(list) = list else {
-            self.report.error(spot.at, "this scheme needs \"secrets\"");
+            // What is left of a list in which nothing was good has been reported item by item.
+            if !self.report.has_failed_in(spot.at) {
+                self.report.error(secrets_spot.at, "this scheme needs \"secrets\"");
+            }
             return Vec::new();
         };
         if list.is_empty() || list.len() > SECRETS_MAX {
@@ -236,9 +277,14 @@ impl Context<'_> {
             return Vec::new();
         }
         let numbered = list.iter().enumerate();
-        numbered
-            .filter_map(|(index, secret)| self.secret(secret, secrets_spot.item(index)))
-            .collect()
+        let found: Vec<_> = numbered
+            .filter_map(|(index, secret)| {
+                let spot = secrets_spot.item(index);
+                Some((self.secret(secret, spot)?, spot.at))
+            })
+            .collect();
+        lint::secrets(&found, self);
+        found.into_iter().map(|(secret, _)| secret).collect()
     }
 
     /// One secret.
@@ -270,7 +316,7 @@ impl Context<'_> {
         let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(message) => {
-                self.unresolved(spot.at, message);
+                self.unresolved(spot.key_or("env", "file").at, message);
                 if self.secrets == Secrets::Resolve {
                     return None;
                 }
@@ -292,7 +338,7 @@ impl Context<'_> {
     }
 
     /// The label of a secret file and what is in it.
-    fn file(&mut self, text: &Text, at: Position) -> Option<(String, Parsed<Zeroizing<Vec<u8>>>)> {
+    fn file(&mut self, text: &Text, at: Span) -> Option<(String, Parsed<Zeroizing<Vec<u8>>>)> {
         let path = self.path(text, at)?;
         let bytes = match self.secrets {
             Secrets::Resolve | Secrets::Warn => secret::from_file_remembered(&path, self.files),
@@ -335,9 +381,7 @@ impl Context<'_> {
             let (key_at, spot) = (spot.entry_key(index), spot.entry(index));
             let name = self.take(key_at, value::header_name(text));
             let value = match (setting, owner) {
-                (HeaderSetting::Text(text), _) => {
-                    self.take(spot.at, value::header_text(text, pointers))
-                }
+                (HeaderSetting::Text(text), _) => self.header_text(text, spot, pointers),
                 (HeaderSetting::Secret(secret), HeadersOf::Target(_)) => {
                     self.header_secret(secret, spot)
                 }
@@ -362,6 +406,27 @@ impl Context<'_> {
         headers
     }
 
+    fn header_text(
+        &mut self,
+        text: &str,
+        spot: Spot<'_>,
+        pointers: &mut Pointers,
+    ) -> Option<HeaderText> {
+        match value::header_text(text, pointers) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                let found = text.get(error.at.clone()).unwrap_or_default();
+                let name = found.strip_prefix('{').and_then(|name| name.strip_suffix('}'));
+                let meant = name.and_then(|name| suggest::nearest(name, placeholder_names()));
+                let reported = self.report.error(spot.part(&error.at), error.message);
+                if let Some(meant) = meant {
+                    reported.help(format!("did you mean {{{meant}}}?"));
+                }
+                None
+            }
+        }
+    }
+
     fn header_secret(
         &mut self,
         header: &schema::HeaderSecret,
@@ -378,7 +443,9 @@ impl Context<'_> {
         };
         let bytes = match bytes {
             Err(_) if self.secrets == Secrets::Ignore => Zeroizing::default(),
-            bytes => bytes.map_err(|message| self.unresolved(spot.at, message)).ok()?,
+            bytes => bytes
+                .map_err(|message| self.unresolved(spot.key_or("env", "file").at, message))
+                .ok()?,
         };
         let Ok(text) = std::str::from_utf8(&bytes) else {
             self.report.error(spot.at, "a header's value has only printable ASCII characters");
@@ -406,8 +473,9 @@ impl Context<'_> {
             self.report.error(spot.at, message);
             return None;
         }
-        for (text, at) in &list {
-            self.take(*at, value::pattern(text));
+        let good = list.iter().filter(|(text, at)| self.take(*at, value::pattern(text)).is_some());
+        if good.count() == list.len() {
+            lint::names(what, &list, self);
         }
         Some(Patterns::new(list.iter().map(|(text, _)| text)))
     }
@@ -423,7 +491,8 @@ impl Context<'_> {
             let pattern = Pattern::new(text.strip_prefix('!').unwrap_or(text));
             match pattern.exact() {
                 Some(name) if !known.contains(name) => {
-                    self.report.error(at, format!("unknown source \"{name}\""));
+                    let reported = self.report.error(at, format!("unknown source \"{name}\""));
+                    reported.suggest(name, known.iter().copied());
                 }
                 None if !known.iter().any(|name| pattern.matches(name)) => {
                     self.report.warning(at, format!("no source matches \"{text}\""));
@@ -435,7 +504,7 @@ impl Context<'_> {
 }
 
 /// The same of a tree.
-pub(super) fn listed_node(node: &Node) -> Vec<(&str, Position)> {
+pub(super) fn listed_node(node: &Node) -> Vec<(&str, Span)> {
     let text = |node: &'_ Node| matches!(node.kind, Kind::Scalar { .. });
     let one = std::iter::once(node).filter(|node| text(node));
     let all = one.chain(node.items());
@@ -443,7 +512,7 @@ pub(super) fn listed_node(node: &Node) -> Vec<(&str, Position)> {
 }
 
 /// Each name of a list with its place.
-fn listed<'a>(list: &'a OneOrMany, spot: Spot<'_>) -> Vec<(&'a str, Position)> {
+fn listed<'a>(list: &'a OneOrMany, spot: Spot<'_>) -> Vec<(&'a str, Span)> {
     match list {
         OneOrMany::One(text) => vec![(text, spot.at)],
         OneOrMany::Many(list) => {

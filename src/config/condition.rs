@@ -1,6 +1,7 @@
 //! `when`: what a route asks of a body.
 
 use crate::config::compile::{Context, Spot};
+use crate::config::lint;
 use crate::config::position::{Meaning, meaning};
 use crate::config::schema::{self, Named, Operators, Text};
 use crate::domain::condition::{Comparison, Condition, Number, Scalar, Test};
@@ -38,6 +39,7 @@ pub(super) fn compile(
             conditions.push(Condition { pointer, id, test });
         }
     }
+    lint::conditions(&conditions, spot, context);
     conditions
 }
 

@@ -11,8 +11,11 @@
 mod compile;
 mod condition;
 pub mod file;
+mod lint;
+mod mask;
 mod position;
 mod problem;
+mod quote;
 mod route;
 mod routing_test;
 mod schema;
@@ -20,6 +23,7 @@ mod secret;
 mod settings;
 mod shape;
 mod source;
+mod suggest;
 mod target;
 mod value;
 
@@ -31,13 +35,16 @@ use sha2::{Digest, Sha256};
 
 use crate::config::compile::Context;
 use crate::config::file::FileRead;
+use crate::config::lint::Lint;
 use crate::config::position::Node;
 use crate::config::problem::Report;
+use crate::config::quote::Page;
 use crate::config::schema::SchemaError;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::route::RoutingTable;
 
 pub use crate::config::problem::{Position, Problem, Problems, Severity};
+pub use crate::config::quote::Quote;
 pub use crate::config::routing_test::{
     Body, ExpectedHeader, RoutingTest, RoutingTests, UNROUTED, load_tests,
 };
@@ -129,10 +136,12 @@ fn compile_all(
 ) -> Result<Loaded, Problems> {
     let mut report = Report::new(path);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let mut context = Context { report: &mut report, env, secrets, folder, files };
-    let table = compile_bytes(bytes, &mut context);
+    let lint = Lint::default();
+    let mut context = Context { report: &mut report, env, secrets, folder, files, lint };
+    let (table, tree) = compile_bytes(bytes, &mut context);
     let failed = report.has_failed();
     let problems = report.finish();
+    let problems = if problems.is_empty() { problems } else { quoted(problems, bytes, &tree) };
     match table {
         Some(table) if !failed => Ok(Loaded { table, warnings: problems.into_iter().collect() }),
         _ => Err(problems),
@@ -141,16 +150,33 @@ fn compile_all(
 
 /// Everything that is wrong with a file: its errors and warnings, in file order.
 pub fn check(path: &Path, env: &dyn Environment, secrets: Secrets) -> Problems {
-    match load(path, env, secrets) {
-        Ok(loaded) => loaded.warnings.into(),
-        Err(problems) => problems,
-    }
+    load(path, env, secrets).map_or_else(|problems| problems, |loaded| loaded.warnings.into())
 }
 
-fn compile_bytes(bytes: &[u8], context: &mut Context<'_>) -> Option<RoutingTable> {
-    let text = decode(bytes, context.report)?;
-    let tree = position::parse(text, context.report)?;
-    let pruned = shape::check(&tree, context.report)?;
+/// The same of a file whose content has been read already, as [`load_bytes`].
+pub fn check_bytes(bytes: &[u8], path: &Path, env: &dyn Environment, secrets: Secrets) -> Problems {
+    load_bytes(bytes, path, env, secrets)
+        .map_or_else(|problems| problems, |loaded| loaded.warnings.into())
+}
+
+/// The table, and the tree as far as it could be read: an error where it could not to its end.
+fn compile_bytes(
+    bytes: &[u8],
+    context: &mut Context<'_>,
+) -> (Option<RoutingTable>, Result<Node, Option<Node>>) {
+    let Some(text) = decode(bytes, context.report) else { return (None, Err(None)) };
+    let tree = position::parse(text, context.report);
+    let table = tree.as_ref().ok().and_then(|tree| compile_tree(bytes, text, tree, context));
+    (table, tree)
+}
+
+fn compile_tree(
+    bytes: &[u8],
+    text: &str,
+    tree: &Node,
+    context: &mut Context<'_>,
+) -> Option<RoutingTable> {
+    let pruned = shape::check(tree, context.report)?;
     let file = match read_twice(text, &pruned, context.report.has_failed()) {
         Ok(file) => file,
         Err(error) => {
@@ -159,7 +185,18 @@ fn compile_bytes(bytes: &[u8], context: &mut Context<'_>) -> Option<RoutingTable
         }
     };
     let sha256 = Sha256::digest(bytes).into();
-    Some(compile::compile(&file, &tree, &pruned, sha256, context))
+    Some(compile::compile(&file, tree, &pruned, sha256, context))
+}
+
+/// The problems with the lines that they are about.
+fn quoted(problems: Problems, bytes: &[u8], tree: &Result<Node, Option<Node>>) -> Problems {
+    if bytes.len() > ROUTES_FILE_BYTES_MAX {
+        return problems;
+    }
+    let text = String::from_utf8_lossy(without_mark(bytes));
+    let is_whole = tree.is_ok();
+    let tree = tree.as_ref().map_or_else(Option::as_ref, Some);
+    problems.quoted(&Page { text: &text, tree, is_whole })
 }
 
 /// Deserialises the text; where it has problems already, what is left of the tree.
@@ -183,18 +220,24 @@ fn decode<'a>(bytes: &'a [u8], report: &mut Report) -> Option<&'a str> {
         report.file_error(format!("the file is larger than {ROUTES_FILE_BYTES_MAX} bytes"));
         return None;
     }
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = without_mark(bytes);
     match std::str::from_utf8(bytes) {
         Ok(text) => Some(text),
         Err(error) => {
             let (good, _) = bytes.split_at_checked(error.valid_up_to())?;
-            let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
-            let last = good.rsplit(|byte| *byte == b'\n').next().unwrap_or(good);
-            let column = String::from_utf8_lossy(last).chars().count() + 1;
-            report.error(Position { line, column }, "the file is not UTF-8");
+            let good = String::from_utf8_lossy(good);
+            let reported = report.error(quote::position_after(&good), "the file is not UTF-8");
+            if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+                reported.help("this is UTF-16: save it as UTF-8");
+            }
             None
         }
     }
+}
+
+/// The text without the byte order mark that some editors put before it.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 #[cfg(test)]

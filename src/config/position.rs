@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as ParserSpan, Tag};
 
-use crate::config::problem::{Position, Report};
+use crate::config::problem::{Position, Report, Span};
+use crate::config::{quote, shape};
 
 /// The deepest value of a routes file lies at 8; more is a mistake or an attack.
 const DEPTH_MAX: usize = 24;
@@ -19,10 +20,13 @@ const NODES_MAX: usize = 1_000_000;
 /// The parser holds back what could still be a key until the line ends.
 const LINE_BYTES_MAX: usize = 256 * 1024;
 
+/// Up to here comparing a key with those before it costs less than keeping a table of them.
+const KEYS_LOOKED_THROUGH: usize = 16;
+
 /// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
-    pub(super) at: Position,
+    pub(super) at: Span,
     pub(super) kind: Kind,
 }
 
@@ -43,7 +47,7 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     pub(super) key: Box<str>,
-    pub(super) key_at: Position,
+    pub(super) key_at: Span,
     pub(super) value: Node,
 }
 
@@ -57,6 +61,16 @@ pub(super) enum Meaning {
     /// Any other number.
     Number,
     Text,
+}
+
+impl Kind {
+    /// A single value as it is written.
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Scalar { text, .. } => Some(text),
+            Self::Broken | Self::List(_) | Self::Map(_) => None,
+        }
+    }
 }
 
 impl Node {
@@ -76,6 +90,11 @@ impl Node {
 
     pub(super) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries().iter().find(|entry| &*entry.key == key)
+    }
+
+    /// A single value as it is written.
+    pub(super) fn text(&self) -> Option<&str> {
+        self.kind.text()
     }
 
     /// Nothing written at all, as after `headers:` on a line of its own.
@@ -123,36 +142,45 @@ pub(super) fn meaning(text: &str) -> Meaning {
     }
 }
 
-/// Reads the text. `None` if it is not YAML or not within bounds, which is reported.
-pub(super) fn parse(text: &str, report: &mut Report) -> Option<Node> {
+/// Reads the text.
+///
+/// # Errors
+///
+/// What was read until it was not YAML or not within bounds, which is reported.
+pub(super) fn parse(text: &str, report: &mut Report) -> Result<Node, Option<Node>> {
     if let Some(position) = unprintable(text) {
         report
             .error(position, "an unprintable character: only tabs and newlines may be in the file");
-        return None;
+        return Err(None);
     }
-    if let Some(index) = text.split('\n').position(|line| line.len() > LINE_BYTES_MAX) {
+    if let Some(index) = quote::lines(text).position(|line| line.len() > LINE_BYTES_MAX) {
         let message = format!("a line of more than {LINE_BYTES_MAX} bytes: break it up");
         report.error(Position { line: index + 1, column: 1 }, message);
-        return None;
+        return Err(None);
     }
-    let mut tree = Tree { report, stack: Vec::new(), root: None, nodes: 0, documents: 0 };
+    let blanks = Blanks { chars: text.chars(), index: 0, count: 0 };
+    let mut tree = Tree { report, blanks, stack: Vec::new(), root: None, nodes: 0, documents: 0 };
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
-        match event {
-            Ok((event, span)) => tree.take(event, span)?,
+        let taken = match event {
+            Ok((event, span)) => tree.take(event, span),
             Err(error) => {
-                let (position, message) = explain(&error, text);
-                tree.report.error(position, message);
-                return None;
+                explain(&error, text, tree.report);
+                None
             }
+        };
+        if taken.is_none() {
+            return Err(tree.read_so_far());
         }
     }
-    let root = tree.root;
-    if root.as_ref().is_none_or(Node::is_blank) {
-        report.error(Position::START, "the file is empty: it needs sources, targets and routes");
-        return None;
+    match tree.root {
+        Some(root) if !root.is_blank() => Ok(root),
+        root => {
+            let message = "the file is empty: it needs sources, targets and routes";
+            report.error(Position::START, message);
+            Err(root)
+        }
     }
-    root
 }
 
 fn unprintable(text: &str) -> Option<Position> {
@@ -162,48 +190,91 @@ fn unprintable(text: &str) -> Option<Position> {
             || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
     };
     let (before, _) = text.split_at_checked(text.find(bad)?)?;
-    let line = before.rsplit('\n').next().unwrap_or(before);
-    Some(Position { line: before.matches('\n').count() + 1, column: line.chars().count() + 1 })
+    Some(quote::position_after(before))
 }
 
-/// Where an error of the parser is and what to do about it.
-fn explain(error: &ScanError, text: &str) -> (Position, String) {
+/// Reports an error of the parser, where it is and what to do about it.
+fn explain(error: &ScanError, text: &str, report: &mut Report) {
     let position =
         Position { line: error.marker().line().max(1), column: error.marker().col() + 1 };
-    let line = text.lines().nth(position.line - 1).unwrap_or_default();
-    let here = line.chars().nth(position.column - 1);
-    let before_here = line.chars().take(position.column - 1).last();
+    let line = quote::lines(text).nth(position.line - 1).unwrap_or_default();
+    let before = |count: usize| line.chars().skip(position.column.saturating_sub(count + 1));
+    let here = before(0).next();
+    let is_here = |c: char| here == Some(c) || before(1).next() == Some(c);
     let indent = line.len() - line.trim_start().len();
-    let message = if here == Some('*') || before_here == Some('*') {
-        "text that begins with `*` is an alias to YAML: quote it, as in \"*\"".to_owned()
-    } else if here == Some('!') || before_here == Some('!') {
-        "text that begins with `!` is a tag to YAML: quote it, as in \"!ORDER_VIEWED\"".to_owned()
-    } else if here == Some('&') || before_here == Some('&') {
-        "text that begins with `&` is an anchor to YAML: quote it".to_owned()
+    if is_here('*') {
+        let from = usize::from(here != Some('*'));
+        let example = pattern_at(before(from)).unwrap_or_else(|| "*".to_owned());
+        let message =
+            format!("text that begins with `*` is an alias to YAML: quote it, as in \"{example}\"");
+        report.error(position, message);
+    } else if is_here('!') {
+        let message =
+            "text that begins with `!` is a tag to YAML: quote it, as in \"!ORDER_VIEWED\"";
+        report.error(position, message);
+    } else if is_here('&') {
+        report.error(position, "text that begins with `&` is an anchor to YAML: quote it");
     } else if line.chars().take(indent).any(|c| c == '\t') || here == Some('\t') {
-        "a tab: YAML is indented with spaces".to_owned()
+        report.error(position, "a tab: YAML is indented with spaces");
     } else if error.info().starts_with("mapping values are not allowed") {
-        "a second `: ` in one value: quote text that has one in it, or mend the indentation"
-            .to_owned()
+        let message =
+            "a second `: ` in one value: quote text that has one in it, or mend the indentation";
+        report.error(position, message);
     } else {
-        format!("this is not YAML: {}", error.info())
-    };
-    (position, message)
+        let reported = report.error(position, format!("this is not YAML: {}", error.info()));
+        if error.info().contains("did not find expected") {
+            reported.help("keys of one map, and items of one list, begin in the same column");
+        }
+    }
+}
+
+/// The name of activities without its quotes; nothing else, which could be a secret.
+fn pattern_at(rest: impl Iterator<Item = char>) -> Option<String> {
+    let pattern: String = rest.take_while(|c| !" \t,]}#".contains(*c)).collect();
+    let is_name = |c: char| c.is_ascii_uppercase() || "*?_".contains(c);
+    pattern.chars().all(is_name).then_some(pattern)
 }
 
 enum Frame {
-    List { at: Position, items: Vec<Node> },
-    Map { at: Position, entries: Vec<Entry>, keys: HashMap<Box<str>, usize>, key: Option<Key> },
+    List {
+        at: Span,
+        items: Vec<Node>,
+    },
+    /// In `keys` is where each key is, once there are so many that looking through them takes long.
+    Map {
+        at: Span,
+        entries: Vec<Entry>,
+        keys: HashMap<Box<str>, usize>,
+        key: Option<Key>,
+    },
 }
 
 struct Key {
     text: Box<str>,
-    at: Position,
+    at: Span,
     twice: bool,
+}
+
+/// Counts the blanks before a place; places are asked for in the order of the text.
+struct Blanks<'a> {
+    chars: std::str::Chars<'a>,
+    index: usize,
+    count: usize,
+}
+
+impl Blanks<'_> {
+    fn before(&mut self, index: usize) -> usize {
+        for c in self.chars.by_ref().take(index.saturating_sub(self.index)) {
+            self.count = if matches!(c, ' ' | '\t') { self.count + 1 } else { 0 };
+        }
+        self.index = self.index.max(index);
+        self.count
+    }
 }
 
 struct Tree<'a> {
     report: &'a mut Report,
+    blanks: Blanks<'a>,
     stack: Vec<Frame>,
     root: Option<Node>,
     nodes: usize,
@@ -212,8 +283,8 @@ struct Tree<'a> {
 
 impl Tree<'_> {
     /// Takes one event; `None` when there is no going on.
-    fn take(&mut self, event: Event<'_>, span: Span) -> Option<()> {
-        let at = Position { line: span.start.line().max(1), column: span.start.col() + 1 };
+    fn take(&mut self, event: Event<'_>, span: ParserSpan) -> Option<()> {
+        let at = span_of(span);
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
             Event::DocumentStart(_) => {
@@ -231,6 +302,9 @@ impl Tree<'_> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain;
+                let is_quoted =
+                    matches!(style, ScalarStyle::DoubleQuoted | ScalarStyle::SingleQuoted);
+                let at = if is_quoted { self.without_blanks(at, span.end.index()) } else { at };
                 let kind = Kind::Scalar { text: text.as_ref().into(), plain };
                 let kind = self.untagged(at, kind, anchor, tag.as_deref());
                 return self.put(Node { at, kind });
@@ -245,33 +319,40 @@ impl Tree<'_> {
                 return self.open(at, Frame::Map { at, entries, keys, key: None }, &broken);
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                let node = match self.stack.pop()? {
-                    Frame::List { at, items } => Node { at, kind: Kind::List(items) },
-                    Frame::Map { at, entries, .. } => Node { at, kind: Kind::Map(entries) },
-                };
+                let node = self.stack.pop()?.close(at);
                 return self.put(node);
             }
         }
         Some(())
     }
 
-    fn stop(&mut self, at: Position, message: impl Into<String>) -> Option<()> {
+    /// The parser counts blanks behind a closing quote to what is quoted.
+    fn without_blanks(&mut self, at: Span, end_index: usize) -> Span {
+        let (start, end) = (at.start(), at.end());
+        let column = end.column.saturating_sub(self.blanks.before(end_index));
+        Span::new(start, Position { column: column.max(1), ..end })
+    }
+
+    fn stop(&mut self, at: Span, message: impl Into<String>) -> Option<()> {
         self.report.error(at, message);
         None
     }
 
     /// Refuses tags and anchors.
-    fn untagged(&mut self, at: Position, kind: Kind, anchor: usize, tag: Option<&Tag>) -> Kind {
+    fn untagged(&mut self, at: Span, kind: Kind, anchor: usize, tag: Option<&Tag>) -> Kind {
         if let Some(tag) = tag {
             let tag = if tag.is_yaml_core_schema() {
                 format!("!!{}", tag.suffix)
             } else {
                 format!("{}{}", tag.handle, tag.suffix)
             };
-            self.report.error(
-                at,
-                format!("`{tag}` without quotes is a tag to YAML: quote it, as in \"{tag}\""),
-            );
+            let message = if self.is_name_expected() {
+                format!("`{tag}` without quotes is a tag to YAML: quote it, as in \"{tag}\"")
+            } else {
+                // It could be a secret that begins so.
+                "text that begins with `!` is a tag to YAML: quote it".to_owned()
+            };
+            self.report.error(at, message);
             return Kind::Broken;
         }
         if anchor > 0 {
@@ -282,7 +363,16 @@ impl Tree<'_> {
         kind
     }
 
-    fn open(&mut self, at: Position, frame: Frame, kind: &Kind) -> Option<()> {
+    /// Whether what comes next is the name of an activity, resource, source or target.
+    fn is_name_expected(&self) -> bool {
+        let key = self.stack.iter().rev().find_map(|frame| match frame {
+            Frame::List { .. } => None,
+            Frame::Map { key, .. } => Some(key.as_ref().map(|key| &*key.text)),
+        });
+        matches!(key.flatten(), Some("activity" | "resource" | "source" | "to"))
+    }
+
+    fn open(&mut self, at: Span, frame: Frame, kind: &Kind) -> Option<()> {
         if self.stack.len() >= DEPTH_MAX {
             return self.stop(at, format!("nested more than {DEPTH_MAX} levels deep"));
         }
@@ -298,7 +388,7 @@ impl Tree<'_> {
         Some(())
     }
 
-    fn count(&mut self, at: Position) -> Option<()> {
+    fn count(&mut self, at: Span) -> Option<()> {
         self.nodes += 1;
         if self.nodes > NODES_MAX {
             return self.stop(at, format!("more than {NODES_MAX} values: this file is too large"));
@@ -326,22 +416,96 @@ impl Tree<'_> {
                     let Kind::Scalar { text, .. } = node.kind else {
                         return self.stop(node.at, "a key must be text");
                     };
-                    let first = keys.get(&text).copied();
-                    match first {
-                        Some(line) => self.report.error(
-                            node.at,
-                            format!("the key \"{text}\" is there already, in line {line}"),
-                        ),
-                        None => _ = keys.insert(text.clone(), node.at.line),
-                    }
+                    let first = first_line(&text, entries, keys);
                     *key = Some(Key { text, at: node.at, twice: first.is_some() });
+                    if let Some(line) = first {
+                        self.report_twice(node.at, line);
+                    }
                 }
             },
         }
         Some(())
     }
+
+    /// Reports a key that is there already. It is named where names are written, or if it is a word
+    /// of the language: elsewhere it could be anything, a secret too.
+    fn report_twice(&mut self, at: Span, line: usize) {
+        let mut keys = self.stack.iter().rev().filter_map(|frame| match frame {
+            Frame::List { .. } => None,
+            Frame::Map { key, .. } => Some(key.as_ref().map_or("", |key| &*key.text)),
+        });
+        let key = keys.next().unwrap_or_default();
+        let owner = keys.next().unwrap_or_default();
+        let of_names = ["", "headers", "require_headers", "sources", "targets", "when"];
+        let message = if of_names.contains(&owner) || shape::words().any(|word| word == key) {
+            format!("the key \"{key}\" is there already, in line {line}")
+        } else {
+            format!("this key is there already, in line {line}")
+        };
+        self.report.error(at, message);
+    }
+
+    /// Everything that was read, when there is no going on.
+    fn read_so_far(mut self) -> Option<Node> {
+        while let Some(mut frame) = self.stack.pop() {
+            if let Frame::Map { entries, key, .. } = &mut frame
+                && let Some(Key { text, at, .. }) = key.take()
+            {
+                let value = Node { at: Span::new(at.end(), at.end()), kind: Kind::Broken };
+                entries.push(Entry { key: text, key_at: at, value });
+            }
+            let (Frame::List { at, .. } | Frame::Map { at, .. }) = frame;
+            let node = frame.close(at);
+            match self.stack.last_mut() {
+                None => self.root = Some(node),
+                Some(Frame::List { items, .. }) => items.push(node),
+                Some(Frame::Map { entries, key, .. }) => {
+                    let Key { text, at, .. } = key.take()?;
+                    entries.push(Entry { key: text, key_at: at, value: node });
+                }
+            }
+        }
+        self.root
+    }
 }
 
+/// The line of a key that is there already.
+fn first_line(text: &str, entries: &[Entry], keys: &mut HashMap<Box<str>, usize>) -> Option<usize> {
+    if entries.len() < KEYS_LOOKED_THROUGH {
+        let found = entries.iter().find(|entry| &*entry.key == text);
+        return found.map(|entry| entry.key_at.line());
+    }
+    // No key is in the list twice: as many as are known are at its beginning.
+    let unknown = entries.iter().skip(keys.len());
+    keys.extend(unknown.map(|entry| (entry.key.clone(), entry.key_at.line())));
+    keys.get(text).copied()
+}
+
+fn span_of(span: ParserSpan) -> Span {
+    let [start, end] =
+        [span.start, span.end].map(|at| Position { line: at.line().max(1), column: at.col() + 1 });
+    Span::new(start, end)
+}
+
+impl Frame {
+    /// The complete value. `end` is where the parser saw that it is: at its bracket, or at what
+    /// follows it.
+    fn close(self, end: Span) -> Node {
+        let (at, last) = match &self {
+            Self::List { at, items } => (*at, items.last().map(|item| item.at)),
+            Self::Map { at, entries, .. } => (*at, entries.last().map(|entry| entry.value.at)),
+        };
+        // In front of its first value only a list or map in brackets has something of its own.
+        let in_brackets = at.width() != Some(0);
+        let bracket = Position { column: end.start().column + 1, ..end.start() };
+        let end = if in_brackets { bracket } else { last.map_or(at.end(), Span::end) };
+        let at = Span::new(at.start(), end);
+        match self {
+            Self::List { items, .. } => Node { at, kind: Kind::List(items) },
+            Self::Map { entries, .. } => Node { at, kind: Kind::Map(entries) },
+        }
+    }
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -349,7 +513,7 @@ mod tests {
 
     fn read(text: &str) -> (Option<Node>, String) {
         let mut report = Report::new(Path::new("f"));
-        let node = parse(text, &mut report);
+        let node = parse(text, &mut report).ok();
         (node, report.finish().to_string())
     }
 
@@ -359,10 +523,10 @@ mod tests {
         assert_eq!(problems, "");
         let node = node.unwrap();
         let list = &node.entries()[0].value;
-        assert_eq!(list.items()[0].at, Position { line: 3, column: 5 });
+        assert_eq!(list.items()[0].at.start(), Position { line: 3, column: 5 });
         let inner = list.items()[1].get("ü").unwrap();
-        assert_eq!(inner.key_at, Position { line: 4, column: 5 });
-        assert_eq!(inner.value.items()[2].at, Position { line: 4, column: 17 });
+        assert_eq!(inner.key_at.start(), Position { line: 4, column: 5 });
+        assert_eq!(inner.value.items()[2].at.start(), Position { line: 4, column: 17 });
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use crate::config::compile::{Context, HeadersOf, Spot};
-use crate::config::problem::Position;
+use crate::config::problem::Span;
 use crate::config::schema::{self, Text};
 use crate::config::{condition, value};
 use crate::domain::pointer::Pointers;
@@ -29,7 +29,7 @@ pub(super) fn compile(
     pointers: &mut Pointers,
     context: &mut Context<'_>,
 ) -> Vec<Route> {
-    let mut names: HashMap<&str, Position> = HashMap::new();
+    let mut names: HashMap<&str, Span> = HashMap::new();
     let mut compiled = Vec::with_capacity(routes.len());
     for (index, route) in routes.iter().enumerate() {
         let spot = spot.item(index);
@@ -39,7 +39,8 @@ pub(super) fn compile(
             Some(other) => {
                 let message = format!(
                     "a route is named \"{}\" already, in line {}",
-                    route.name.0, other.line
+                    route.name.0,
+                    other.line()
                 );
                 context.report.error(at, message);
             }
@@ -86,7 +87,8 @@ fn targets(
     for (index, Text(name)) in list.iter().enumerate() {
         let at = spot.item(index).at;
         if !known.target_names.contains(&**name) {
-            context.report.error(at, format!("unknown target \"{name}\""));
+            let reported = context.report.error(at, format!("unknown target \"{name}\""));
+            reported.suggest(name, known.target_names.iter().copied());
         } else if !seen.insert(name) {
             context.report.warning(at, format!("target \"{name}\" is in this list already"));
         } else {

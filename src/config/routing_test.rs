@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::config::compile::listed_node;
 use crate::config::position::{self, Entry, Kind, Meaning, Node, meaning};
-use crate::config::problem::{Position, Problems, Report};
+use crate::config::problem::{Problems, Report, Span};
 use crate::config::{decode, read_bytes, shape, value};
 use crate::domain::number::Decimal;
 
@@ -86,7 +86,7 @@ fn read(path: &Path, report: &mut Report) -> Option<RoutingTests> {
         report.file_error("the file is empty: it needs routes and tests");
         return None;
     }
-    let tree = position::parse(text, report)?;
+    let tree = position::parse(text, report).ok()?;
     let root = shape::check_tests(&tree, report)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let routes = folder.join(text_of(&root, "routes")?);
@@ -121,7 +121,7 @@ fn one(node: &Node, folder: &Path, report: &mut Report) -> Option<RoutingTest> {
     let expect = node.get("expect")?;
     Some(RoutingTest {
         name: owned("name"),
-        line: node.at.line,
+        line: node.at.line(),
         source: owned("source"),
         activity,
         body,
@@ -131,8 +131,8 @@ fn one(node: &Node, folder: &Path, report: &mut Report) -> Option<RoutingTest> {
 }
 
 fn expected(node: &Node, report: &mut Report) -> Vec<String> {
-    let names: Vec<(&str, Position)> = listed_node(node);
-    let is_unrouted = |(name, _): &&(&str, Position)| *name == UNROUTED;
+    let names: Vec<(&str, Span)> = listed_node(node);
+    let is_unrouted = |(name, _): &&(&str, Span)| *name == UNROUTED;
     if let Some((_, at)) = names.iter().find(is_unrouted)
         && names.len() > 1
     {

@@ -8,7 +8,7 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, Uri};
 
 use crate::config::compile::{Context, HeadersOf, Spot};
-use crate::config::problem::Position;
+use crate::config::problem::Span;
 use crate::config::schema::{self, HeaderSetting, Integer, Named, Text};
 use crate::config::secret::{PEM_BYTES_MAX, Secrets, read_file};
 use crate::config::value;
@@ -47,7 +47,7 @@ const FORWARD_HEADERS_MAX: usize = 64;
 pub(super) struct Settings {
     headers: Vec<HeaderRule>,
     /// Where each of them is written.
-    headers_at: Vec<Position>,
+    headers_at: Vec<Span>,
     pointers: Pointers,
     forward_headers: Option<Vec<HeaderName>>,
     timeout: Option<Duration>,
@@ -224,7 +224,7 @@ pub(super) fn is_https(url: &Uri) -> bool {
     url.scheme_str() == Some("https")
 }
 
-fn place(written: &Named<HeaderSetting>, rule: &HeaderRule, spot: Spot<'_>) -> Position {
+fn place(written: &Named<HeaderSetting>, rule: &HeaderRule, spot: Spot<'_>) -> Span {
     let is_it = |(name, _): &(String, _)| rule.name.as_str().eq_ignore_ascii_case(name);
     written.0.iter().position(is_it).map_or(spot.at, |index| spot.entry_key(index))
 }

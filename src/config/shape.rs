@@ -4,10 +4,11 @@
 //! of meaning in the same run. What a later version brings is refused by its name.
 
 use crate::config::position::{Entry, Kind, Meaning, Node, meaning};
-use crate::config::problem::{Position, Report};
+use crate::config::problem::{Report, Span};
+use crate::config::suggest;
 
 /// What kind of value is expected.
-enum Shape {
+pub(super) enum Shape {
     /// Whatever it is.
     Anything,
     Boolean,
@@ -27,17 +28,17 @@ enum Shape {
 }
 
 /// A map with known keys.
-struct Record {
+pub(super) struct Record {
     noun: &'static str,
-    keys: &'static [Key],
+    pub(super) keys: &'static [Key],
     /// Of no use without one of the keys that are written.
     whole: bool,
 }
 
-struct Key {
-    name: &'static str,
+pub(super) struct Key {
+    pub(super) name: &'static str,
     presence: Presence,
-    shape: Shape,
+    pub(super) shape: Shape,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -65,7 +66,11 @@ const RATE: Shape = Shape::Text("a rate such as 100/s");
 const HEADERS: Shape = Shape::Map("names of headers", &Shape::Header);
 const HEADER_NAME: Shape = Shape::Text("the name of a header");
 const VARIABLE: Shape = Shape::Text("the name of an environment variable");
+const SECRET_TEXT: Shape = Shape::Text("the secret");
 const PATH: Shape = Shape::Text("the path of a file");
+
+/// The whole file.
+pub(super) static ROOT: Shape = Shape::Record(&FILE);
 
 static FILE: Record = Record {
     noun: "the file",
@@ -118,7 +123,7 @@ static SIGN: Record = Record {
 
 static SECRET: Record = Record {
     noun: "a secret",
-    keys: &[may("env", VARIABLE), may("file", PATH), may("value", Shape::Text("the secret"))],
+    keys: &[may("env", VARIABLE), may("file", PATH), may("value", SECRET_TEXT)],
     whole: true,
 };
 
@@ -162,7 +167,7 @@ static DEFAULTS: Record = Record {
     whole: false,
 };
 
-static HEADER: Record = Record {
+pub(super) static HEADER: Record = Record {
     noun: "a header's value",
     keys: &[may("env", VARIABLE), may("file", PATH), may("prefix", Shape::Text("text"))],
     whole: true,
@@ -205,7 +210,7 @@ static ROUTE: Record = Record {
     whole: false,
 };
 
-static CONDITION: Record = Record {
+pub(super) static CONDITION: Record = Record {
     noun: "a condition",
     keys: &[
         may("equals", Shape::Scalar),
@@ -252,7 +257,7 @@ pub(super) fn check_tests(root: &Node, report: &mut Report) -> Option<Node> {
 
 /// Reports every problem of form. `None` if nothing usable is left.
 pub(super) fn check(root: &Node, report: &mut Report) -> Option<Node> {
-    Checker { report }.value(root, &Shape::Record(&FILE), "the file", root.at)
+    Checker { report }.value(root, &ROOT, "the file", root.at.start().into())
 }
 
 struct Checker<'a> {
@@ -261,7 +266,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     /// `what` names the value in messages; `owner` is where its absence of keys is reported.
-    fn value(&mut self, node: &Node, shape: &Shape, what: &str, owner: Position) -> Option<Node> {
+    fn value(&mut self, node: &Node, shape: &Shape, what: &str, owner: Span) -> Option<Node> {
         let kind = match (shape, &node.kind) {
             (_, Kind::Broken) => return None,
             (Shape::Anything, kind) => kind.clone(),
@@ -279,14 +284,24 @@ impl Checker<'_> {
             }
             (_, Kind::Scalar { text, plain }) if fits(shape, text, *plain) => node.kind.clone(),
             (_, found) => {
-                self.report.error(node.at, format!("{what}: {}", mismatch(shape, found)));
+                let message = format!("{what}: {}", mismatch(shape, found));
+                let reported = self.report.error(node.at, message);
+                match (shape, found.text()) {
+                    (Shape::List(_), Some(text)) if !takes_secret(shape) => {
+                        reported.help(format!("write it in brackets: [{text}]"));
+                    }
+                    (Shape::Boolean, Some("yes" | "no" | "on" | "off")) => {
+                        reported.help("only true and false are booleans to YAML");
+                    }
+                    _ => {}
+                }
                 return None;
             }
         };
         Some(Node { at: node.at, kind })
     }
 
-    fn record(&mut self, entries: &[Entry], record: &Record, owner: Position) -> Option<Kind> {
+    fn record(&mut self, entries: &[Entry], record: &Record, owner: Span) -> Option<Kind> {
         let mut kept = Vec::with_capacity(entries.len());
         for entry in entries {
             let known = record.keys.iter().find(|key| key.name == &*entry.key);
@@ -298,8 +313,7 @@ impl Checker<'_> {
                     continue;
                 }
                 None => {
-                    let message = unknown_key(&entry.key, record);
-                    self.report.error(entry.key_at, message);
+                    self.unknown_key(entry, record);
                     continue;
                 }
             };
@@ -318,10 +332,35 @@ impl Checker<'_> {
         complete.then_some(Kind::Map(kept))
     }
 
+    fn unknown_key(&mut self, entry: &Entry, record: &Record) {
+        let known: Vec<_> = record.known().collect();
+        let has = format!("{} has {}", record.noun, known.join(", "));
+        let key = &entry.key;
+        if !is_nameable(entry, record) {
+            // Without its blank, `env:NAME` is one word.
+            let is_glued = key.split_once(':').is_some_and(|(key, _)| known.contains(&key));
+            let message = format!("this is no key: {has}");
+            let reported = self.report.error(entry.key_at, message);
+            return if is_glued {
+                reported.help("write a blank behind the colon")
+            };
+        }
+        let reported = self.report.error(entry.key_at, format!("unknown key \"{key}\": {has}"));
+        match record.meant(key) {
+            Some(meant) => reported.help(format!("did you mean \"{meant}\"?")),
+            None => {
+                if let Some(owner) = owner_of(key) {
+                    reported.help(format!("\"{key}\" is a key of {owner}"));
+                }
+            }
+        }
+    }
+
     fn map(&mut self, entries: &[Entry], shape: &Shape) -> Kind {
         let mut kept = Vec::with_capacity(entries.len());
         for entry in entries {
-            let what = format!("\"{}\"", entry.key);
+            let name = format!("\"{}\"", entry.key);
+            let what = if is_nameable_in_map(entry, shape) { name } else { "this".to_owned() };
             if let Some(value) = self.value(&entry.value, shape, &what, entry.key_at) {
                 kept.push(Entry { value, ..entry.clone_key() });
             }
@@ -334,6 +373,81 @@ impl Checker<'_> {
             items.iter().filter_map(|item| self.value(item, shape, what, item.at)).collect();
         // Empty for our reasons is not empty as written, which is another problem.
         (!kept.is_empty() || items.is_empty()).then_some(Kind::List(kept))
+    }
+}
+
+impl Record {
+    /// The keys of this version.
+    fn known(&self) -> impl Iterator<Item = &'static str> {
+        self.keys.iter().filter(|key| key.presence != Presence::NotYet).map(|key| key.name)
+    }
+
+    fn meant(&self, key: &str) -> Option<&'static str> {
+        suggest::nearest(key, self.known())
+    }
+}
+
+/// Every record, the outer ones first.
+static RECORDS: [&Record; 13] = [
+    &FILE,
+    &SOURCE,
+    &TARGET,
+    &DEFAULTS,
+    &ROUTE,
+    &VERIFY,
+    &SIGN,
+    &SECRET,
+    &DUPLICATES,
+    &HEADER,
+    &RETRY,
+    &TLS,
+    &CONDITION,
+];
+
+/// All keys of the language.
+pub(super) fn words() -> impl Iterator<Item = &'static str> {
+    RECORDS.iter().flat_map(|record| record.keys).map(|key| key.name)
+}
+
+/// What else has a key of this name.
+fn owner_of(key: &str) -> Option<&'static str> {
+    let owner = RECORDS.iter().find(|record| record.known().any(|known| known == key));
+    owner.map(|record| record.noun)
+}
+
+/// Whether an unknown key may be shown. Where secrets are written, a word without a value is more
+/// likely one of them than a key, and so is what looks like no key of any program.
+pub(super) fn is_nameable(entry: &Entry, record: &Record) -> bool {
+    let of_secrets = ["a header's value", "a secret", "sign", "verify"].contains(&record.noun);
+    let has_value = !entry.value.is_blank() && entry.value.kind != Kind::Broken;
+    let is_word = entry.key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let is_likely = if of_secrets { has_value && is_word } else { has_value || is_word };
+    is_likely || record.meant(&entry.key).is_some()
+}
+
+/// The same of a key of the operator's own: where credentials are written, `X-Key:secret` without
+/// the blank in it is a key without a value.
+pub(super) fn is_nameable_in_map(entry: &Entry, shape: &Shape) -> bool {
+    let is_credential = matches!(shape, Shape::Header) || takes_secret(shape);
+    let has_value = !entry.value.is_blank() && entry.value.kind != Kind::Broken;
+    let is_word = entry.key.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-');
+    !is_credential || has_value || is_word
+}
+
+/// Whether what stands here, or could stand in it, is a secret.
+pub(super) fn takes_secret(shape: &Shape) -> bool {
+    match shape {
+        Shape::List(inner) | Shape::Map(_, inner) => takes_secret(inner),
+        Shape::Record(record) => record.keys.iter().any(|key| takes_secret(&key.shape)),
+        Shape::Text("the secret") => true,
+        Shape::Anything
+        | Shape::Boolean
+        | Shape::Condition
+        | Shape::Header
+        | Shape::Integer
+        | Shape::OneOrMany
+        | Shape::Scalar
+        | Shape::Text(_) => false,
     }
 }
 
@@ -357,12 +471,6 @@ fn fits(shape: &Shape, text: &str, plain: bool) -> bool {
     }
 }
 
-fn unknown_key(key: &str, record: &Record) -> String {
-    let keys = record.keys.iter().filter(|key| key.presence != Presence::NotYet);
-    let known: Vec<_> = keys.map(|key| key.name).collect();
-    format!("unknown key \"{key}\": {} has {}", record.noun, known.join(", "))
-}
-
 fn mismatch(shape: &Shape, found: &Kind) -> String {
     let expected = match shape {
         Shape::Anything => "anything",
@@ -374,6 +482,9 @@ fn mismatch(shape: &Shape, found: &Kind) -> String {
         Shape::List(_) => "a list, as in [a, b]",
         Shape::Map(names, _) => return format!("expected a map of {names}, found {}", kind(found)),
         Shape::OneOrMany => "a name or a list of names",
+        Shape::Record(record) if std::ptr::eq(*record, &raw const SECRET) => {
+            "a secret, as in {env: NAME}"
+        }
         Shape::Record(_) => "a map of keys",
         Shape::Text(what) => what,
     };

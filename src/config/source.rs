@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HOST};
 
-use crate::config::compile::{Context, Spot};
-use crate::config::problem::Position;
+use crate::config::compile::{Context, SOURCES_MAX, Spot};
+use crate::config::problem::Span;
 use crate::config::schema::{self, Named, Text};
 use crate::config::value;
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
@@ -44,7 +44,7 @@ pub(super) fn compile(
     spot: Spot<'_>,
     context: &mut Context<'_>,
 ) -> Vec<Source> {
-    let mut paths: Vec<(&str, &str, Position)> = Vec::with_capacity(sources.0.len());
+    let mut paths: Vec<(&str, &str, Span)> = Vec::with_capacity(sources.0.len());
     let mut compiled = Vec::with_capacity(sources.0.len());
     for (index, (name, source)) in sources.0.iter().enumerate() {
         let key_at = spot.entry_key(index);
@@ -54,7 +54,9 @@ pub(super) fn compile(
             context.report.error(key_at, message);
         }
         let path_at = spot.entry(index).key("path").at;
-        own_path(&source.path.0, &paths, path_at, context);
+        // More sources than there may be are compared with the first ones only.
+        let others = paths.get(..paths.len().min(SOURCES_MAX)).unwrap_or_default();
+        own_path(&source.path.0, others, path_at, context);
         paths.push((&source.path.0, name, path_at));
         compiled.extend(one(name, source, spot.entry(index), context));
     }
@@ -99,19 +101,14 @@ fn one(
 }
 
 /// That no request could be of two sources.
-fn own_path(
-    path: &str,
-    others: &[(&str, &str, Position)],
-    at: Position,
-    context: &mut Context<'_>,
-) {
+fn own_path(path: &str, others: &[(&str, &str, Span)], at: Span, context: &mut Context<'_>) {
     for (other_path, other, other_at) in others {
         if *other_path == path {
             let message =
-                format!("source \"{other}\" has this path already, in line {}", other_at.line);
+                format!("source \"{other}\" has this path already, in line {}", other_at.line());
             context.report.error(at, message);
         } else if overlap(path, other_path) {
-            let line = other_at.line;
+            let line = other_at.line();
             let exact = |path: &str| !path.contains(SourcePath::ACTIVITY);
             if exact(path) || exact(other_path) {
                 let message = format!(
@@ -222,9 +219,14 @@ fn verification(
                         "a source can't be verified by \"{other}\": use aryeo or aryeo-timestamped"
                     )
                 }
+                // A forgotten comma brings what follows here, which may be a secret.
+                _ if other.contains(' ') => {
+                    "unknown scheme: use aryeo or aryeo-timestamped".to_owned()
+                }
                 _ => format!("unknown scheme \"{other}\": use aryeo or aryeo-timestamped"),
             };
-            context.report.error(spot.key("scheme").at, message);
+            let reported = context.report.error(spot.key("scheme").at, message);
+            reported.suggest(other, ["aryeo", "aryeo-timestamped", "none"]);
             return None;
         }
     };

@@ -60,9 +60,14 @@ fn signing(sign: &schema::Scheme, spot: Spot<'_>, context: &mut Context<'_>) -> 
                 "standard-webhooks" | "github" => {
                     format!("scheme \"{other}\" is not supported by this version")
                 }
+                // A forgotten comma brings what follows here, which may be a secret.
+                _ if other.contains(' ') => {
+                    "unknown scheme: use aryeo, aryeo-timestamped or none".to_owned()
+                }
                 _ => format!("unknown scheme \"{other}\": use aryeo, aryeo-timestamped or none"),
             };
-            context.report.error(spot.key("scheme").at, message);
+            let reported = context.report.error(spot.key("scheme").at, message);
+            reported.suggest(other, ["aryeo", "aryeo-timestamped", "none"]);
             return None;
         }
     };

@@ -9,7 +9,7 @@ use crate::domain::activity;
 use crate::domain::pointer::Pointers;
 use crate::domain::source::SourcePath;
 use crate::domain::target::Rate;
-use crate::domain::template::{HeaderText, Template};
+use crate::domain::template::{HeaderText, Template, TemplateError};
 
 /// Names are labels of metrics and words in logs.
 const NAME_BYTES_MAX: usize = 100;
@@ -182,6 +182,14 @@ pub(super) fn url(text: &str) -> Parsed<Uri> {
     if host.is_empty() || host.starts_with('.') || host.contains("..") {
         return Err("the url has no host".to_owned());
     }
+    if host.contains(['{', '}']) || uri.path().contains(['{', '}']) {
+        return Err("a url has no placeholders: a header can have them".to_owned());
+    }
+    if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        && host.parse::<std::net::Ipv4Addr>().is_err()
+    {
+        return Err(format!("\"{host}\" is no IPv4 address, and no host has such a name"));
+    }
     let port = authority.rsplit_once(':').filter(|_| !authority.ends_with(']'));
     if port.is_some() && uri.port_u16().is_none_or(|port| port == 0) {
         return Err("the url's port is not between 1 and 65535".to_owned());
@@ -195,14 +203,18 @@ pub(super) fn header_name(text: &str) -> Parsed<HeaderName> {
 }
 
 /// The text of a header, with placeholders; `{{` and `}}` are braces.
-pub(super) fn header_text(text: &str, pointers: &mut Pointers) -> Parsed<HeaderText> {
-    let template =
-        Template::parse(text, |pointer| pointers.add(pointer)).map_err(|error| error.message)?;
+pub(super) fn header_text(
+    text: &str,
+    pointers: &mut Pointers,
+) -> Result<HeaderText, TemplateError> {
+    let whole = |message| TemplateError { at: 0..text.len(), message };
+    let template = Template::parse(text, |pointer| pointers.add(pointer))?;
     match template.plain() {
         Some(plain) => header_value(plain).map(HeaderText::Fixed),
         // What stands between the placeholders is held to the same.
         None => header_value(text).map(|_| HeaderText::Template(template)),
     }
+    .map_err(whole)
 }
 
 /// The value of a header as it is. The message does not show it.
@@ -344,6 +356,9 @@ mod tests {
             "https://:80/",
             "https://a..b/",
             "http://[::1",
+            "http://10.0.0.256/",
+            "http://10.1/",
+            "https://a/{activity}",
             "é://a",
         ] {
             assert!(url(text).is_err(), "{text}");
@@ -357,7 +372,7 @@ mod tests {
         let mut read = |text| header_text(text, &mut pointers);
         assert_eq!(read("a{{b}}c"), Ok(HeaderText::Fixed(HeaderValue::from_static("a{b}c"))));
         assert!(matches!(read("x {activity}"), Ok(HeaderText::Template(_))));
-        assert!(read("{activty}").unwrap_err().contains("unknown placeholder {activty}"));
+        assert!(read("{activty}").unwrap_err().message.contains("unknown placeholder {activty}"));
         assert!(read("é").is_err() && read("é {source}").is_err() && read("a\nb").is_err());
     }
 
