@@ -122,6 +122,7 @@ fn json(file: &Path, problems: &Problems) -> serde_json::Value {
     let one = |problem: &Problem| {
         serde_json::json!({
             "severity": problem.severity.name(),
+            "file": problem.file.display().to_string(),
             "line": problem.position.map(|place| place.line),
             "column": problem.position.map(|place| place.column),
             "end_column": problem.end_column,
