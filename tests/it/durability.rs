@@ -3,8 +3,9 @@
 //! The relay runs under `strace`, which writes one line for each system call, in the order in which
 //! they began and ended. For every acknowledgement there must be a write of the webhook's bytes to
 //! a file, then a sync of that file that begins after the write has ended, then the answer's bytes
-//! on a socket, begun after the sync has ended. Traces from which the syncs are taken out must fail
-//! the same check.
+//! on a socket, begun after the sync has ended. And the file must have been made, and its directory
+//! synced after that, before the answer begins: a file without a name is lost. Traces from which the
+//! syncs are taken out must fail the same check.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,8 @@ use crate::support::tools::has_strace;
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Routes, Sender, TestRelay, eventually};
 
-const CALLS: &str = "trace=pwrite64,pwritev,pwritev2,write,writev,sendto,sendmsg,fdatasync,fsync";
+const CALLS: &str =
+    "trace=openat,pwrite64,pwritev,pwritev2,write,writev,sendto,sendmsg,fdatasync,fsync";
 
 /// One system call: when it began and when it ended, counted in lines.
 #[derive(Debug, Clone)]
@@ -32,6 +34,18 @@ impl Call {
 
     fn is_sync(&self) -> bool {
         self.name == "fdatasync" || self.name == "fsync"
+    }
+
+    fn is_good_sync_of(&self, file: &str) -> bool {
+        let synced = self.file().split_once('<').map_or("", |(_, path)| path);
+        self.is_sync() && synced == file && self.text.trim_end().ends_with("= 0")
+    }
+
+    /// Whether it made this file, without an error.
+    fn made(&self, file: &str) -> bool {
+        self.name == "openat"
+            && self.text.contains("O_CREAT")
+            && self.text.trim_end().ends_with(&format!("<{file}>"))
     }
 
     fn is_on_socket(&self) -> bool {
@@ -95,25 +109,31 @@ fn violations(trace: &str, acknowledged: &[Acknowledged]) -> Vec<String> {
             })
             .collect();
         for answer in answered {
-            let safe = writes.iter().any(|write| {
-                calls.iter().any(|sync| {
-                    sync.is_sync()
-                        && sync.text.trim_end().ends_with("= 0")
-                        && sync.file() == write.file()
-                        && sync.began > write.ended
-                        && sync.ended < answer.began
-                })
-            });
+            let safe = writes.iter().any(|write| is_durable_before(&calls, write, answer));
             if !safe {
                 let when = writes.iter().map(|write| write.ended).collect::<Vec<_>>();
                 let at = answer.began;
                 violations.push(format!(
-                    "{mark}: answered on line {at}, written on {when:?}, no sync between"
+                    "{mark}: answered on line {at}, written on {when:?}, no syncs between"
                 ));
             }
         }
     }
     violations
+}
+
+/// Whether what was written, and the name of the file that it was written to, were durable before
+/// the answer began.
+fn is_durable_before(calls: &[Call], write: &Call, answer: &Call) -> bool {
+    let Some((_, file)) = write.file().split_once('<') else { return false };
+    let Some((dir, _)) = file.rsplit_once('/') else { return false };
+    let synced_since = |file: &str, since: usize| {
+        calls.iter().any(|sync| {
+            sync.is_good_sync_of(file) && sync.began > since && sync.ended < answer.began
+        })
+    };
+    synced_since(file, write.ended)
+        && calls.iter().any(|call| call.made(file) && synced_since(dir, call.ended))
 }
 
 #[test]
@@ -175,10 +195,13 @@ fn answers(acknowledged: &[Acknowledged]) -> usize {
 #[test]
 fn the_check_finds_what_it_is_for() {
     let one = [Acknowledged { mark: "mark-1".to_owned(), id: "id-1".to_owned(), answers: 1 }];
+    let made = "10 openat(AT_FDCWD</d>, \"/d/a\", O_RDWR|O_CREAT|O_EXCL, 0600) = 7</d/a>\n";
+    let named = "10 fsync(8</d>) = 0\n";
     let write = "10 pwrite64(7</d/a>, \"mark-1\", 6, 0) = 6\n";
     let sync = "10 fdatasync(7</d/a>) = 0\n";
     let answer = "11 sendto(9<socket:[5]>, \"HTTP/1.1 202 Accepted\\r\\n\\r\\nid-1\", 30) = 30\n";
-    let check = |lines: &[&str]| violations(&lines.concat(), &one).len();
+    let count = |lines: &[&str]| violations(&lines.concat(), &one).len();
+    let check = |lines: &[&str]| count(&[&[made, named], lines].concat());
     assert_eq!(check(&[write, sync, answer]), 0);
     assert_eq!(check(&[write, answer, sync]), 1);
     assert_eq!(check(&[sync, write, answer]), 1);
@@ -192,4 +215,9 @@ fn the_check_finds_what_it_is_for() {
     assert_eq!(check(&[write, begun, done, answer]), 0);
     assert_eq!(check(&[write, begun, answer, done]), 1, "answered while it syncs");
     assert_eq!(check(&[begun, write, done, answer]), 1, "began before the write");
+    assert_eq!(count(&[made, write, sync, named, answer]), 0, "named in time");
+    assert_eq!(count(&[made, write, sync, answer]), 1, "never named");
+    assert_eq!(count(&[made, write, sync, answer, named]), 1, "named too late");
+    assert_eq!(count(&[named, made, write, sync, answer]), 1, "named before it was there");
+    assert_eq!(count(&[made, "10 fsync(8</e>) = 0\n", write, sync, answer]), 1, "not its own");
 }

@@ -164,9 +164,15 @@ impl Queue {
         true
     }
 
-    /// Adds records of the store's own.
+    /// Adds records of the store's own. While it closes they are dropped, and with them the reply:
+    /// nobody may be left who would write them, and whoever waits for that would hold up the stop.
     pub fn write(&self, own: Own) {
-        self.lock().own.push(own);
+        let mut state = self.lock();
+        if state.closing {
+            return;
+        }
+        state.own.push(own);
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -250,5 +256,20 @@ impl Queue {
             roll: std::mem::take(&mut state.roll),
             closing: state.closing && all,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{TryRecvError, sync_channel};
+
+    #[test]
+    fn who_has_something_written_while_it_closes_is_not_left_waiting() {
+        let queue = Queue::default();
+        queue.close();
+        let (reply, answer) = sync_channel(1);
+        queue.write(Own { records: Vec::new(), reply });
+        assert_eq!(answer.try_recv(), Err(TryRecvError::Disconnected));
     }
 }

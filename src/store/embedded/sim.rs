@@ -24,6 +24,9 @@ pub struct Faults {
     pub broken_at_write: Option<u64>,
     /// This sync fails; what was not durable is lost if the power is cut.
     pub broken_at_sync: Option<u64>,
+    /// This sync of a directory fails; what was made, renamed and removed in it is lost if the power
+    /// is cut.
+    pub broken_at_dir_sync: Option<u64>,
     /// This sync does not end before the faults are set anew, as by [`SimDisk::heal`].
     pub hung_at_sync: Option<u64>,
     /// Files can't be made.
@@ -49,18 +52,61 @@ struct Content {
     closed: bool,
 }
 
+type Entries = BTreeMap<PathBuf, Arc<Mutex<Content>>>;
+
+/// What was done to the entries of a directory.
+#[derive(Debug, Clone)]
+enum EntryChange {
+    Made(PathBuf, Arc<Mutex<Content>>),
+    Removed(PathBuf),
+    Renamed(PathBuf, PathBuf),
+}
+
+impl EntryChange {
+    fn apply(self, entries: &mut Entries) {
+        match self {
+            Self::Made(path, content) => {
+                entries.insert(path, content);
+            }
+            Self::Removed(path) => {
+                entries.remove(&path);
+            }
+            Self::Renamed(from, to) => {
+                if let Some(content) = entries.remove(&from) {
+                    entries.insert(to, content);
+                }
+            }
+        }
+    }
+
+    fn is_in(&self, dir: &Path) -> bool {
+        let (Self::Made(path, _) | Self::Removed(path) | Self::Renamed(path, _)) = self;
+        path.parent() == Some(dir)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
-    files: BTreeMap<PathBuf, Arc<Mutex<Content>>>,
+    files: Entries,
+    // What a power cut leaves for certain, and what was done since to the entries.
+    durable_files: Entries,
+    unsynced: Vec<EntryChange>,
     faults: Faults,
+    met: bool,
     writes: u64,
     syncs: u64,
+    dir_syncs: u64,
     reads: u64,
     changes: u64,
     generation: u64,
 }
 
 impl State {
+    fn change_entry(&mut self, change: EntryChange) {
+        change.clone().apply(&mut self.files);
+        self.unsynced.push(change);
+    }
+
     fn available(&self) -> u64 {
         let taken: u64 = self.files.values().map(|content| lock(content).now.len() as u64).sum();
         self.faults.room.unwrap_or(1 << 40).saturating_sub(taken)
@@ -91,8 +137,10 @@ impl SimDisk {
     pub fn set_faults(&self, faults: Faults) {
         let mut state = lock(&self.state);
         state.faults = faults;
+        state.met = false;
         state.writes = 0;
         state.syncs = 0;
+        state.dir_syncs = 0;
         state.reads = 0;
         state.changes = 0;
         self.healed.notify_all();
@@ -103,6 +151,11 @@ impl SimDisk {
         self.set_faults(Faults::default());
     }
 
+    /// Whether a write or a sync failed, or was short, since the faults were set.
+    pub fn has_met_fault(&self) -> bool {
+        lock(&self.state).met
+    }
+
     /// Writes and syncs since the faults were set.
     pub fn operations(&self) -> (u64, u64) {
         let state = lock(&self.state);
@@ -110,11 +163,18 @@ impl SimDisk {
     }
 
     /// Cuts the power: whoever has this disk can do nothing with it any more. Of what was not
-    /// durable some sectors survive, by chance. Answers the disk after the restart.
+    /// durable some sectors survive, and some of the files made, renamed and removed, by chance.
+    /// Answers the disk after the restart.
     #[must_use]
     pub fn power_cut(&self, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut state = lock(&self.state);
+        for change in std::mem::take(&mut state.unsynced) {
+            if random.bool() {
+                change.apply(&mut state.durable_files);
+            }
+        }
+        state.files = state.durable_files.clone();
         for content in state.files.values() {
             let mut content = lock(content);
             let Content { now, durable, poisoned, .. } = &mut *content;
@@ -228,6 +288,7 @@ impl Disk for SimDisk {
         let mut state = self.changing()?;
         let full = state.faults.full_at_write.is_some_and(|n| state.writes + 1 >= n);
         if state.faults.no_create || full {
+            state.met |= full;
             return Err(Errno::NOSPC.into());
         }
         if state.files.contains_key(path) {
@@ -238,7 +299,7 @@ impl Disk for SimDisk {
         }
         let now = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
         let content = Arc::new(Mutex::new(Content { now, ..Content::default() }));
-        state.files.insert(path.into(), Arc::clone(&content));
+        state.change_entry(EntryChange::Made(path.into(), Arc::clone(&content)));
         Ok(Arc::new(SimFile { disk: self.clone(), content }))
     }
 
@@ -258,18 +319,37 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.changing()?.files.remove(path).map(drop).ok_or_else(|| Errno::NOENT.into())
+        let mut state = self.changing()?;
+        if !state.files.contains_key(path) {
+            return Err(Errno::NOENT.into());
+        }
+        state.change_entry(EntryChange::Removed(path.into()));
+        Ok(())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.changing()?;
-        let content = state.files.remove(from).ok_or(Errno::NOENT)?;
-        state.files.insert(to.into(), content);
+        if !state.files.contains_key(from) {
+            return Err(Errno::NOENT.into());
+        }
+        state.change_entry(EntryChange::Renamed(from.into(), to.into()));
         Ok(())
     }
 
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.changing().map(drop)
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.changing()?;
+        state.dir_syncs += 1;
+        if state.faults.broken_at_dir_sync == Some(state.dir_syncs) {
+            state.met = true;
+            return Err(Errno::IO.into());
+        }
+        let unsynced = std::mem::take(&mut state.unsynced).into_iter();
+        let (synced, rest): (Vec<_>, Vec<_>) = unsynced.partition(|change| change.is_in(dir));
+        state.unsynced = rest;
+        for change in synced {
+            change.apply(&mut state.durable_files);
+        }
+        Ok(())
     }
 
     fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
@@ -288,12 +368,16 @@ impl DiskFile for SimFile {
             state.writes += 1;
             let (faults, nth) = (state.faults, state.writes);
             if faults.full_at_write.is_some_and(|n| nth >= n) {
+                state.met = true;
                 return Err(Errno::NOSPC.into());
             }
             if faults.broken_at_write == Some(nth) {
+                state.met = true;
                 return Err(Errno::IO.into());
             }
-            faults.short_at_write == Some(nth)
+            let short = faults.short_at_write == Some(nth);
+            state.met |= short;
+            short
         };
         let mut bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
         if short {
@@ -348,6 +432,7 @@ impl DiskFile for SimFile {
                 state = waited.unwrap_or_else(PoisonError::into_inner);
             }
             if state.faults.broken_at_sync == Some(state.syncs) {
+                state.met = true;
                 lock(&self.content).poisoned = true;
                 return Err(Errno::IO.into());
             }

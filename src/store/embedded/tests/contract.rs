@@ -285,7 +285,7 @@ async fn the_embedded_store_keeps_the_contract_in_memory() {
 
 #[tokio::test]
 async fn the_embedded_store_keeps_the_contract_on_a_disk() {
-    let mut world = World::new();
+    let mut world = World::on_disk();
     world.settings.disk = Arc::new(crate::store::embedded::disk::RealDisk);
     suite(&world, || world.open()).await;
 }

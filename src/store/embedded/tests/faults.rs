@@ -8,102 +8,6 @@ use crate::store::embedded::sim::Faults;
 
 const TARGET: &str = "crm";
 
-/// Commits some while the disk fails as told, restarts, and compares.
-async fn survives(faults: Faults, cut: bool) -> (u64, u64) {
-    let mut world = World::new();
-    let store = world.open();
-    world.disk.set_faults(faults);
-    let (mut acknowledged, mut sent) = (Vec::new(), Vec::new());
-    for n in 0..6u8 {
-        let body = vec![n; 3000];
-        let (webhook, result) = world.commit(&store, &body, &[TARGET]).await;
-        sent.push(webhook.body.clone());
-        match result {
-            Ok(()) => {
-                acknowledged.push(webhook.body);
-                let leases = lease(&store, TARGET, 1).await;
-                drop(leases);
-            }
-            Err(error) => {
-                assert!(matches!(error, CommitError::DiskFull | CommitError::Unavailable));
-                assert_eq!(is_duplicate(&store, &body).await, None);
-            }
-        }
-        if n == 4 {
-            world.disk.heal();
-            // The next trial, made by itself.
-            let healthy = async {
-                while store.health().failing.is_some() {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            };
-            within(PATIENCE, healthy).await;
-        }
-    }
-    let operations = world.disk.operations();
-    let disk = if cut { world.disk.power_cut(7) } else { world.disk.kill() };
-    drop(store);
-    world.use_disk(disk);
-    for delete_index in [false, true] {
-        if delete_index {
-            world.delete_index();
-        }
-        let store = world.open();
-        for body in &acknowledged {
-            assert!(is_duplicate(&store, body).await.is_some(), "{faults:?}");
-        }
-        store.flush().await;
-        let mut found = Vec::new();
-        let mut leases = Vec::new();
-        loop {
-            let more = lease_now(&store, TARGET, 64).await;
-            if more.is_empty() {
-                break;
-            }
-            found.extend(more.iter().map(|lease| lease.delivery.webhook.body.clone()));
-            leases.extend(more);
-        }
-        assert!(acknowledged.iter().all(|body| found.contains(body)), "lost: {faults:?}");
-        assert!(found.iter().all(|body| sent.contains(body)), "invented: {faults:?}");
-        let mut unique = found.clone();
-        unique.sort();
-        unique.dedup();
-        assert_eq!(unique.len(), found.len(), "twice: {faults:?}");
-        assert_eq!(store.health().damaged_records, 0, "{faults:?}");
-        drop(leases);
-        drop(store);
-    }
-    operations
-}
-
-#[tokio::test]
-async fn nothing_acknowledged_is_lost_whichever_write_finds_the_disk_full() {
-    for cut in [false, true] {
-        for nth in 1..=6 {
-            survives(Faults { full_at_write: Some(nth), ..Faults::default() }, cut).await;
-        }
-    }
-}
-
-#[tokio::test]
-async fn nothing_acknowledged_is_lost_whichever_write_breaks_or_is_short() {
-    for cut in [false, true] {
-        for nth in 1..=6 {
-            survives(Faults { broken_at_write: Some(nth), ..Faults::default() }, cut).await;
-            survives(Faults { short_at_write: Some(nth), ..Faults::default() }, cut).await;
-        }
-    }
-}
-
-#[tokio::test]
-async fn nothing_acknowledged_is_lost_whichever_sync_fails() {
-    for cut in [false, true] {
-        for nth in 1..=7 {
-            survives(Faults { broken_at_sync: Some(nth), ..Faults::default() }, cut).await;
-        }
-    }
-}
-
 #[tokio::test]
 async fn after_a_failed_sync_nothing_is_acknowledged_on_that_file() {
     let world = World::new();
@@ -303,4 +207,43 @@ async fn where_a_large_webhook_has_no_room_a_small_one_is_taken() {
         }
     };
     within(PATIENCE, accepted).await;
+}
+
+#[tokio::test]
+async fn a_segment_is_in_its_directory_for_good_before_anything_in_it_is_acknowledged() {
+    // By chance an entry survives that was not made durable: not eight times over.
+    for seed in 0..8 {
+        let mut world = World::new();
+        let store = world.open();
+        let mut acknowledged = Vec::new();
+        // More than a segment takes.
+        for n in 0..24u8 {
+            let (webhook, result) = world.commit(&store, &[n; 4000], &[TARGET]).await;
+            result.unwrap();
+            acknowledged.push(webhook.body);
+        }
+        assert!(segments(&world).len() > 1);
+        let disk = world.disk.power_cut(seed);
+        drop(store);
+        world.use_disk(disk);
+        world.delete_index();
+        let store = world.open();
+        assert_eq!(drain(&store, TARGET).await, acknowledged, "seed {seed}");
+        assert_eq!(store.health().damaged_records, 0);
+    }
+}
+
+#[test]
+fn a_segment_that_was_removed_is_gone_for_good() {
+    use crate::store::embedded::log::Log;
+    for seed in 0..8 {
+        let disk = SimDisk::default();
+        let log = Log::open("segments".into(), Arc::new(disk.clone())).unwrap();
+        for salt in 0..2 {
+            log.create(salt, Timestamp::default(), None, HEADER_BYTES).unwrap();
+        }
+        log.remove(1).unwrap();
+        let files = disk.power_cut(seed).files();
+        assert_eq!(files, [Path::new("segments/00000002.log")], "seed {seed}");
+    }
 }

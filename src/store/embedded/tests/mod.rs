@@ -23,6 +23,7 @@ use crate::store::{CommitError, Lease, Store};
 mod cleaning;
 mod contract;
 mod damage;
+mod everywhere;
 mod faults;
 mod random;
 mod retention;
@@ -90,8 +91,21 @@ pub(super) struct World {
 }
 
 impl World {
+    /// With its index in memory, if there is such a place: the machine's disk is slow, and nothing
+    /// is proved by it.
     pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        match tempfile::tempdir_in("/dev/shm") {
+            Ok(dir) => Self::in_dir(dir),
+            Err(_) => Self::on_disk(),
+        }
+    }
+
+    /// With its index on the machine's disk.
+    pub(super) fn on_disk() -> Self {
+        Self::in_dir(tempfile::tempdir().unwrap())
+    }
+
+    fn in_dir(dir: TempDir) -> Self {
         let disk = SimDisk::default();
         let mut settings = Settings::new(dir.path().join("data"));
         settings.disk = Arc::new(disk.clone());
@@ -213,24 +227,33 @@ pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) 
     tokio::time::timeout(limit, future).await.expect("it takes too long")
 }
 
-/// Delivers everything that is due to a target; bodies in the order of their leases.
+/// How many deliveries to a target are pending, when all is in the index.
+pub(super) async fn pending(store: &EmbeddedStore, target: &str) -> u64 {
+    store.flush().await;
+    store.lanes().into_iter().find(|lane| *lane.target == *target).map_or(0, |lane| lane.pending)
+}
+
+/// Leases everything that is pending to a target, all of which must be due.
+pub(super) async fn lease_all(store: &EmbeddedStore, target: &str) -> Vec<Lease> {
+    let count = pending(store, target).await;
+    let mut leases = Vec::new();
+    while (leases.len() as u64) < count {
+        leases.extend(lease(store, target, 64).await);
+    }
+    leases
+}
+
+/// Delivers everything that is pending to a target, all of which must be due; bodies in the order
+/// of their leases.
 pub(super) async fn drain(store: &EmbeddedStore, target: &str) -> Vec<Bytes> {
     let mut bodies = Vec::new();
-    loop {
-        store.flush().await;
-        let pending = store.lanes().into_iter().find(|lane| *lane.target == *target);
-        if pending.is_none_or(|lane| lane.pending == 0) {
-            return bodies;
-        }
-        let leases = lease_now(store, target, 64).await;
-        if leases.is_empty() {
-            return bodies;
-        }
-        for lease in leases {
+    while pending(store, target).await > 0 {
+        for lease in lease(store, target, 64).await {
             bodies.push(lease.delivery.webhook.body.clone());
             store.settle(lease, None, Settlement::Delivered);
         }
     }
+    bodies
 }
 
 pub(super) fn segments(world: &World) -> Vec<std::path::PathBuf> {

@@ -1,19 +1,27 @@
-//! Random operations and crashes against a simple model.
+//! Random operations, failures and crashes against a simple model.
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
+use super::cleaning::clean;
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::embedded::sim::Faults;
+
+// Short, so that a pass of the cleaner is not waited for.
+const RETAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
 enum Step {
     Commit(u8),
+    /// The same body as an earlier one.
+    Repeat(prop::sample::Index),
     Deliver(bool),
     Retry(bool),
     Dead(bool),
+    Expire(bool),
     Lapse,
     Wait(u16),
     Flush,
@@ -22,14 +30,26 @@ enum Step {
     PowerCut(u64),
     DeleteIndex,
     Clean,
+    /// Which of the next writes or syncs fails, or is short.
+    Fault(Failure, u64),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Failure {
+    Write,
+    Short,
+    Sync,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let failure = prop_oneof![Just(Failure::Write), Just(Failure::Short), Just(Failure::Sync)];
     let step = prop_oneof![
         8 => (0..4u8).prop_map(Step::Commit),
+        2 => any::<prop::sample::Index>().prop_map(Step::Repeat),
         4 => any::<bool>().prop_map(Step::Deliver),
         3 => any::<bool>().prop_map(Step::Retry),
         1 => any::<bool>().prop_map(Step::Dead),
+        1 => any::<bool>().prop_map(Step::Expire),
         1 => Just(Step::Lapse),
         2 => (0..3000u16).prop_map(Step::Wait),
         1 => Just(Step::Flush),
@@ -38,6 +58,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<u64>().prop_map(Step::PowerCut),
         1 => Just(Step::DeleteIndex),
         1 => Just(Step::Clean),
+        2 => (failure, 1..4u64).prop_map(|(failure, nth)| Step::Fault(failure, nth)),
     ];
     proptest::collection::vec(step, 1..60)
 }
@@ -63,87 +84,237 @@ enum Doubt {
 #[derive(Default)]
 struct Model {
     deliveries: BTreeMap<(Vec<u8>, &'static str), (Expected, Doubt)>,
+    accepted: BTreeMap<Vec<u8>, WebhookId>,
+    refused: Vec<Vec<u8>>,
+    // Since then the disk may have failed: what is in the index need not be in the log.
+    is_failing: bool,
     next: u32,
 }
 
 impl Model {
+    /// What was settled is in the log.
     fn written(&mut self) {
         self.deliveries.values_mut().filter(|d| d.1 == Doubt::UntilWritten).for_each(|d| {
             d.1 = Doubt::None;
         });
     }
+
+    /// What was settled may be undone: all of it, or what was not written.
+    fn doubt(&mut self, all: bool) {
+        for (_, doubt) in self.deliveries.values_mut() {
+            if all || *doubt == Doubt::UntilWritten {
+                *doubt = Doubt::Lasting;
+            }
+        }
+    }
+
+    /// Whether retention may have ended it: nothing of it is pending.
+    fn may_be_over(&self, body: &[u8], now: Timestamp) -> bool {
+        let is_old = now.since(self.accepted[body].timestamp()) >= RETAIN;
+        let of = self.deliveries.iter().filter(|((other, _), _)| other == body);
+        is_old && of.clone().count() > 0 && of.clone().all(|(_, d)| d.0 != Expected::Pending)
+    }
 }
 
 const TARGETS: [&str; 2] = ["crm", "billing"];
 
-async fn run(steps: Vec<Step>) {
-    let mut world = World::new();
-    world.settings.segment_bytes = 16 << 10;
-    world.settings.retain_dead_letters = Duration::from_secs(1 << 30);
-    world.settings.retain = Duration::from_secs(1 << 30);
-    let mut model = Model::default();
-    let mut store = Some(world.open());
-    for step in steps {
-        let current = store.as_ref().unwrap();
+struct Run {
+    world: World,
+    model: Model,
+    // None while it is opened again.
+    store: Option<EmbeddedStore>,
+}
+
+impl Run {
+    fn new() -> Self {
+        let mut world = World::new();
+        world.settings.segment_bytes = 16 << 10;
+        world.settings.retain_dead_letters = Duration::from_secs(1 << 30);
+        world.settings.retain = RETAIN;
+        let store = Some(world.open());
+        Self { world, model: Model::default(), store }
+    }
+
+    fn store(&self) -> &EmbeddedStore {
+        self.store.as_ref().unwrap()
+    }
+
+    async fn step(&mut self, step: Step) {
         match step {
-            Step::Commit(targets) => commit(&world, &mut model, current, targets).await,
-            Step::Deliver(first) => settle(&mut model, current, first, Settlement::Delivered).await,
+            Step::Commit(targets) => self.commit(targets).await,
+            Step::Repeat(which) => self.repeat(which).await,
+            Step::Deliver(first) => self.settle(first, Settlement::Delivered).await,
             Step::Retry(first) => {
-                let at = world.clock.now().plus(Duration::from_millis(1500));
-                settle(&mut model, current, first, Settlement::Retry { at }).await;
+                let at = self.world.clock.now().plus(Duration::from_millis(1500));
+                self.settle(first, Settlement::Retry { at }).await;
             }
             Step::Dead(first) => {
-                settle(&mut model, current, first, Settlement::DeadLetter(Cause::GivenUp)).await;
+                self.settle(first, Settlement::DeadLetter(Cause::GivenUp)).await;
             }
-            Step::Lapse => drop(quick(current, TARGETS[0]).await),
-            Step::Wait(ms) => world.clock.advance(Duration::from_millis(ms.into())),
+            Step::Expire(first) => self.expire(first).await,
+            Step::Lapse => drop(quick(self.store(), TARGETS[0]).await),
+            Step::Wait(ms) => self.world.clock.advance(Duration::from_millis(ms.into())),
             Step::Flush => {
-                current.flush().await;
-                model.written();
-            }
-            Step::Restart | Step::DeleteIndex | Step::Clean => {
-                current.close().await;
-                drop(store.take());
-                if matches!(step, Step::DeleteIndex) {
-                    world.delete_index();
+                self.store().flush().await;
+                if !self.model.is_failing {
+                    self.model.written();
                 }
-                // Everything was written and synced.
-                model.written();
-                store = Some(world.open());
             }
+            Step::Clean => {
+                self.world.clock.advance(RETAIN * 2);
+                clean(&self.world, self.store()).await;
+            }
+            Step::Fault(failure, nth) => self.fail(failure, nth),
+            Step::Restart => self.restart(false).await,
+            Step::DeleteIndex => self.restart(true).await,
             Step::Kill => {
-                model.deliveries.values_mut().filter(|d| d.1 == Doubt::UntilWritten).for_each(
-                    |d| {
-                        d.1 = Doubt::Lasting;
-                    },
-                );
-                let disk = world.disk.kill();
-                drop(store.take());
-                world.use_disk(disk);
-                store = Some(world.open());
+                self.model.doubt(false);
+                self.open_on(self.world.disk.kill(), false);
             }
             Step::PowerCut(seed) => {
-                model.deliveries.values_mut().for_each(|d| d.1 = Doubt::Lasting);
-                let disk = world.disk.power_cut(seed);
-                drop(store.take());
-                world.use_disk(disk);
-                world.delete_index();
-                store = Some(world.open());
+                self.model.doubt(true);
+                self.open_on(self.world.disk.power_cut(seed), true);
             }
         }
     }
-    check(&world, &model, store.unwrap()).await;
+
+    fn fail(&mut self, failure: Failure, nth: u64) {
+        let nth = Some(nth);
+        self.model.is_failing = true;
+        self.world.disk.set_faults(match failure {
+            Failure::Write => Faults { broken_at_write: nth, ..Faults::default() },
+            Failure::Short => Faults { short_at_write: nth, ..Faults::default() },
+            Failure::Sync => Faults { broken_at_sync: nth, ..Faults::default() },
+        });
+    }
+
+    /// Stops in order, on a disk that is sound: everything is written and synced then.
+    async fn restart(&mut self, delete_index: bool) {
+        self.world.disk.heal();
+        self.store().close().await;
+        self.model.written();
+        self.open_on(self.world.disk.clone(), delete_index);
+    }
+
+    fn open_on(&mut self, disk: SimDisk, delete_index: bool) {
+        drop(self.store.take());
+        self.world.use_disk(disk);
+        if delete_index {
+            self.world.delete_index();
+        }
+        self.model.is_failing = false;
+        self.store = Some(self.world.open());
+    }
+
+    async fn commit(&mut self, targets: u8) {
+        self.model.next += 1;
+        let n = self.model.next.to_be_bytes();
+        let body = [&n[..], &vec![targets; usize::from(targets) * 700]].concat();
+        let wanted = (0u8..).zip(TARGETS).filter(|(n, _)| targets & (1 << n) != 0);
+        let names: Vec<_> = wanted.map(|(_, name)| name).collect();
+        let (webhook, result) = self.world.commit(self.store(), &body, &names).await;
+        if let Err(error) = result {
+            assert!(self.model.is_failing, "{error}, but the disk is sound");
+            self.model.refused.push(body);
+            return;
+        }
+        self.model.accepted.insert(body.clone(), webhook.id);
+        for name in names {
+            self.model.deliveries.insert((body.clone(), name), (Expected::Pending, Doubt::None));
+        }
+    }
+
+    /// What was accepted is a duplicate of the first; what was refused is none.
+    async fn repeat(&self, which: prop::sample::Index) {
+        let Model { accepted, refused, .. } = &self.model;
+        let bodies: Vec<&Vec<u8>> = accepted.keys().chain(refused).collect();
+        if !bodies.is_empty() {
+            self.store().flush().await;
+            self.check_duplicate(bodies[which.index(bodies.len())]).await;
+        }
+    }
+
+    async fn check_duplicate(&self, body: &[u8]) {
+        let known = is_duplicate(self.store(), body).await;
+        let first = self.model.accepted.get(body).copied();
+        let is_over = first.is_some() && self.model.may_be_over(body, self.world.clock.now());
+        assert!(known == first || (known.is_none() && is_over), "{known:?}, not {first:?}");
+    }
+
+    async fn settle(&mut self, first: bool, settlement: Settlement) {
+        let target = TARGETS[usize::from(!first)];
+        for lease in quick(self.store(), target).await {
+            let key = (lease.delivery.webhook.body.to_vec(), target);
+            let known = self.model.deliveries.get_mut(&key).expect("what is leased was committed");
+            assert!(
+                known.0 == Expected::Pending || known.1 == Doubt::Lasting,
+                "leased again: {known:?}"
+            );
+            let expected = match settlement {
+                Settlement::Delivered => Expected::Delivered,
+                Settlement::DeadLetter(_) => Expected::Dead,
+                _ => Expected::Pending,
+            };
+            // Until it is flushed a crash may undo it.
+            *known = (expected, Doubt::UntilWritten);
+            self.store().settle(lease, None, settlement);
+        }
+    }
+
+    /// Ends everything that is pending to a target.
+    async fn expire(&mut self, first: bool) {
+        let target = TARGETS[usize::from(!first)];
+        let before = self.world.clock.now().plus(Duration::from_millis(1));
+        let ended = self.store().expire(target, before, 1000, Cause::TargetRemoved).await;
+        let (mut pending, mut doubtful) = (0, 0);
+        let of_target = self.model.deliveries.iter_mut().filter(|((_, name), _)| *name == target);
+        for (_, known) in of_target {
+            if known.0 == Expected::Pending {
+                *known = (Expected::Dead, Doubt::UntilWritten);
+                pending += 1;
+            } else if known.1 == Doubt::Lasting {
+                doubtful += 1;
+            }
+        }
+        assert!((pending..=pending + doubtful).contains(&ended), "{ended} of {pending} ended");
+    }
+
+    /// Everything is as the model has it.
+    async fn check(&self) {
+        self.world.disk.heal();
+        self.world.clock.advance(Duration::from_secs(10));
+        let mut found = Vec::new();
+        for target in TARGETS {
+            let leases = lease_all(self.store(), target).await;
+            found.extend(leases.iter().map(|l| (l.delivery.webhook.body.to_vec(), target)));
+        }
+        let count = found.len();
+        found.sort();
+        found.dedup();
+        assert_eq!(found.len(), count, "one delivery was leased twice");
+        for (key, (expected, doubt)) in &self.model.deliveries {
+            let pending = found.contains(key);
+            match expected {
+                Expected::Pending => assert!(pending, "lost"),
+                Expected::Delivered | Expected::Dead => {
+                    assert!(!pending || *doubt != Doubt::None, "due again")
+                }
+            }
+        }
+        assert!(found.iter().all(|key| self.model.deliveries.contains_key(key)), "invented");
+        for body in self.model.accepted.keys().chain(&self.model.refused) {
+            self.check_duplicate(body).await;
+        }
+        assert_eq!(self.store().health().damaged_records, 0);
+    }
 }
 
-async fn commit(world: &World, model: &mut Model, store: &EmbeddedStore, targets: u8) {
-    model.next += 1;
-    let body = [&model.next.to_be_bytes()[..], &vec![targets; usize::from(targets) * 700]].concat();
-    let wanted: Vec<_> = (0u8..).zip(TARGETS).filter(|(n, _)| targets & (1 << n) != 0).collect();
-    let names: Vec<_> = wanted.iter().map(|(_, name)| *name).collect();
-    world.commit(store, &body, &names).await.1.unwrap();
-    for name in names {
-        model.deliveries.insert((body.clone(), name), (Expected::Pending, Doubt::None));
+async fn run(steps: Vec<Step>) {
+    let mut run = Run::new();
+    for step in steps {
+        run.step(step).await;
     }
+    run.check().await;
 }
 
 async fn quick(store: &EmbeddedStore, target: &str) -> Vec<Lease> {
@@ -153,70 +324,47 @@ async fn quick(store: &EmbeddedStore, target: &str) -> Vec<Lease> {
         .unwrap_or_default()
 }
 
-async fn settle(model: &mut Model, store: &EmbeddedStore, first: bool, settlement: Settlement) {
-    let target = TARGETS[usize::from(!first)];
-    for lease in quick(store, target).await {
-        let key = (lease.delivery.webhook.body.to_vec(), target);
-        let known = model.deliveries.get_mut(&key).expect("what is leased was committed");
-        assert!(
-            known.0 == Expected::Pending || known.1 == Doubt::Lasting,
-            "leased again: {known:?}"
-        );
-        let expected = match settlement {
-            Settlement::Delivered => Expected::Delivered,
-            Settlement::DeadLetter(_) => Expected::Dead,
-            _ => Expected::Pending,
-        };
-        // Until it is flushed a crash may undo it.
-        *known = (expected, Doubt::UntilWritten);
-        store.settle(lease, None, settlement);
-    }
-}
+// Most of the time is waiting: for disks, and for what is not due.
+const THREADS: u32 = 8;
 
-async fn check(world: &World, model: &Model, store: EmbeddedStore) {
-    world.clock.advance(Duration::from_secs(10));
-    store.flush().await;
-    let mut found = BTreeMap::new();
-    for target in TARGETS {
-        let lanes = store.lanes();
-        let counted = lanes.iter().find(|lane| *lane.target == *target).map_or(0, |l| l.pending);
-        let mut held = Vec::new();
-        while (held.len() as u64) < counted {
-            let leased = tokio::time::timeout(PATIENCE, store.lease(target, 64)).await;
-            held.extend(leased.expect("what is counted as pending can be leased"));
-        }
-        held.extend(quick(&store, target).await);
-        for lease in &held {
-            let key = (lease.delivery.webhook.body.to_vec(), target);
-            assert!(found.insert(key, ()).is_none(), "one delivery was leased twice");
-        }
-    }
-    for (key, (expected, doubtful)) in &model.deliveries {
-        let pending = found.contains_key(key);
-        match expected {
-            Expected::Pending => assert!(pending, "lost"),
-            Expected::Delivered | Expected::Dead => {
-                assert!(!pending || *doubtful != Doubt::None, "due again")
-            }
-        }
-        assert!(is_duplicate(&store, &key.0).await.is_some(), "its key is forgotten");
-    }
-    assert!(found.keys().all(|key| model.deliveries.contains_key(key)), "invented");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 48,
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 64 / THREADS,
         max_shrink_iters: 200,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "tests/data/regressions/store.txt",
         ))),
         ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn no_sequence_of_operations_and_crashes_loses_or_invents_anything(steps in steps()) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-            .block_on(run(steps));
     }
+}
+
+#[test]
+fn no_sequence_of_operations_failures_and_crashes_loses_or_invents_anything() {
+    let search = || {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+        TestRunner::new(config()).run(&steps(), |steps| {
+            runtime().unwrap().block_on(run(steps));
+            Ok(())
+        })
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(search)).collect();
+        for thread in threads {
+            if let Err(failed) = thread.join().unwrap() {
+                panic!("{failed}");
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn what_was_found_once_is_not_found_again() {
+    use Step::{Commit, Dead, DeleteIndex, Deliver, Flush, Kill, Lapse, PowerCut, Restart};
+    use Step::{Retry, Wait};
+    run(vec![Commit(2), Deliver(false), Kill, DeleteIndex]).await;
+    let cut = PowerCut(16_290_209_344_099_156_367);
+    let first = vec![Retry(false), Kill, Lapse, Wait(1776), Retry(false), Kill, Lapse, Commit(1)];
+    let then = vec![Commit(1), Retry(true), Deliver(false), cut, Restart, Dead(false)];
+    let last = vec![Retry(false), Lapse, Flush, DeleteIndex, DeleteIndex, Commit(3)];
+    run([first, then, last].concat()).await;
 }

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_large_backlog_is_delivered_once_and_in_order_through_a_bounded_window() {
     const COUNT: usize = 100_000;
-    let mut world = World::new();
+    let mut world = World::on_disk();
     world.settings.segment_bytes = 4 << 20;
     let store = world.open();
     let windows = DuplicateWindows::default();
