@@ -23,6 +23,7 @@ use crate::store::{CommitError, Lease, Store};
 mod cleaning;
 mod contract;
 mod damage;
+mod decay;
 mod everywhere;
 mod faults;
 mod random;
