@@ -249,8 +249,8 @@ impl EmbeddedStore {
                 },
             )?;
         let index_file = dir.join("index.sqlite");
-        let mut index = Index::open(&index_file)
-            .map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
+        let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
+        let mut index = index.map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
         let past = Past::read(&log, &mut index, settings, clock.now(), begun);
         let newest = past.newest;
         if newest > Timestamp::default() {
@@ -308,6 +308,16 @@ impl EmbeddedStore {
             }
         }
     }
+}
+
+/// The index, made again if it knows a segment that is gone. That has to be found out before this
+/// start makes a segment: under the number of the other one it would pass for indexed.
+fn fitting(mut index: Index, log: &Log) -> rusqlite::Result<Index> {
+    if !log.can_follow(index.applied()) {
+        tracing::warn!("the index knows a segment that is gone and is made again from the log");
+        index.make_again()?;
+    }
+    Ok(index)
 }
 
 fn start_threads(

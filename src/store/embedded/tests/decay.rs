@@ -185,3 +185,21 @@ fn a_tail_torn_anywhere_costs_only_what_was_not_whole() {
         torn.collect()
     });
 }
+
+#[tokio::test]
+async fn a_newest_segment_that_vanished_takes_no_later_webhook_with_it() {
+    let Stopped { mut world, path, .. } = Stopped::new().await;
+    // Whoever deletes it, the index still knows it; the next one must not pass for it.
+    world.disk.remove(&path).unwrap();
+    let store = world.open();
+    for body in BODIES {
+        assert_eq!(is_duplicate(&store, body).await, None, "what is lost is no duplicate");
+    }
+    world.commit(&store, b"later", &[TARGET]).await.1.unwrap();
+    store.flush().await;
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    let store = world.open();
+    assert_eq!(drain(&store, TARGET).await, [&b"later"[..]]);
+}
