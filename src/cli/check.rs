@@ -155,7 +155,7 @@ mod tests {
             (&5.into(), &0.into(), &0.into())
         );
         let expected = serde_json::json!({
-            "severity": "error", "line": 4, "column": 11, "end_column": 15,
+            "file": "f", "severity": "error", "line": 4, "column": 11, "end_column": 15,
             "message": "unrouted: expected keep or drop, found \"kepp\"",
             "help": "did you mean \"keep\"?",
         });
