@@ -43,7 +43,7 @@ pub struct Cleaner {
     queue: Arc<Queue>,
     stage: Stage,
     next_pass: Option<Instant>,
-    // Segments that can't be cleaned for now, and until when they are left alone.
+    // Segments that could not be cleaned, and until when they are left alone. They are told of once.
     staying: HashMap<u64, Instant>,
 }
 
@@ -151,8 +151,9 @@ impl Cleaner {
                 Err(Problem::Later) => Ok(()),
                 Err(Problem::Stays) => {
                     let number = job.segment.header.number;
-                    tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
-                    self.staying.insert(number, Instant::now() + STAYS_FOR);
+                    if self.staying.insert(number, Instant::now() + STAYS_FOR).is_none() {
+                        tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
+                    }
                     self.choose(indexer, now, retention)
                 }
                 Err(Problem::Index(error)) => Err(error),
@@ -179,7 +180,7 @@ impl Cleaner {
     ) -> rusqlite::Result<()> {
         let holdings = indexer.index.holdings()?;
         let present = Instant::now();
-        self.staying.retain(|_, until| present < *until);
+        self.staying.retain(|number, _| indexer.parts.log.exists(*number));
         let current = indexer.parts.log.end().segment;
         let log = &indexer.parts.log;
         let segments = log.all();
@@ -196,7 +197,7 @@ impl Cleaner {
                 }
                 continue;
             }
-            if !self.staying.contains_key(&number)
+            if self.staying.get(&number).is_none_or(|until| present >= *until)
                 && number <= needed_behind
                 && is_removable(segment, log, &holdings)
                 && indexer.index.applied().segment > number
