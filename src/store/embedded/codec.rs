@@ -257,7 +257,19 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A webhook whose body is all that is left, and where its deliveries stand.
     pub(super) fn webhook(&mut self) -> Result<(Webhook, Option<Vec<Standing>>), DecodeError> {
+        let (webhook, standings, body_bytes) = self.before_body()?;
+        if self.0.len() as u64 != body_bytes {
+            return Err(DecodeError::Length);
+        }
+        Ok((webhook, standings))
+    }
+
+    /// What stands before a webhook's body, and how long that is said to be.
+    pub(super) fn before_body(
+        &mut self,
+    ) -> Result<(Webhook, Option<Vec<Standing>>, u64), DecodeError> {
         let id = WebhookId::from_bytes(self.array()?);
         let flags = self.u8()?;
         if flags > 3 {
@@ -287,10 +299,7 @@ impl<'a> Reader<'a> {
         } else {
             Some((0..count).map(|_| self.standing()).collect::<Result<_, _>>()?)
         };
-        if self.0.len() as u64 != body_bytes {
-            return Err(DecodeError::Length);
-        }
-        Ok((webhook, standings))
+        Ok((webhook, standings, body_bytes))
     }
 
     pub(super) fn settled(&mut self) -> Result<Settled, DecodeError> {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::change::Entry;
-use crate::store::embedded::index::queries::{DueKey, DueRow, StoredRow};
+use crate::store::embedded::index::queries::{DueKey, DueRow, Identity, StoredRow};
 use crate::store::embedded::lanes::Lane;
 
 // More than this is read from the log instead.
@@ -51,12 +51,12 @@ pub enum Request {
         /// Who asks.
         reply: oneshot::Sender<Option<DueRow>>,
     },
-    /// What is the whole id of this webhook?
+    /// What is this webhook called?
     Identify {
         /// Its key.
         webhook: u64,
         /// Who asks.
-        reply: oneshot::Sender<Option<WebhookId>>,
+        reply: oneshot::Sender<Option<Identity>>,
     },
     /// Which webhooks are stored behind this key?
     Stored {

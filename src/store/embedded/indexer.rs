@@ -246,7 +246,6 @@ impl Indexer {
                 return false;
             }
         }
-        let damaged = self.parts.log.damaged();
         let mut ends = BTreeMap::new();
         let patience = self.parts.read_patience;
         let on_error = match self.unreadable_since {
@@ -266,8 +265,8 @@ impl Indexer {
             parts.inbox.indexed(Some(bytes));
             Ok(())
         });
-        match result {
-            Ok(()) => self.unreadable_since = None,
+        let is_sound = match result {
+            Ok(is_sound) => is_sound,
             Err(FollowError::Io(error)) => {
                 tracing::error!(%error, "the log can't be read");
                 self.unreadable_since.get_or_insert_with(Instant::now);
@@ -277,9 +276,10 @@ impl Indexer {
                 self.failed(&error);
                 return false;
             }
-        }
+        };
+        self.unreadable_since = None;
         // Where something is damaged nothing is cut off: somebody may want to look at it.
-        if !*self.parts.caught_up.borrow() && damaged == self.parts.log.damaged() {
+        if !*self.parts.caught_up.borrow() && is_sound {
             let old = ends.into_values().filter(|end| *end < self.parts.start);
             self.parts.log.truncate_tails(&old.collect());
         }
@@ -339,8 +339,8 @@ impl Indexer {
             Request::StartedBefore { target, before, max, reply } => {
                 let found = self.index.started_before(&target, before, max).and_then(|rows| {
                     let with_id = |row: DueRow| {
-                        let id = self.index.webhook_id(row.key.webhook)?;
-                        Ok(id.map(|id| (row, id)))
+                        let found = self.index.identity(row.key.webhook)?;
+                        Ok(found.map(|found| (row, found.id)))
                     };
                     rows.into_iter().filter_map(|row| with_id(row).transpose()).collect()
                 });
@@ -362,7 +362,7 @@ impl Indexer {
                     }
                 }
             }
-            Request::Identify { webhook, reply } => match self.index.webhook_id(webhook) {
+            Request::Identify { webhook, reply } => match self.index.identity(webhook) {
                 Ok(found) => {
                     reply.send(found).unwrap_or_default();
                 }

@@ -11,7 +11,7 @@ use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::Shared;
 use crate::store::embedded::inbox::Request;
-use crate::store::embedded::index::queries::DueRow;
+use crate::store::embedded::index::queries::{DueRow, Identity};
 use crate::store::embedded::lanes::Lane;
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::reader::{Readback, read_back};
@@ -30,17 +30,17 @@ const SLEEP_MAX: Duration = Duration::from_secs(3600);
 pub(super) struct Unreadable(Mutex<HashMap<u64, Instant>>);
 
 impl Unreadable {
-    /// It could not be read now. Since when, and whether that is news.
-    fn note(&self, webhook: u64) -> (Instant, bool) {
+    /// It could not be read now: since when?
+    fn note(&self, webhook: u64) -> Instant {
         let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         match since.get(&webhook) {
-            Some(then) => (*then, false),
+            Some(then) => *then,
             None => {
                 if since.len() < UNREADABLE_MAX {
                     since.insert(webhook, now);
                 }
-                (now, true)
+                now
             }
         }
     }
@@ -163,38 +163,59 @@ impl Shared {
 
     async fn settle_unread(&self, lane: &Arc<Lane>, row: &DueRow, readback: Readback) {
         let key = row.key.webhook;
-        let retry = match readback {
-            Readback::Failed(error) => {
-                let (since, is_news) = self.unreadable.note(key);
-                self.log.count_damaged(u64::from(is_news));
-                tracing::error!(%error, key, target_name = %lane.name(), "a record can't be read");
-                since.elapsed() < READ_WAIT_MAX
+        let about = self.identify(key).await;
+        let (at, retry) = match readback {
+            Readback::Failed(at, error) => {
+                if self.log.damage.add(at.segment, at.offset) && self.log.damage.may_name() {
+                    tracing::error!(
+                        %error,
+                        webhook_id = %about.id,
+                        activity = about.activity.as_deref(),
+                        received_at = %about.id.timestamp(),
+                        target_name = %lane.name(),
+                        segment = at.segment,
+                        offset = at.offset,
+                        "a record can't be read: it is tried again every minute for a day"
+                    );
+                }
+                (at, self.unreadable.note(key).elapsed() < READ_WAIT_MAX)
             }
-            Readback::Damaged | Readback::Moved | Readback::Whole(_) => {
-                self.log.count_damaged(1);
-                false
+            Readback::Damaged(at) => {
+                self.log.damage.add(at.segment, at.offset);
+                (at, false)
+            }
+            Readback::Moved | Readback::Whole(_) => {
+                let at = row.webhook_at;
+                self.log.damage.add(at.segment, at.offset);
+                (at, false)
             }
         };
         let settlement = if retry {
             Settlement::Retry { at: self.clock.0.now().plus(READ_AGAIN_WAIT) }
         } else {
             self.unreadable.forget(key);
-            tracing::error!(
-                key,
-                target_name = %lane.name(),
-                "a record is damaged: its delivery is a dead letter"
-            );
+            if self.log.damage.may_name() {
+                tracing::error!(
+                    webhook_id = %about.id,
+                    activity = about.activity.as_deref(),
+                    received_at = %about.id.timestamp(),
+                    target_name = %lane.name(),
+                    segment = at.segment,
+                    offset = at.offset,
+                    "a record is damaged: its delivery is a dead letter"
+                );
+            }
             Settlement::DeadLetter(Cause::Damaged)
         };
-        let id = self.full_id(key).await;
-        lane.settle(id, row.key.number, None, settlement);
+        lane.settle(about.id, row.key.number, None, settlement);
     }
 
-    /// The whole id; what the index does not know is made up from the key, which is what counts.
-    async fn full_id(&self, key: u64) -> WebhookId {
+    /// What the index knows; an id that it does not is made up from the key, which is what counts.
+    async fn identify(&self, key: u64) -> Identity {
         let (reply, answer) = oneshot::channel();
         self.inbox.request(Request::Identify { webhook: key, reply });
-        answer.await.ok().flatten().unwrap_or_else(|| WebhookId::from_key(key))
+        let unknown = || Identity { id: WebhookId::from_key(key), activity: None };
+        answer.await.ok().flatten().unwrap_or_else(unknown)
     }
 }
 

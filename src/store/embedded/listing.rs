@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::domain::webhook::Webhook;
+use crate::domain::webhook::{Webhook, WebhookId};
 use crate::store::embedded::Shared;
 use crate::store::embedded::index::queries::StoredRow;
 use crate::store::embedded::indexer::Request;
@@ -47,9 +47,12 @@ impl Shared {
             let read = tokio::task::spawn_blocking(move || read_webhook(&log, at));
             match read.await.map_err(|_| ReadError::Closed)? {
                 Ok(webhook) if webhook.id == summary.id => return Ok(Some(webhook.body)),
-                Ok(_) | Err(Unfit::Damaged) => return Err(ReadError::Damaged),
-                Err(Unfit::Failed(error)) => {
-                    tracing::error!(%error, key, "a record can't be read");
+                Ok(_) | Err(Unfit::Damaged) => {
+                    note_unfit(&self.log, summary.id, at, &Unfit::Damaged);
+                    return Err(ReadError::Damaged);
+                }
+                Err(unfit @ Unfit::Failed(_)) => {
+                    note_unfit(&self.log, summary.id, at, &unfit);
                     return Err(ReadError::Unavailable);
                 }
                 Err(Unfit::Moved) => {}
@@ -86,14 +89,30 @@ fn read_page(log: &Log, rows: Vec<StoredRow>) -> (Vec<Summary>, u64, u64) {
         match read_summary(log, &row) {
             Ok(summary) => summaries.push(summary),
             Err(Unfit::Moved) => moved += 1,
-            Err(Unfit::Damaged) => left_out += 1,
-            Err(Unfit::Failed(error)) => {
-                tracing::error!(%error, key = row.id.key(), "a record can't be read");
+            Err(unfit) => {
+                note_unfit(log, row.id, row.at, &unfit);
                 left_out += 1;
             }
         }
     }
     (summaries, left_out, moved)
+}
+
+/// Counts a place and names it, unless that was done before.
+fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) {
+    let Position { segment, offset, .. } = at;
+    if !log.damage.add(segment, offset) || !log.damage.may_name() {
+        return;
+    }
+    let (webhook_id, received_at) = (id, id.timestamp());
+    match unfit {
+        Unfit::Failed(error) => {
+            tracing::error!(%error, %webhook_id, %received_at, segment, offset, "a record can't be read");
+        }
+        Unfit::Damaged | Unfit::Moved => {
+            tracing::error!(%webhook_id, %received_at, segment, offset, "a record is damaged");
+        }
+    }
 }
 
 fn read_summary(log: &Log, row: &StoredRow) -> Result<Summary, Unfit> {

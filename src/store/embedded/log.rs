@@ -10,6 +10,7 @@ use crate::domain::time::Timestamp;
 use tokio::time::Instant;
 
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::damage::Damage;
 use crate::store::embedded::disk::{Disk, read_fully, write_fully};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::scanner::{Scanner, Unread};
@@ -28,7 +29,8 @@ pub struct Log {
     // Behind the last record that may be read.
     end: Mutex<LogPoint>,
     next_number: AtomicU64,
-    damaged: AtomicU64,
+    /// What was found damaged since the start.
+    pub damage: Damage,
 }
 
 /// What becomes of a read that fails while the log is followed.
@@ -79,7 +81,7 @@ impl Log {
             doubtful: BTreeSet::new(),
             end: Mutex::default(),
             next_number: AtomicU64::new(1),
-            damaged: AtomicU64::new(0),
+            damage: Damage::default(),
         };
         let mut segments = BTreeMap::new();
         for name in log.disk.list(&log.dir)? {
@@ -124,7 +126,7 @@ impl Log {
             tracing::warn!(file = %file.display(), "a directory is no segment");
             return;
         }
-        self.count_damaged(1);
+        self.damage.add(number, 0);
         tracing::error!(
             %error,
             file = %file.display(),
@@ -163,7 +165,7 @@ impl Log {
             }
         }
         read?;
-        self.damaged.fetch_add(1, Ordering::Relaxed);
+        self.damage.add(number, 0);
         tracing::error!(
             file = %path.display(),
             "a segment without a sound header is put aside: its webhooks are lost"
@@ -292,16 +294,6 @@ impl Log {
         LogPoint { segment: self.next_number.load(Ordering::Relaxed), offset: 0 }
     }
 
-    /// Records found damaged since the start.
-    pub fn damaged(&self) -> u64 {
-        self.damaged.load(Ordering::Relaxed)
-    }
-
-    /// Counts damage.
-    pub fn count_damaged(&self, records: u64) {
-        self.damaged.fetch_add(records, Ordering::Relaxed);
-    }
-
     /// What the segments take.
     pub fn bytes(&self) -> u64 {
         self.all().iter().map(|segment| segment.file.bytes().unwrap_or(0)).sum()
@@ -317,21 +309,22 @@ impl Log {
         from == LogPoint::default() || self.exists(from.segment)
     }
 
-    /// Passes on what lies between two points in pieces.
+    /// Passes on what lies between two points in pieces; answers whether nothing of it is damaged.
     pub fn follow<E>(
         &self,
         from: LogPoint,
         upto: LogPoint,
         on_error: OnError,
         mut pass: impl FnMut(Piece) -> Result<(), E>,
-    ) -> Result<(), FollowError<E>> {
+    ) -> Result<bool, FollowError<E>> {
         let closed = self.unread.range(from.segment..=upto.segment.max(from.segment));
         let whole = |segment: &u64| {
             let offset = if *segment == from.segment { from.offset } else { 0 };
             Unread { segment: *segment, offset, bytes: u64::MAX }
         };
         let piece = Piece { entries: Vec::new(), upto: from, unread: closed.map(whole).collect() };
-        if !piece.unread.is_empty() {
+        let mut is_sound = piece.unread.is_empty();
+        if !is_sound {
             pass(piece).map_err(FollowError::Pass)?;
         }
         for segment in self.all() {
@@ -345,41 +338,47 @@ impl Log {
             if on_error == OnError::GoAround {
                 scanner = scanner.around_errors();
             }
+            let mut all_unread = Vec::new();
             loop {
-                let (entries, more) = self.piece(&mut scanner).map_err(FollowError::Io)?;
+                let piece = self.piece(&mut scanner).map_err(FollowError::Io)?;
+                let (entries, more, is_known) = piece;
+                is_sound &= is_known;
                 let upto = LogPoint { segment: number, offset: scanner.offset() };
                 let unread = scanner.take_unread();
+                all_unread.extend_from_slice(&unread);
                 pass(Piece { entries, upto, unread }).map_err(FollowError::Pass)?;
                 if !more {
                     break;
                 }
             }
-            if scanner.damaged() > 0 {
-                let records = scanner.damaged();
-                self.count_damaged(records);
-                tracing::error!(segment = number, records, "damaged records were passed over");
-            }
+            let flaws = scanner.take_flaws();
+            is_sound &= flaws.is_empty() && all_unread.is_empty();
+            self.damage.note(&flaws, &all_unread);
         }
-        Ok(())
+        Ok(is_sound)
     }
 
-    fn piece(&self, scanner: &mut Scanner) -> io::Result<(Vec<Entry>, bool)> {
+    /// Some entries, whether more may follow, and whether every record was understood.
+    fn piece(&self, scanner: &mut Scanner) -> io::Result<(Vec<Entry>, bool, bool)> {
         const PIECE: usize = 1024;
         let mut entries = Vec::with_capacity(PIECE);
+        let mut is_known = true;
         while let Some(frame) = scanner.next_frame()? {
             match Entry::of_frame(&frame) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => {
-                    self.count_damaged(1);
+                    is_known = false;
                     let Position { segment, offset, .. } = frame.position;
-                    tracing::error!(%error, segment, offset, "a record can't be read");
+                    if self.damage.add(segment, offset) && self.damage.may_name() {
+                        tracing::error!(%error, segment, offset, "a record is not understood");
+                    }
                 }
             }
             if entries.len() == PIECE {
-                return Ok((entries, true));
+                return Ok((entries, true, is_known));
             }
         }
-        Ok((entries, false))
+        Ok((entries, false, is_known))
     }
 
     /// What the segments behind a point say of webhooks: from the newest segment back, as many as

@@ -49,6 +49,7 @@ pub mod cleaner;
 mod codec;
 pub mod committer;
 mod current;
+pub mod damage;
 mod directory;
 pub mod disk;
 pub mod inbox;
@@ -502,7 +503,7 @@ impl Store for EmbeddedStore {
             failing: self.pulse().failing,
             bytes: shared.log.bytes() + size("") + size("-wal"),
             available_bytes: shared.log.available_bytes(),
-            damaged_records: shared.log.damaged(),
+            damaged_records: shared.log.damage.count(),
             duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
             newest_by_source: shared.newest.all(),
         }

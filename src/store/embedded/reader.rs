@@ -17,23 +17,25 @@ use crate::store::embedded::segment::Position;
 pub enum Readback {
     /// As it was committed.
     Whole(Body),
-    /// The record is not what was written.
-    Damaged,
+    /// The record there is not what was written.
+    Damaged(Position),
     /// The segment is gone: the record was copied forward.
     Moved,
-    /// The disk refused.
-    Failed(io::Error),
+    /// The disk refused to read there.
+    Failed(Position, io::Error),
 }
 
 /// Reads what an attempt needs.
 pub fn read_back(log: &Log, row: &DueRow) -> Readback {
     let record = match read_record(log, row.webhook_at) {
         Ok(record) => record,
-        Err(unfit) => return unfit.into(),
+        Err(unfit) => return unfit.at(row.webhook_at),
     };
-    let Record::Webhook(mut webhook, _) = record else { return Readback::Damaged };
+    let Record::Webhook(mut webhook, _) = record else {
+        return Readback::Damaged(row.webhook_at);
+    };
     if webhook.id.key() != row.key.webhook {
-        return Readback::Damaged;
+        return Readback::Damaged(row.webhook_at);
     }
     let mut deliveries = std::mem::take(&mut webhook.deliveries);
     let headers: Option<Arc<[Header]>> = match row.defined_at {
@@ -47,12 +49,12 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
                 .find(|full| full.number == row.key.number)
                 .map(|full| full.delivery.headers.into()),
             Ok(_) => None,
-            Err(unfit) => return unfit.into(),
+            Err(unfit) => return unfit.at(at),
         },
     };
     match headers {
         Some(headers) => Readback::Whole(Body { webhook: Arc::new(webhook), headers }),
-        None => Readback::Damaged,
+        None => Readback::Damaged(row.defined_at.unwrap_or(row.webhook_at)),
     }
 }
 
@@ -67,12 +69,12 @@ pub enum Unfit {
     Failed(io::Error),
 }
 
-impl From<Unfit> for Readback {
-    fn from(unfit: Unfit) -> Self {
-        match unfit {
-            Unfit::Damaged => Self::Damaged,
-            Unfit::Moved => Self::Moved,
-            Unfit::Failed(error) => Self::Failed(error),
+impl Unfit {
+    fn at(self, position: Position) -> Readback {
+        match self {
+            Self::Damaged => Readback::Damaged(position),
+            Self::Moved => Readback::Moved,
+            Self::Failed(error) => Readback::Failed(position, error),
         }
     }
 }

@@ -45,6 +45,19 @@ impl Kind {
         }
     }
 
+    /// What the log calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Settlement => "settlement",
+            Self::Deliveries => "deliveries",
+            Self::State => "state",
+            Self::Erase => "erase",
+            Self::Gone => "gone",
+            Self::Close => "close",
+        }
+    }
+
     /// From its byte.
     pub const fn from_code(code: u8) -> Option<Self> {
         Some(match code {
@@ -299,6 +312,11 @@ pub fn decode_history(bytes: &[u8]) -> Result<Vec<Attempt>, DecodeError> {
 /// The key of the webhook that a webhook's payload begins with.
 pub fn peek_webhook(payload: &[u8]) -> Option<WebhookId> {
     payload.first_chunk().copied().map(WebhookId::from_bytes)
+}
+
+/// What a webhook's payload says before the body, whatever became of that.
+pub fn glimpse_webhook(payload: &[u8]) -> Option<Webhook> {
+    Reader(payload).before_body().ok().map(|(webhook, ..)| webhook)
 }
 
 /// Reads a payload; never panics, whatever the bytes.

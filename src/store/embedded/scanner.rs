@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::store::embedded::damage::{Flaw, Trace};
 use crate::store::embedded::disk::read_fully;
 use crate::store::embedded::segment::{
     FRAME_HEAD, FRAME_MAGIC, Frame, HEADER_BYTES, Head, Position, Seal, Segment, u32_at,
@@ -13,6 +14,9 @@ use crate::store::embedded::segment::{
 const CHUNK: usize = 1 << 20;
 // What a disk fails to read is no smaller.
 const BLOCK: usize = 4096;
+
+// What a webhook's record says of itself stands in front of the body.
+const TRACE_BYTES_MAX: usize = 64 * 1024;
 
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
@@ -36,13 +40,12 @@ pub struct Scanner {
     chunk: Bytes,
     chunk_at: u64,
     batch: u32,
-    // A gap that counts as damage only if what follows shows that it had been made durable.
-    doubtful: Option<u32>,
-    damaged: u64,
+    // Damage only if what follows shows that it had been made durable: by a sync after this batch.
+    doubtful: Option<(u32, Flaw)>,
+    flaws: Vec<Flaw>,
     goes_around: bool,
     unread: Vec<Unread>,
     unread_upto: u64,
-    unread_parts: u64,
 }
 
 impl Scanner {
@@ -57,11 +60,10 @@ impl Scanner {
             chunk_at: 0,
             batch: 0,
             doubtful: None,
-            damaged: 0,
+            flaws: Vec::new(),
             goes_around: false,
             unread: Vec::new(),
             unread_upto: 0,
-            unread_parts: 0,
         })
     }
 
@@ -82,9 +84,9 @@ impl Scanner {
         self.offset
     }
 
-    /// Records found damaged so far.
-    pub fn damaged(&self) -> u64 {
-        self.damaged.max(self.unread_parts)
+    /// What was found damaged so far.
+    pub fn take_flaws(&mut self) -> Vec<Flaw> {
+        std::mem::take(&mut self.flaws)
     }
 
     /// The next record, or none if nothing follows.
@@ -103,7 +105,7 @@ impl Scanner {
                 // It reaches beyond the end: it was never written to its end.
                 return Ok(None);
             };
-            self.follow(head.batch);
+            self.confirm(head.batch);
             let seal = Seal::new(self.segment.header.salt, at);
             let payload = frame.slice(FRAME_HEAD..FRAME_HEAD + head.payload_bytes);
             let length = length as u64;
@@ -116,29 +118,41 @@ impl Scanner {
                     payload,
                 }));
             }
+            let flaw = self.flaw(at, length, Trace::of(head.kind, head.version, &payload));
             if frame.ends_with(&seal.trailer()) {
-                self.damaged += 1;
+                self.flaws.push(flaw);
                 self.offset = at + length;
             } else if self.doubtful.is_none() {
-                self.doubtful = Some(head.batch);
+                self.doubtful = Some((head.batch, flaw));
             }
             at += length;
         }
     }
 
     /// Takes note of a frame's batch: a gap before an earlier one's sync was damage.
-    fn follow(&mut self, batch: u32) {
-        if self.doubtful.is_some_and(|doubtful| batch > doubtful) {
-            self.damaged += 1;
-            self.doubtful = None;
-        }
+    fn confirm(&mut self, batch: u32) {
+        let is_damage = |doubtful: &mut (u32, Flaw)| batch > doubtful.0;
+        self.flaws.extend(self.doubtful.take_if(is_damage).map(|(_, flaw)| flaw));
         self.batch = batch;
+    }
+
+    fn flaw(&self, offset: u64, bytes: u64, trace: Option<Trace>) -> Flaw {
+        Flaw { segment: self.segment.header.number, offset, bytes, trace }
+    }
+
+    /// The same where there is not even a head.
+    fn headless(&mut self, from: u64, upto: u64) -> io::Result<Flaw> {
+        let payload_at = from + FRAME_HEAD as u64;
+        let count = usize::try_from(upto.saturating_sub(payload_at)).unwrap_or(usize::MAX);
+        let payload = self.bytes(payload_at, count.min(TRACE_BYTES_MAX))?;
+        let trace = payload.and_then(|payload| Trace::of_headless(&payload));
+        Ok(self.flaw(from, upto - from, trace))
     }
 
     /// Looks for the next frame behind a place that is none.
     fn gap(&mut self, from: u64) -> io::Result<Option<u64>> {
         let trailer = Seal::new(self.segment.header.salt, from).trailer();
-        let mut complete = false;
+        let mut complete = None;
         let mut at = from;
         while at + 8 <= self.end {
             // Behind the last record lie megabytes of zeros: reserved, never written.
@@ -150,22 +164,24 @@ impl Scanner {
             }
             let Some(word) = self.bytes(at, 8)? else { break };
             if *word == trailer {
-                complete = true;
+                complete = Some(at + 8);
             } else if u32_at(&word, 0) == Some(FRAME_MAGIC)
                 && at != from
                 && let Some(head) = self.head_at(at)?
             {
-                if complete || head.batch > self.batch.saturating_add(1) {
-                    self.damaged += 1;
+                let flaw = self.headless(from, at)?;
+                if complete.is_some() || head.batch > self.batch.saturating_add(1) {
+                    self.flaws.push(flaw);
                 } else if self.doubtful.is_none() {
-                    self.doubtful = Some(head.batch);
+                    self.doubtful = Some((head.batch, flaw));
                 }
                 return Ok(Some(at));
             }
             at += 8;
         }
-        if complete {
-            self.damaged += 1;
+        if let Some(upto) = complete {
+            let flaw = self.headless(from, upto)?;
+            self.flaws.push(flaw);
         }
         Ok(None)
     }
@@ -207,9 +223,9 @@ impl Scanner {
             match read_fully(&*self.segment.file, block, offset) {
                 Ok(read) if read < block.len() => return done + read,
                 Ok(_) => {}
-                Err(error) => {
+                Err(_) => {
                     block.fill(0);
-                    self.note_unread(offset, (upto - done) as u64, &error);
+                    self.note_unread(offset, (upto - done) as u64);
                 }
             }
             done = upto;
@@ -217,7 +233,7 @@ impl Scanner {
         done
     }
 
-    fn note_unread(&mut self, offset: u64, bytes: u64, error: &io::Error) {
+    fn note_unread(&mut self, offset: u64, bytes: u64) {
         // The same place may be read more than once.
         if offset < self.unread_upto {
             return;
@@ -226,8 +242,6 @@ impl Scanner {
             Some(last) if last.offset + last.bytes == offset => last.bytes += bytes,
             _ => {
                 let segment = self.segment.header.number;
-                tracing::error!(%error, segment, offset, "a part of a segment can't be read");
-                self.unread_parts += 1;
                 self.unread.push(Unread { segment, offset, bytes });
             }
         }

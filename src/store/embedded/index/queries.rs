@@ -49,6 +49,15 @@ pub struct DueRow {
     pub defined_at: Option<Position>,
 }
 
+/// What a webhook is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its whole id.
+    pub id: WebhookId,
+    /// Its activity.
+    pub activity: Option<Arc<str>>,
+}
+
 /// A stored webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRow {
@@ -143,12 +152,18 @@ impl Index {
         Ok(stored)
     }
 
-    /// A webhook's whole id.
-    pub fn webhook_id(&self, key: u64) -> rusqlite::Result<Option<WebhookId>> {
-        self.connection
-            .prepare_cached("SELECT webhook_id FROM webhook WHERE id=?1")?
-            .query_row([int(key)], |row| row.get(0).map(WebhookId::from_bytes))
-            .optional()
+    /// What a webhook is called.
+    pub fn identity(&self, key: u64) -> rusqlite::Result<Option<Identity>> {
+        let found = self
+            .connection
+            .prepare_cached("SELECT webhook_id, activity FROM webhook WHERE id=?1")?
+            .query_row([int(key)], |row| {
+                let activity: Option<i64> = row.get(1)?;
+                Ok((WebhookId::from_bytes(row.get(0)?), activity))
+            })
+            .optional()?;
+        let named = |activity: Option<i64>| activity.and_then(|name| self.name_of(name));
+        Ok(found.map(|(id, activity)| Identity { id, activity: named(activity) }))
     }
 
     /// A target's pending deliveries from `bound` on, in order.

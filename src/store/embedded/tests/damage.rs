@@ -7,7 +7,7 @@ use crate::store::listing::Place;
 const TARGET: &str = "crm";
 
 /// A stopped store with three small webhooks; the offsets of their frames, the last is the end.
-async fn three() -> (World, std::path::PathBuf, Vec<usize>) {
+pub(super) async fn three() -> (World, std::path::PathBuf, Vec<usize>) {
     let mut world = World::new();
     let store = world.open();
     let path = segments(&world).pop().unwrap();
@@ -25,9 +25,9 @@ async fn three() -> (World, std::path::PathBuf, Vec<usize>) {
     (world, path, offsets)
 }
 
-struct Snapshot(Vec<u8>);
+pub(super) struct Snapshot(pub(super) Vec<u8>);
 
-fn snapshot(world: &World, path: &Path) -> Snapshot {
+pub(super) fn snapshot(world: &World, path: &Path) -> Snapshot {
     let mut bytes = Vec::new();
     world.disk.change(path, |content| bytes = content.clone());
     Snapshot(bytes)
@@ -52,9 +52,9 @@ fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
             };
             bodies.push(webhook.body);
         }
-        log.count_damaged(scanner.damaged());
+        log.damage.note(&scanner.take_flaws(), &[]);
     }
-    (bodies, log.damaged())
+    (bodies, log.damage.count())
 }
 
 #[tokio::test]

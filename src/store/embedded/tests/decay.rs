@@ -3,7 +3,11 @@
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::embedded::disk::Disk;
+use crate::store::embedded::log::Log;
+use crate::store::embedded::record::{Kind, peek_webhook};
+use crate::store::embedded::scanner::Scanner;
 use crate::store::embedded::segment::HEADER_BYTES;
+use crate::store::embedded::tests::damage::{Snapshot, snapshot, three};
 
 const TARGET: &str = "crm";
 const BODIES: [&[u8]; 3] = [b"first", b"second", b"third"];
@@ -202,4 +206,36 @@ async fn a_newest_segment_that_vanished_takes_no_later_webhook_with_it() {
     world.use_disk(disk);
     let store = world.open();
     assert_eq!(drain(&store, TARGET).await, [&b"later"[..]]);
+}
+
+#[tokio::test]
+async fn a_damaged_record_still_says_whose_it_was_wherever_its_own_words_are_whole() {
+    let (world, path, offsets) = three().await;
+    let Snapshot(bytes) = snapshot(&world, &path);
+    let scanner = |content: Vec<u8>| {
+        world.disk.change(&path, |now| *now = content);
+        let dir = world.settings.dir.join("segments");
+        let log = Log::open(dir, Arc::new(world.disk.clone()));
+        let segment = log.unwrap().all().remove(0);
+        Scanner::new(segment, 0, u64::MAX).unwrap()
+    };
+    for (nth, pair) in offsets.windows(2).enumerate() {
+        let mut whole = scanner(bytes.clone());
+        let frame = (0..=nth).map(|_| whole.next_frame().unwrap().unwrap()).last().unwrap();
+        let id = peek_webhook(&frame.payload).unwrap();
+        // A byte of the head, and the first one of the body.
+        let body = BODIES[nth];
+        let in_body = bytes.windows(body.len()).position(|window| window == body).unwrap();
+        for at in [pair[0], pair[0] + 12, in_body] {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x10;
+            let mut scanner = scanner(changed);
+            while scanner.next_frame().unwrap().is_some() {}
+            let flaws = scanner.take_flaws();
+            let [flaw] = flaws.as_slice() else { panic!("at {at}: {flaws:?}") };
+            assert_eq!((flaw.offset, flaw.bytes), (pair[0] as u64, (pair[1] - pair[0]) as u64));
+            let trace = flaw.trace.as_ref().unwrap_or_else(|| panic!("at {at}"));
+            assert_eq!((trace.webhook, trace.kind), (id, Kind::Webhook));
+        }
+    }
 }
