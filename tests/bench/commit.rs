@@ -1,5 +1,7 @@
-//! What a commit costs: CPU per webhook against one raw file, 64 producers. Both take turns, so that
-//! what else the machine does meets both; the median of the rounds' ratios is the figure.
+//! What a commit costs: CPU per webhook against one raw file, 64 producers. Both make the same
+//! webhooks; one appends their bodies to a file and syncs it, the other commits them, delivers them
+//! and settles that. Both take turns, so that what else the machine does meets both; the median of
+//! the rounds' ratios is the figure.
 //!
 //! `cargo bench --bench commit --features test-util`; with `-- rounds 15` more of them; with
 //! `-- fill DIR 1000000` and then `-- start DIR` how long a start takes with so many pending, and how
@@ -92,7 +94,7 @@ fn webhook(id: WebhookId, body: &Bytes, n: u64) -> Webhook {
     }
 }
 
-type RawWaiting = (Bytes, tokio::sync::oneshot::Sender<()>);
+type RawWaiting = (Webhook, tokio::sync::oneshot::Sender<()>);
 
 #[derive(Default)]
 struct Raw {
@@ -114,7 +116,7 @@ fn raw_writer(raw: &Raw, path: &Path) {
         drop(state);
         let head = [0; 300];
         let mut slices: Vec<_> =
-            batch.iter().flat_map(|(body, _)| [IoSlice::new(body), IoSlice::new(&head)]).collect();
+            batch.iter().flat_map(|(w, _)| [IoSlice::new(&w.body), IoSlice::new(&head)]).collect();
         let mut rest = slices.as_mut_slice();
         while !rest.is_empty() {
             let written = file.write_vectored(rest).expect("a write");
@@ -145,16 +147,19 @@ fn bench_raw(dir: &Path, body: &Bytes, count: u64) -> f64 {
         let raw = Arc::clone(&raw);
         std::thread::spawn(move || raw_writer(&raw, &path))
     };
+    let ids = Arc::new(WebhookIds::default());
     let runtime = runtime();
     let (cpu_before, began) = (cpu(), Instant::now());
     runtime.block_on(async {
-        let tasks: Vec<_> = (0..PRODUCERS)
-            .map(|_| {
-                let (raw, body) = (Arc::clone(&raw), body.clone());
+        let tasks: Vec<_> = (0..PRODUCERS as u64)
+            .map(|producer| {
+                let (raw, ids, body) = (Arc::clone(&raw), Arc::clone(&ids), body.clone());
                 tokio::spawn(async move {
-                    for _ in 0..count / PRODUCERS as u64 {
+                    for n in 0..count / PRODUCERS as u64 {
+                        let id = ids.next(WallClock.now(), 1);
+                        let webhook = webhook(id, &body, n * PRODUCERS as u64 + producer + 1);
                         let (reply, answer) = tokio::sync::oneshot::channel();
-                        raw.waiting.lock().expect("a lock").0.push((body.clone(), reply));
+                        raw.waiting.lock().expect("a lock").0.push((webhook, reply));
                         raw.wake.notify_one();
                         answer.await.expect("an answer");
                     }
@@ -341,10 +346,11 @@ fn main() {
             bytes.parse().expect("a number"),
         ),
         // One half of it alone, for a profiler.
-        ["store", count] => {
+        [half @ ("store" | "raw"), count] => {
             let dir = tempfile::tempdir().expect("a directory");
             let body = Bytes::from(vec![b'x'; 2 << 10]);
-            bench_store(dir.path(), &body, count.parse().expect("a number"));
+            let bench = if half == "raw" { bench_raw } else { bench_store };
+            bench(dir.path(), &body, count.parse().expect("a number"));
         }
         ["rounds", rounds] => compare(rounds.parse().expect("a number")),
         _ => compare(7),
