@@ -126,20 +126,25 @@ impl<R: Recent + 'static> Inner<R> {
 }
 
 trait Owner: Send + Sync {
-    fn end(&self, key: &DuplicateKey, committed: Option<(WebhookId, bool)>);
+    /// Ends claims: with what was committed, if so.
+    fn end(&self, ended: &mut dyn Iterator<Item = (DuplicateKey, Option<(WebhookId, bool)>)>);
 }
 
 impl<R: Recent + 'static> Owner for Inner<R> {
-    fn end(&self, key: &DuplicateKey, committed: Option<(WebhookId, bool)>) {
+    fn end(&self, ended: &mut dyn Iterator<Item = (DuplicateKey, Option<(WebhookId, bool)>)>) {
+        let mut waiting = Vec::new();
         let mut state = self.lock();
-        if let Some((id, activity_id)) = committed {
-            state.recent.insert(*key, id, activity_id);
+        for (key, committed) in ended {
+            if let Some((id, activity_id)) = committed {
+                state.recent.insert(key, id, activity_id);
+            }
+            if let Ok(held) = state.held.find_entry(hash(&key), |held| held.key == key) {
+                waiting.append(&mut held.remove().0.waiting);
+            }
         }
-        let held = state.held.find_entry(hash(key), |held| held.key == *key);
-        let ended = held.ok().map(|held| held.remove().0);
         drop(state);
         // Only now, so that whoever waits finds the outcome.
-        drop(ended);
+        drop(waiting);
     }
 }
 
@@ -151,17 +156,28 @@ pub struct Claimed {
 
 impl Claimed {
     /// The webhook is durable: from here on the same bytes are its duplicate.
-    pub fn committed(mut self, id: WebhookId, activity_id: bool) {
-        if let Some(owner) = self.owner.take() {
-            owner.end(&self.key, Some((id, activity_id)));
-        }
+    pub fn committed(self, id: WebhookId, activity_id: bool) {
+        Self::all_committed(std::iter::once((self, id, activity_id)));
+    }
+
+    /// The same for the claims of one store, all of them at once: those who claim meanwhile wait
+    /// once, not once for each.
+    pub fn all_committed(claims: impl IntoIterator<Item = (Self, WebhookId, bool)>) {
+        let mut claims = claims.into_iter().peekable();
+        let Some(owner) = claims.peek_mut().and_then(|(first, ..)| first.owner.clone()) else {
+            return;
+        };
+        owner.end(&mut claims.map(|(mut claimed, id, activity_id)| {
+            claimed.owner = None;
+            (claimed.key, Some((id, activity_id)))
+        }));
     }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take() {
-            owner.end(&self.key, None);
+            owner.end(&mut std::iter::once((self.key, None)));
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::domain::time::Clock;
 use crate::store::CommitError;
+use crate::store::claims::Claimed;
 use crate::store::embedded::assembly::Assembly;
 use crate::store::embedded::busy::Busy;
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
@@ -20,7 +21,7 @@ use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::Observer;
 use crate::store::embedded::offer::Routed;
 use crate::store::embedded::queue::{Own, OwnRecord, Patience, Queue, Waiting, Work};
-use crate::store::embedded::record::{Kind, Settled, encode_settled};
+use crate::store::embedded::record::{Kind, Settled, SettledPayloads};
 use crate::store::embedded::segment::{FRAME_BYTES_MAX, HEADER_BYTES, LogPoint, Position};
 
 // How long settlements wait for a webhook's sync to go with.
@@ -243,8 +244,8 @@ impl Committer {
         if idle && !self.current.is_to_be_tried() {
             return Ok(Written::default());
         }
-        let encoded: Vec<Vec<u8>> = self.kept.iter().map(encode_settled).collect();
-        let settled = encoded.iter().map(Vec::len);
+        let encoded = SettledPayloads::of(&self.kept);
+        let settled = encoded.iter().map(<[u8]>::len);
         let owned = own.iter().flat_map(|own| &own.records).map(|r| r.meta.len() + r.body.len());
         let demand = Demand {
             firm: settled.chain(owned).map(|n| (n + FRAME_BYTES_MAX) as u64).sum(),
@@ -275,7 +276,7 @@ impl Committer {
 
     fn write_and_sync(
         &mut self,
-        settled: &[Vec<u8>],
+        settled: &SettledPayloads,
         webhooks: &[Waiting],
         own: &[Own],
         sync: bool,
@@ -287,7 +288,7 @@ impl Committer {
         // What a write that failed left behind.
         assembly.finish();
         let none = Bytes::new();
-        for meta in settled {
+        for meta in settled.iter() {
             assembly.add(writer, Kind::Settlement, crc32fast::hash(meta), meta, &none);
         }
         for waiting in webhooks {
@@ -348,17 +349,19 @@ impl Committer {
         }
         let mut replies = Vec::with_capacity(webhooks.len());
         let mut routed = Vec::with_capacity(webhooks.len());
-        for waiting in webhooks {
+        Claimed::all_committed(webhooks.into_iter().map(|waiting| {
             let Waiting { webhook, deliveries, claimed, reply, .. } = waiting;
-            claimed.committed(webhook.id, webhook.activity_id);
+            let claim = (claimed, webhook.id, webhook.activity_id);
             replies.push(reply);
             if let Some(position) = positions.next() {
                 routed.push(Routed { webhook, deliveries, position });
             }
-        }
+            claim
+        }));
         for reply in replies {
             reply.send(Ok(())).unwrap_or_default();
         }
+        let mut lane = None;
         for routed in routed {
             let row = row_of(&routed);
             entries.push(Entry {
@@ -366,7 +369,7 @@ impl Committer {
                 change: Change::Webhook(Box::new(row)),
             });
             self.parts.newest.saw(&routed.webhook.source, routed.webhook.received_at);
-            self.parts.lanes.push(routed);
+            self.parts.lanes.push(routed, &mut lane);
         }
         let mut own_replies = Vec::with_capacity(own.len());
         for Own { records, reply } in own {

@@ -10,9 +10,10 @@
 //!    that the index has taken in every key that was left to it. What is settled after that is
 //!    `touched`, and what the index still says of it is not believed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::Notify;
 
 use crate::domain::delivery::{Cause, Settlement};
@@ -78,8 +79,9 @@ impl Lanes {
         lanes.values().cloned().collect()
     }
 
-    /// Puts a committed webhook's deliveries into their lanes.
-    pub fn push(&self, routed: Routed) {
+    /// Puts a committed webhook's deliveries into their lanes. `last` is the lane that was looked up
+    /// last: mostly it is that of the next one too.
+    pub fn push(&self, routed: Routed, last: &mut Option<Arc<Lane>>) {
         let Routed { webhook, deliveries, position } = routed;
         for (number, delivery) in (0u16..).zip(deliveries) {
             let row = DueRow {
@@ -91,7 +93,11 @@ impl Lanes {
                 webhook_at: position,
                 defined_at: None,
             };
-            self.lane(&delivery.target).push(row, &webhook, delivery.headers);
+            let lane = match last.take().filter(|lane| *lane.name == *delivery.target) {
+                Some(lane) => last.insert(lane),
+                None => last.insert(self.lane(&delivery.target)),
+            };
+            lane.push(row, &webhook, delivery.headers);
         }
     }
 

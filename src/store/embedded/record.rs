@@ -238,9 +238,38 @@ pub fn encode_webhook(webhook: &Webhook, standings: Option<&[Standing]>) -> Vec<
     out.0
 }
 
-/// The payload of a settlement.
-pub fn encode_settled(settled: &Settled) -> Vec<u8> {
-    let mut out = Writer(Vec::with_capacity(64));
+/// The payloads of settlements, one behind the other.
+#[derive(Debug, Default)]
+pub struct SettledPayloads {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl SettledPayloads {
+    /// Those of these.
+    pub fn of(settled: &[Settled]) -> Self {
+        let mut out = Writer(Vec::with_capacity(64 * settled.len()));
+        let mut ends = Vec::with_capacity(settled.len());
+        for settled in settled {
+            encode_settled(settled, &mut out);
+            ends.push(out.0.len());
+        }
+        Self { bytes: out.0, ends }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| self.bytes.get(start..*end).unwrap_or_default())
+    }
+}
+
+fn encode_settled(settled: &Settled, out: &mut Writer) {
     out.bytes(settled.webhook.as_bytes());
     out.varint(u64::from(settled.number));
     out.varint(u64::from(settled.version));
@@ -265,7 +294,6 @@ pub fn encode_settled(settled: &Settled) -> Vec<u8> {
     if let Some(attempt) = &settled.attempt {
         out.attempt(attempt);
     }
-    out.0
 }
 
 /// The payload of added deliveries, and of a state.

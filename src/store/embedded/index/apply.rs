@@ -1,7 +1,8 @@
 //! Taking the log in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use hashbrown::HashMap;
 use rusqlite::{OptionalExtension, params};
 
 use crate::domain::time::Timestamp;
