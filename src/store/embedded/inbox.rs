@@ -1,5 +1,6 @@
 //! What waits for the indexer.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,10 +8,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::domain::time::Timestamp;
-use crate::domain::webhook::WebhookId;
 use crate::store::embedded::change::Entry;
-use crate::store::embedded::index::queries::{DueKey, DueRow, Identity, StoredRow};
+use crate::store::embedded::index::queries::DueKey;
+use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lanes::Lane;
 
 // More than this is read from the log instead.
@@ -22,7 +22,6 @@ const ENTRIES_ENOUGH: usize = 2048;
 const BYTES_ENOUGH: u64 = 16 << 20;
 
 /// A question to the index.
-#[derive(Debug)]
 pub enum Request {
     /// A lane wants more.
     Refill {
@@ -31,47 +30,37 @@ pub enum Request {
         /// From where on.
         bound: DueKey,
     },
-    /// Which pending deliveries began before a moment?
-    StartedBefore {
-        /// To which target.
-        target: Arc<str>,
-        /// The moment.
-        before: Timestamp,
-        /// How many at most.
-        max: usize,
-        /// Who asks.
-        reply: oneshot::Sender<Vec<(DueRow, WebhookId)>>,
-    },
-    /// Where is this delivery now?
-    Locate {
-        /// The webhook.
-        webhook: u64,
-        /// Which of its deliveries.
-        number: u16,
-        /// Who asks.
-        reply: oneshot::Sender<Option<DueRow>>,
-    },
-    /// What is this webhook called?
-    Identify {
-        /// Its key.
-        webhook: u64,
-        /// Who asks.
-        reply: oneshot::Sender<Option<Identity>>,
-    },
-    /// Which webhooks are stored behind this key?
-    Stored {
-        /// The key.
-        after: u64,
-        /// How many at most.
-        max: usize,
-        /// Who asks.
-        reply: oneshot::Sender<Vec<StoredRow>>,
-    },
-    /// Answered when everything before it is in the index.
-    Flush {
-        /// Who asks.
-        reply: oneshot::Sender<()>,
-    },
+    /// Anything else.
+    Ask(Ask),
+}
+
+/// Asks; where it fails it is asked again when the index is sound.
+pub type Ask = Box<dyn FnMut(&mut Indexer) -> rusqlite::Result<()> + Send>;
+
+impl Request {
+    /// A question, and who gets the answer to it: an error there means that nobody answers any more.
+    pub fn ask<T: Send + 'static>(
+        mut ask: impl FnMut(&mut Indexer) -> rusqlite::Result<T> + Send + 'static,
+    ) -> (Self, oneshot::Receiver<T>) {
+        let (reply, answer) = oneshot::channel();
+        let mut reply = Some(reply);
+        let ask = move |indexer: &mut Indexer| {
+            let found = ask(indexer)?;
+            // Whoever asked may have gone.
+            reply.take().map(|reply| reply.send(found));
+            Ok(())
+        };
+        (Self::Ask(Box::new(ask)), answer)
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refill { lane, .. } => write!(f, "Refill({})", lane.name()),
+            Self::Ask(_) => f.write_str("Ask"),
+        }
+    }
 }
 
 #[derive(Debug, Default)]

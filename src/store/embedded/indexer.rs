@@ -12,7 +12,6 @@ use crate::store::claims::Claims;
 use crate::store::embedded::change::{Change, Entry};
 use crate::store::embedded::cleaner::Cleaner;
 pub use crate::store::embedded::inbox::{Inbox, Request};
-use crate::store::embedded::index::queries::DueRow;
 use crate::store::embedded::index::{Index, is_unsound};
 use crate::store::embedded::lanes::{Lanes, WINDOW};
 use crate::store::embedded::log::{FollowError, Log, OnError, Piece};
@@ -312,70 +311,20 @@ impl Indexer {
         }
     }
 
-    fn answer_one(&self, request: Request) -> Result<(), (rusqlite::Error, Request)> {
-        match &request {
-            Request::Refill { lane, bound } => {
-                match self.index.due(lane.name(), *bound, WINDOW + 1) {
-                    Ok(mut rows) => {
-                        let rest = if rows.len() > WINDOW { rows.pop() } else { None };
-                        lane.refilled(*bound, rows, rest.map(|row| row.key));
-                        return Ok(());
-                    }
-                    Err(error) => return Err((error, request)),
-                }
-            }
-            Request::StartedBefore { .. }
-            | Request::Locate { .. }
-            | Request::Identify { .. }
-            | Request::Stored { .. }
-            | Request::Flush { .. } => {}
-        }
-        self.answer_asker(request)
-    }
-
-    fn answer_asker(&self, request: Request) -> Result<(), (rusqlite::Error, Request)> {
-        // Whoever asked may have gone.
+    fn answer_one(&mut self, request: Request) -> Result<(), (rusqlite::Error, Request)> {
         match request {
-            Request::StartedBefore { target, before, max, reply } => {
-                let found = self.index.started_before(&target, before, max).and_then(|rows| {
-                    let with_id = |row: DueRow| {
-                        let found = self.index.identity(row.key.webhook)?;
-                        Ok(found.map(|found| (row, found.id)))
-                    };
-                    rows.into_iter().filter_map(|row| with_id(row).transpose()).collect()
-                });
-                match found {
-                    Ok(found) => reply.send(found).unwrap_or_default(),
-                    Err(error) => {
-                        let request = Request::StartedBefore { target, before, max, reply };
-                        return Err((error, request));
-                    }
-                }
+            Request::Refill { lane, bound } => {
+                let found = self.index.due(lane.name(), bound, WINDOW + 1);
+                let mut rows = match found {
+                    Ok(rows) => rows,
+                    Err(error) => return Err((error, Request::Refill { lane, bound })),
+                };
+                let rest = if rows.len() > WINDOW { rows.pop() } else { None };
+                lane.refilled(bound, rows, rest.map(|row| row.key));
+                Ok(())
             }
-            Request::Locate { webhook, number, reply } => {
-                match self.index.due_one(webhook, number) {
-                    Ok(found) => {
-                        reply.send(found).unwrap_or_default();
-                    }
-                    Err(error) => {
-                        return Err((error, Request::Locate { webhook, number, reply }));
-                    }
-                }
-            }
-            Request::Identify { webhook, reply } => match self.index.identity(webhook) {
-                Ok(found) => {
-                    reply.send(found).unwrap_or_default();
-                }
-                Err(error) => return Err((error, Request::Identify { webhook, reply })),
-            },
-            Request::Stored { after, max, reply } => match self.index.stored(after, max) {
-                Ok(found) => reply.send(found).unwrap_or_default(),
-                Err(error) => return Err((error, Request::Stored { after, max, reply })),
-            },
-            Request::Flush { reply } => reply.send(()).unwrap_or_default(),
-            Request::Refill { .. } => {}
+            Request::Ask(mut ask) => ask(self).map_err(|error| (error, Request::Ask(ask))),
         }
-        Ok(())
     }
 
     fn keep_house(&mut self, closed: bool) {

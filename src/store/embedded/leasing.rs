@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::domain::delivery::{Cause, Settlement};
@@ -149,9 +148,9 @@ impl Shared {
 
     /// The record was copied forward since the index was asked.
     async fn find_again(&self, row: &DueRow) -> Readback {
-        let (reply, answer) = oneshot::channel();
         let (webhook, number) = (row.key.webhook, row.key.number);
-        self.inbox.request(Request::Locate { webhook, number, reply });
+        let (request, answer) = Request::ask(move |indexer| indexer.index.due_one(webhook, number));
+        self.inbox.request(request);
         match answer.await {
             Ok(Some(found)) => {
                 let row = DueRow { key: row.key, ..found };
@@ -212,8 +211,8 @@ impl Shared {
 
     /// What the index knows; an id that it does not is made up from the key, which is what counts.
     async fn identify(&self, key: u64) -> Identity {
-        let (reply, answer) = oneshot::channel();
-        self.inbox.request(Request::Identify { webhook: key, reply });
+        let (request, answer) = Request::ask(move |indexer| indexer.index.identity(key));
+        self.inbox.request(request);
         let unknown = || Identity { id: WebhookId::from_key(key), activity: None };
         answer.await.ok().flatten().unwrap_or_else(unknown)
     }

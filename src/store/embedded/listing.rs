@@ -1,7 +1,6 @@
 //! Pages of what is stored: the index says where, the segments say what.
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 
 use crate::domain::webhook::{Webhook, WebhookId};
 use crate::store::embedded::Shared;
@@ -67,9 +66,9 @@ impl Shared {
     }
 
     async fn stored(&self, after: u64, max: usize) -> Result<Vec<StoredRow>, ReadError> {
-        let (reply, answer) = oneshot::channel();
+        let (request, answer) = Request::ask(move |indexer| indexer.index.stored(after, max));
         // Behind all that waits: what was acknowledged before is in the answer.
-        self.queue.request(Request::Stored { after, max, reply });
+        self.queue.request(request);
         answer.await.map_err(|_| ReadError::Closed)
     }
 }

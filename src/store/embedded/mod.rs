@@ -289,8 +289,8 @@ impl EmbeddedStore {
 
     /// Answers when everything that was committed or settled before is in the index.
     pub async fn flush(&self) {
-        let (reply, answer) = oneshot::channel();
-        self.shared.queue.request(Request::Flush { reply });
+        let (request, answer) = Request::ask(|_| Ok(()));
+        self.shared.queue.request(request);
         // Not answered at all: it is closing, and that flushes too.
         answer.await.unwrap_or_default();
     }
@@ -447,13 +447,10 @@ impl Store for EmbeddedStore {
         cause: Cause,
     ) -> impl Future<Output = usize> + Send {
         let lane = self.shared.lanes.lane(target);
-        let (reply, answer) = oneshot::channel();
-        self.shared.queue.request(Request::StartedBefore {
-            target: Arc::clone(lane.name()),
-            before: started_before,
-            max,
-            reply,
-        });
+        let name = Arc::clone(lane.name());
+        let (request, answer) =
+            Request::ask(move |indexer| indexer.index.started_before(&name, started_before, max));
+        self.shared.queue.request(request);
         async move {
             let found = answer.await.unwrap_or_default();
             found.into_iter().filter(|(row, id)| lane.end(*row, *id, cause)).count()

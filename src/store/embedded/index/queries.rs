@@ -202,23 +202,26 @@ impl Index {
             .optional()
     }
 
-    /// A target's pending deliveries that began before a moment, the oldest first.
+    /// A target's pending deliveries that began before a moment, the oldest first, with the ids of
+    /// their webhooks.
     pub fn started_before(
         &self,
         target: &str,
         before: Timestamp,
         max: usize,
-    ) -> rusqlite::Result<Vec<DueRow>> {
+    ) -> rusqlite::Result<Vec<(DueRow, WebhookId)>> {
         let Some(target) = self.names.get(target) else { return Ok(Vec::new()) };
         let sql = format!(
-            "SELECT {DUE_COLUMNS} FROM delivery d INDEXED BY age
+            "SELECT {DUE_COLUMNS}, w.webhook_id FROM delivery d INDEXED BY age
              JOIN webhook w ON w.id = d.webhook
              WHERE d.state = 0 AND d.target = ?1 AND d.started_at < ?2
              ORDER BY d.started_at LIMIT ?3"
         );
         self.connection
             .prepare_cached(&sql)?
-            .query_map(params![target, int(before.as_millis()), int(max as u64)], due_row)?
+            .query_map(params![target, int(before.as_millis()), int(max as u64)], |row| {
+                Ok((due_row(row)?, WebhookId::from_bytes(row.get(13)?)))
+            })?
             .collect()
     }
 
