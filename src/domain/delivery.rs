@@ -38,6 +38,39 @@ impl Cause {
     }
 }
 
+/// Where a delivery stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Due, now or later.
+    Pending,
+    /// The target has it.
+    Delivered,
+    /// Nobody tries it.
+    DeadLetter(Cause),
+    /// An operator ended it.
+    Discarded,
+}
+
+impl State {
+    /// Its name in answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::DeadLetter(_) => "dead_letter",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// Why nobody tries it, if so.
+    pub const fn cause(self) -> Option<Cause> {
+        match self {
+            Self::DeadLetter(cause) => Some(cause),
+            Self::Pending | Self::Delivered | Self::Discarded => None,
+        }
+    }
+}
+
 /// What becomes of a delivery after an attempt, or by an operator's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use crate::domain::delivery::Settlement;
+use crate::domain::delivery::{Settlement, State};
 use crate::domain::outcome::{Attempt, Outcome};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, Header, NewDelivery, Resource, Webhook, WebhookId};
 use crate::store::embedded::record::{
-    DecodeError, FullDelivery, Settled, Standing, Status, cause_code, cause_of,
+    DecodeError, FullDelivery, Settled, Standing, cause_code, cause_of,
 };
 
 const fn outcome_code(outcome: Outcome) -> u8 {
@@ -90,14 +90,14 @@ impl Writer {
 
     pub(super) fn standing(&mut self, standing: &Standing) {
         self.varint(u64::from(standing.again));
-        match standing.status {
-            Status::Pending => self.u8(0),
-            Status::Delivered => self.u8(1),
-            Status::Dead(cause) => {
+        match standing.state {
+            State::Pending => self.u8(0),
+            State::Delivered => self.u8(1),
+            State::DeadLetter(cause) => {
                 self.u8(2);
                 self.u8(cause_code(cause));
             }
-            Status::Discarded => self.u8(3),
+            State::Discarded => self.u8(3),
         }
         self.time(standing.due_at);
         self.varint(u64::from(standing.version));
@@ -223,11 +223,11 @@ impl<'a> Reader<'a> {
     pub(super) fn standing(&mut self) -> Result<Standing, DecodeError> {
         Ok(Standing {
             again: self.u32()?,
-            status: match self.u8()? {
-                0 => Status::Pending,
-                1 => Status::Delivered,
-                2 => Status::Dead(cause_of(self.u8()?).ok_or(DecodeError::Value)?),
-                3 => Status::Discarded,
+            state: match self.u8()? {
+                0 => State::Pending,
+                1 => State::Delivered,
+                2 => State::DeadLetter(cause_of(self.u8()?).ok_or(DecodeError::Value)?),
+                3 => State::Discarded,
                 _ => return Err(DecodeError::Value),
             },
             due_at: self.time()?,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::domain::delivery::{Cause, Settlement};
+use crate::domain::delivery::{Cause, Settlement, State};
 use crate::domain::limit::{ATTEMPTS_KEPT_FIRST, ATTEMPTS_KEPT_LAST};
 use crate::domain::outcome::Attempt;
 use crate::domain::time::Timestamp;
@@ -92,26 +92,13 @@ pub enum Record {
     Close,
 }
 
-/// What a delivery is at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// Due, now or later.
-    Pending,
-    /// The target has it.
-    Delivered,
-    /// Nobody tries it.
-    Dead(Cause),
-    /// An operator ended it.
-    Discarded,
-}
-
 /// Where a delivery stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
     /// Which repeat on purpose.
     pub again: u32,
     /// What it is at.
-    pub status: Status,
+    pub state: State,
     /// When it is due, if it is pending.
     pub due_at: Timestamp,
     /// How often it was settled: a later standing has a greater one.
@@ -129,7 +116,7 @@ impl Standing {
     pub fn new(accepted_at: Timestamp) -> Self {
         Self {
             again: 0,
-            status: Status::Pending,
+            state: State::Pending,
             due_at: accepted_at,
             version: 0,
             attempts: 0,
@@ -146,16 +133,16 @@ impl Standing {
         self.version = settled.version;
         self.attempts = settled.attempts;
         match settled.settlement {
-            Settlement::DeadLetter(cause) => self.status = Status::Dead(cause),
-            Settlement::Delivered => self.status = Status::Delivered,
-            Settlement::Discarded => self.status = Status::Discarded,
+            Settlement::DeadLetter(cause) => self.state = State::DeadLetter(cause),
+            Settlement::Delivered => self.state = State::Delivered,
+            Settlement::Discarded => self.state = State::Discarded,
             Settlement::Redriven { at } => {
-                self.status = Status::Pending;
+                self.state = State::Pending;
                 self.due_at = at;
                 self.started_at = at;
             }
             Settlement::Retry { at } => {
-                self.status = Status::Pending;
+                self.state = State::Pending;
                 self.due_at = at;
             }
         }

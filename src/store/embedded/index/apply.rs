@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 use rusqlite::{OptionalExtension, params};
 
+use crate::domain::delivery::State;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, WebhookId};
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::{
-    FullDelivery, Settled, Standing, Status, cause_code, cause_of, decode_history, encode_history,
+    FullDelivery, Settled, Standing, cause_code, cause_of, decode_history, encode_history,
 };
 use crate::store::embedded::scanner::Unread;
 use crate::store::embedded::segment::{LogPoint, Position};
@@ -42,33 +43,33 @@ impl Sums {
         self.known.push(u8::from(row.activity_id));
     }
 
-    pub(super) fn count(&mut self, target: i64, status: Status, by: i64) {
+    pub(super) fn count(&mut self, target: i64, state: State, by: i64) {
         // Only what is shown is counted: not what is delivered or discarded.
-        if matches!(status, Status::Pending | Status::Dead(_)) {
-            let (state, cause) = status_columns(status);
+        if matches!(state, State::Pending | State::DeadLetter(_)) {
+            let (state, cause) = state_columns(state);
             *self.counts.entry((target, state, cause)).or_default() += by;
         }
     }
 }
 
 /// The columns of a status.
-pub(super) fn status_columns(status: Status) -> (i64, i64) {
-    match status {
-        Status::Pending => (0, 0),
-        Status::Delivered => (1, 0),
-        Status::Dead(cause) => (2, i64::from(cause_code(cause))),
-        Status::Discarded => (3, 0),
+pub(super) fn state_columns(state: State) -> (i64, i64) {
+    match state {
+        State::Pending => (0, 0),
+        State::Delivered => (1, 0),
+        State::DeadLetter(cause) => (2, i64::from(cause_code(cause))),
+        State::Discarded => (3, 0),
     }
 }
 
 /// The status of the columns.
-pub(super) fn status_of(state: i64, cause: i64) -> Status {
+pub(super) fn state_of(state: i64, cause: i64) -> State {
     let cause = u8::try_from(cause).ok().and_then(cause_of);
     match (state, cause) {
-        (0, _) => Status::Pending,
-        (1, _) => Status::Delivered,
-        (2, Some(cause)) => Status::Dead(cause),
-        _ => Status::Discarded,
+        (0, _) => State::Pending,
+        (1, _) => State::Delivered,
+        (2, Some(cause)) => State::DeadLetter(cause),
+        _ => State::Discarded,
     }
 }
 
@@ -245,7 +246,7 @@ impl Index {
             sums.add(&row, at, names.source);
             let targets = names.targets.into_iter();
             for (number, (target, (_, standing))) in targets.zip(&row.deliveries).enumerate() {
-                let (state, cause) = status_columns(standing.status);
+                let (state, cause) = state_columns(standing.state);
                 insert_delivery.execute(params![
                     int(key),
                     int(number as u64),
@@ -259,7 +260,7 @@ impl Index {
                     int(standing.started_at.as_millis()),
                     history_column(standing),
                 ])?;
-                sums.count(target, standing.status, 1);
+                sums.count(target, standing.state, 1);
             }
         }
         Ok(known)
@@ -320,10 +321,10 @@ impl Index {
             if old.version >= standing.version {
                 return Ok(());
             }
-            sums.count(*target, old.status, -1);
+            sums.count(*target, old.state, -1);
         }
         let target = self.name_id(target)?;
-        sums.count(target, standing.status, 1);
+        sums.count(target, standing.state, 1);
         if known.is_some() {
             return self.update_delivery(key, number, standing);
         }
@@ -333,12 +334,12 @@ impl Index {
     fn settle(&self, settled: &Settled, sums: &mut Sums) -> rusqlite::Result<()> {
         let (key, number) = (settled.webhook.key(), i64::from(settled.number));
         let Some((target, mut standing)) = self.standing(key, number)? else { return Ok(()) };
-        let before = standing.status;
+        let before = standing.state;
         if !standing.apply(settled) {
             return Ok(());
         }
         sums.count(target, before, -1);
-        sums.count(target, standing.status, 1);
+        sums.count(target, standing.state, 1);
         self.update_delivery(key, number, &standing)
     }
 
@@ -350,7 +351,7 @@ impl Index {
         standing: &Standing,
         at: Option<Position>,
     ) -> rusqlite::Result<()> {
-        let (state, cause) = status_columns(standing.status);
+        let (state, cause) = state_columns(standing.state);
         self.connection
             .prepare_cached(
                 "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)",
@@ -375,7 +376,7 @@ impl Index {
     }
 
     fn update_delivery(&self, key: u64, number: i64, new: &Standing) -> rusqlite::Result<()> {
-        let (state, cause) = status_columns(new.status);
+        let (state, cause) = state_columns(new.state);
         self.connection
             .prepare_cached(
                 "UPDATE delivery SET state=?3, cause=?4, due_at=?5, version=?6, attempts=?7,
@@ -412,7 +413,7 @@ impl Index {
                 let time = |at| row.get(at).map(|ms| Timestamp::from_millis(uint(ms)));
                 let standing = Standing {
                     again: row.get(1)?,
-                    status: status_of(row.get(2)?, row.get(3)?),
+                    state: state_of(row.get(2)?, row.get(3)?),
                     due_at: time(4)?,
                     version: row.get(5)?,
                     attempts: row.get(6)?,
@@ -434,7 +435,7 @@ impl Index {
                 .prepare_cached("SELECT target, state, cause FROM delivery WHERE webhook=?1")?;
             let mut rows = statement.query([int(key)])?;
             while let Some(row) = rows.next()? {
-                sums.count(row.get(0)?, status_of(row.get(1)?, row.get(2)?), -1);
+                sums.count(row.get(0)?, state_of(row.get(1)?, row.get(2)?), -1);
             }
         }
         self.connection

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use crate::domain::delivery::Cause;
+use crate::domain::delivery::{Cause, State};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
-use crate::store::embedded::index::apply::{status_of, unpack};
+use crate::store::embedded::index::apply::{state_of, unpack};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
-use crate::store::embedded::record::Status;
 use crate::store::embedded::scanner::Unread;
 use crate::store::embedded::segment::Position;
 
@@ -244,10 +243,10 @@ impl Index {
         let mut rows = statement.query(())?;
         let mut counts = Vec::new();
         while let Some(row) = rows.next()? {
-            let cause = match status_of(row.get(1)?, row.get(2)?) {
-                Status::Pending => None,
-                Status::Dead(cause) => Some(cause),
-                Status::Delivered | Status::Discarded => continue,
+            let cause = match state_of(row.get(1)?, row.get(2)?) {
+                State::Pending => None,
+                State::DeadLetter(cause) => Some(cause),
+                State::Delivered | State::Discarded => continue,
             };
             if let Some(target) = self.name_of(row.get(0)?) {
                 counts.push(Count { target, cause, n: uint(row.get(3)?) });

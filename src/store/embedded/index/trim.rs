@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
 
-use crate::domain::delivery::Cause;
+use crate::domain::delivery::{Cause, State};
 use crate::domain::time::Timestamp;
-use crate::store::embedded::index::apply::{Sums, status_of};
+use crate::store::embedded::index::apply::{Sums, state_of};
 use crate::store::embedded::index::{Index, int, uint};
-use crate::store::embedded::record::{Standing, Status};
+use crate::store::embedded::record::Standing;
 use crate::store::embedded::segment::Position;
 
 /// Up to when webhooks are deleted, by what they are.
@@ -59,8 +59,8 @@ impl Index {
                     index.delete(key, &mut sums)?;
                 }
                 for ((target, state, cause), n) in &sums.counts {
-                    if let (Status::Dead(cause), Some(target)) =
-                        (status_of(*state, *cause), index.name_of(*target))
+                    if let (State::DeadLetter(cause), Some(target)) =
+                        (state_of(*state, *cause), index.name_of(*target))
                     {
                         dead.push((target, cause, -n));
                     }
