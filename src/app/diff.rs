@@ -15,7 +15,7 @@ use crate::domain::comparison::{Comparison, Counts, Example};
 use crate::domain::route::{RoutingTable, Subject};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
-use crate::store::Store;
+use crate::store::archive::Archive;
 use crate::store::listing::{Place, ReadError, Summary};
 
 /// Of one answer: then it says where to go on.
@@ -75,7 +75,7 @@ impl Environment for NoEnvironment {
 
 /// Routes what is stored, from where `asked` says, through the table in force and through the
 /// candidate; nothing is changed. The activity of a webhook is the one it was accepted with.
-pub(super) async fn diff<S: Store>(
+pub(super) async fn diff<S: Archive>(
     store: &S,
     now: &RoutingTable,
     asked: &Asked,
@@ -121,7 +121,7 @@ fn begin(asked: &Asked, at: Timestamp) -> Result<Place, Refused> {
 }
 
 /// The body, if a rule can ask for it; none if it is no longer there to be read.
-async fn body<S: Store>(
+async fn body<S: Archive>(
     store: &S,
     webhook: &Summary,
     now: &RoutingTable,
@@ -184,20 +184,17 @@ mod tests {
     use std::sync::Arc;
     use tokio::time::sleep;
 
-    use crate::domain::delivery::{Cause, Settlement};
-    use crate::domain::outcome::Attempt;
-    use crate::domain::source::DuplicateWindows;
-    use crate::domain::webhook::{DuplicateKey, Resource, Webhook};
-    use crate::store::claims::{Claim, Claimed};
+    use crate::domain::delivery::Settlement;
+    use crate::domain::webhook::Resource;
     use crate::store::listing::Page;
-    use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse};
+    use crate::store::story::{Filter, Order, Stories, Whole};
 
     /// Webhooks without end, on a disk that takes its time for each.
     struct Slow;
 
     const READ: Duration = Duration::from_millis(10);
 
-    impl Store for Slow {
+    impl Archive for Slow {
         async fn page(&self, after: Place, max: usize) -> Result<Page, ReadError> {
             sleep(READ * u32::try_from(max).unwrap()).await;
             let ids = (after.key() + 1..).take(max).map(WebhookId::from_key);
@@ -211,38 +208,26 @@ mod tests {
             Ok(Some(Bytes::from_static(b"{}")))
         }
 
-        async fn claim(&self, _: DuplicateKey, _: DuplicateWindows) -> Claim {
-            std::future::pending().await
+        async fn stories(
+            &self,
+            _: Filter,
+            _: Option<Place>,
+            _: Order,
+            _: usize,
+        ) -> Result<Stories, ReadError> {
+            Err(ReadError::Closed)
         }
 
-        async fn commit(&self, _: Webhook, _: Claimed) -> Result<(), CommitError> {
-            Err(CommitError::Closed)
+        async fn whole(&self, _: WebhookId) -> Result<Option<Whole>, ReadError> {
+            Err(ReadError::Closed)
         }
 
-        async fn lease(&self, _: &str, _: usize) -> Vec<Lease> {
-            std::future::pending().await
-        }
-
-        fn settle(&self, _: Lease, _: Option<Attempt>, _: Settlement) {}
-
-        async fn expire(&self, _: &str, _: Timestamp, _: usize, _: Cause) -> usize {
-            std::future::ready(0).await
-        }
-
-        fn lanes(&self) -> Vec<LaneCounts> {
-            Vec::new()
-        }
-
-        fn pulse(&self) -> Pulse {
-            Pulse::default()
-        }
-
-        fn health(&self) -> Health {
-            Health::default()
-        }
-
-        async fn close(&self) {
-            std::future::ready(()).await;
+        async fn settle_dead(
+            &self,
+            _: Vec<(WebhookId, u16)>,
+            _: Settlement,
+        ) -> Result<usize, ReadError> {
+            Err(ReadError::Closed)
         }
     }
 

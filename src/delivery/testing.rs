@@ -29,7 +29,6 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
-use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
@@ -189,14 +188,6 @@ impl Store for FakeStore {
             held.settled.push(Settled { delivery, attempt: None, settlement });
         }
         keys.len()
-    }
-
-    async fn page(&self, _: Place, _: usize) -> Result<Page, ReadError> {
-        Err(ReadError::Closed)
-    }
-
-    async fn body(&self, _: &Summary) -> Result<Option<Bytes>, ReadError> {
-        Err(ReadError::Closed)
     }
 
     fn lanes(&self) -> Vec<LaneCounts> {

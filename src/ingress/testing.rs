@@ -26,7 +26,6 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
-use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
 
@@ -87,14 +86,6 @@ impl Store for FakeStore {
 
     async fn expire(&self, _: &str, _: Timestamp, _: usize, _: Cause) -> usize {
         std::future::ready(0).await
-    }
-
-    async fn page(&self, _: Place, _: usize) -> Result<Page, ReadError> {
-        Err(ReadError::Closed)
-    }
-
-    async fn body(&self, _: &Summary) -> Result<Option<Bytes>, ReadError> {
-        Err(ReadError::Closed)
     }
 
     fn lanes(&self) -> Vec<LaneCounts> {

@@ -23,6 +23,11 @@ impl Place {
         Self(id.key())
     }
 
+    /// At the webhook with this key.
+    pub fn at_key(key: u64) -> Self {
+        Self(key)
+    }
+
     /// Keys greater than this one are behind it.
     pub fn key(self) -> u64 {
         self.0

@@ -7,8 +7,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::limit::ANSWER_WAIT_MAX;
 use crate::domain::outcome::Attempt;
@@ -17,11 +15,12 @@ use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, Header, Webhook, WebhookId};
 use crate::store::claims::Claim;
 use crate::store::claims::Claimed;
-use crate::store::listing::{Page, Place, ReadError, Summary};
 
+pub mod archive;
 pub mod claims;
 pub mod embedded;
 pub mod listing;
+pub mod story;
 
 /// Keeps webhooks and their deliveries.
 ///
@@ -45,14 +44,7 @@ pub mod listing;
 ///   duplicate.
 /// - **Bytes are exact.** What is leased is what was committed.
 /// - **Damage is local.** A flipped bit is noticed, costs one record, is counted, and stops nothing.
-/// - **What is stored can be read.** [`page`](Self::page) goes through all webhooks that are kept, in
-///   the order of their ids: that is the order in which they were accepted, and what the store does
-///   to keep a webhook (such as writing it down again elsewhere) does not change its place. Whoever
-///   reads pulls page after page and holds nothing between two of them: no lock, no snapshot. Each
-///   page sees everything that was acknowledged before it was asked for, and each webhook that is
-///   stored from the first page to the last is seen exactly once. What retention ends meanwhile may
-///   be missing. What is erased is never seen again. Reading delays no commit and no lease by more
-///   than a page.
+/// - **What is stored can be read**, and dead letters brought back: see [`archive::Archive`].
 /// - **Bounds.** Memory does not grow with the backlog. What can't be taken is refused.
 pub trait Store: Send + Sync + 'static {
     /// Asks for the right to commit a webhook with this key.
@@ -85,20 +77,6 @@ pub trait Store: Send + Sync + 'static {
         max: usize,
         cause: Cause,
     ) -> impl Future<Output = usize> + Send;
-
-    /// The webhooks behind a place, the oldest first, without their bodies: at least one if any
-    /// follows, and at most `max`; a store may answer fewer. Damaged ones are left out and counted.
-    ///
-    /// To go through all since a moment, begin with [`Place::since`] and go on with each page's
-    /// `next` until there is none.
-    fn page(
-        &self,
-        after: Place,
-        max: usize,
-    ) -> impl Future<Output = Result<Page, ReadError>> + Send;
-
-    /// The exact bytes of a webhook that a page named; none if it is no longer stored.
-    fn body(&self, of: &Summary) -> impl Future<Output = Result<Option<Bytes>, ReadError>> + Send;
 
     /// What each lane holds, for every target that was ever named and still has something.
     fn lanes(&self) -> Vec<LaneCounts>;

@@ -21,6 +21,7 @@ use aryeo_relay::domain::webhook::{
     DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds,
 };
 use aryeo_relay::store::Store;
+use aryeo_relay::store::archive::Archive;
 use aryeo_relay::store::claims::Claim;
 use aryeo_relay::store::embedded::{EmbeddedStore, Settings};
 use aryeo_relay::store::listing::Place;

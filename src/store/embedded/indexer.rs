@@ -141,6 +141,12 @@ impl Indexer {
         }
     }
 
+    /// Takes in what is on its way into the log.
+    pub fn apply_unwritten(&mut self, entries: Vec<Entry>) -> rusqlite::Result<()> {
+        self.note_unlogged(&entries);
+        self.index.apply(entries, None)
+    }
+
     fn note_unlogged(&mut self, entries: &[Entry]) {
         for entry in entries {
             let Change::Settled(settled) = &entry.change else { continue };

@@ -22,11 +22,11 @@ use crate::domain::time::Timestamp;
 use crate::domain::webhook::{Header, Webhook, WebhookId};
 use crate::store::embedded::change::{Change, Entry as IndexEntry};
 use crate::store::embedded::index::queries::{Count, DueKey, DueRow};
+use crate::store::embedded::index::stories::DeadRow;
 use crate::store::embedded::indexer::{Inbox, Request};
 use crate::store::embedded::memory::{Hold, Memory, Share};
 use crate::store::embedded::offer::{Body, Offer, Routed};
 use crate::store::embedded::queue::Queue;
-use crate::store::embedded::record::Settled;
 use crate::store::{Delivery, LaneCounts, LeaseOwner};
 
 /// How many deliveries a window takes from the index; it holds twice as many at most.
@@ -334,19 +334,11 @@ impl Lane {
         settlement: Settlement,
     ) {
         let Leased { mut row, body, hold } = leased;
-        row.version = row.version.saturating_add(1);
-        row.attempts = row.attempts.saturating_add(u32::from(attempt.is_some()));
+        let settled = row.settled(webhook, attempt, settlement);
+        (row.version, row.attempts) = (settled.version, settled.attempts);
         if let Some(refill) = &mut state.refill {
             refill.touched.insert((row.key.webhook, row.key.number));
         }
-        let settled = Settled {
-            webhook,
-            number: row.key.number,
-            version: row.version,
-            attempts: row.attempts,
-            attempt,
-            settlement,
-        };
         // First to be written, then into the lane: a refill must find it (invariant 4).
         if !self.queue.settle(settled.clone()) {
             self.inbox
@@ -398,6 +390,18 @@ impl Lane {
         let leased = Leased { row, body: None, hold: None };
         self.settle_row(&mut state, id, leased, None, Settlement::DeadLetter(cause));
         true
+    }
+
+    /// Settles a dead letter by an operator's word. The index has that already.
+    pub fn settle_dead(&self, dead: &DeadRow, settlement: Settlement) {
+        let DeadRow { row, id, cause, .. } = *dead;
+        let mut state = self.lock();
+        *state.dead.entry(cause).or_default() -= 1;
+        state.pending += 1;
+        let leased = Leased { row, body: None, hold: None };
+        self.settle_row(&mut state, id, leased, None, settlement);
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// A dead letter's time is over.

@@ -98,7 +98,7 @@ fn read_page(log: &Log, rows: Vec<StoredRow>) -> (Vec<Summary>, u64, u64) {
 }
 
 /// Counts a place and names it, unless that was done before.
-fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) {
+pub(super) fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) {
     let Position { segment, offset, .. } = at;
     if !log.damage.add(segment, offset) || !log.damage.may_name() {
         return;
@@ -114,12 +114,12 @@ fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) {
     }
 }
 
-fn read_summary(log: &Log, row: &StoredRow) -> Result<Summary, Unfit> {
-    let webhook = read_webhook(log, row.at)?;
+/// A webhook with all its deliveries, also those that were added later.
+pub(super) fn read_webhook_and_added(log: &Log, row: &StoredRow) -> Result<Webhook, Unfit> {
+    let mut webhook = read_webhook(log, row.at)?;
     if webhook.id != row.id {
         return Err(Unfit::Damaged);
     }
-    let mut deliveries = webhook.deliveries;
     for at in &row.added {
         let (Record::Deliveries(_, added) | Record::State(_, added)) = read_record(log, *at)?
         else {
@@ -127,11 +127,16 @@ fn read_summary(log: &Log, row: &StoredRow) -> Result<Summary, Unfit> {
         };
         for full in added {
             // Their numbers go on where the webhook's own end; a state repeats the earlier ones.
-            if usize::from(full.number) == deliveries.len() {
-                deliveries.push(full.delivery);
+            if usize::from(full.number) == webhook.deliveries.len() {
+                webhook.deliveries.push(full.delivery);
             }
         }
     }
+    Ok(webhook)
+}
+
+fn read_summary(log: &Log, row: &StoredRow) -> Result<Summary, Unfit> {
+    let webhook = read_webhook_and_added(log, row)?;
     let routed = |delivery: crate::domain::webhook::NewDelivery| Routed {
         target: delivery.target,
         routes: delivery.routes,
@@ -145,7 +150,7 @@ fn read_summary(log: &Log, row: &StoredRow) -> Result<Summary, Unfit> {
         resource: webhook.resource,
         table: webhook.table,
         body_bytes: webhook.body.len() as u64,
-        deliveries: deliveries.into_iter().map(routed).collect(),
+        deliveries: webhook.deliveries.into_iter().map(routed).collect(),
         kept_at: [row.at.segment, row.at.offset, row.at.length],
     })
 }

@@ -4,23 +4,17 @@
 //! records again. The [`committer`] writes and syncs, the [`lanes`] hand out, the [`indexer`]
 //! follows into the [`index`], the [`cleaner`] ends what retention ends.
 
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::domain::delivery::{Cause, Settlement};
-use crate::domain::outcome::Attempt;
-use crate::domain::source::DuplicateWindows;
 use crate::domain::time::{Clock, Timestamp};
-use crate::domain::webhook::{DuplicateKey, Webhook};
-use crate::store::claims::{Claim, Claimed, Claims};
+use crate::store::claims::Claims;
 use crate::store::embedded::busy::Busy;
 use crate::store::embedded::cleaner::Cleaner;
 use crate::store::embedded::committer::{Committer, Failing};
@@ -36,11 +30,8 @@ use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::{Observer, Unobserved};
 use crate::store::embedded::past::Past;
-use crate::store::embedded::queue::{Queue, Waiting};
+use crate::store::embedded::queue::Queue;
 use crate::store::embedded::recent::RecentSet;
-use crate::store::embedded::record::encode_webhook;
-use crate::store::listing::{Page, Place, ReadError, Summary};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
 
 mod assembly;
 pub mod busy;
@@ -48,6 +39,7 @@ pub mod change;
 pub mod cleaner;
 mod codec;
 pub mod committer;
+mod contract;
 mod current;
 pub mod damage;
 mod directory;
@@ -74,6 +66,7 @@ pub mod segment;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
 mod slots;
+mod telling;
 #[cfg(test)]
 mod tests;
 
@@ -395,125 +388,6 @@ impl Shared {
             start,
             read_patience: settings.read_patience,
             caught_up,
-        }
-    }
-}
-
-impl Store for EmbeddedStore {
-    fn claim(
-        &self,
-        key: DuplicateKey,
-        windows: DuplicateWindows,
-    ) -> impl Future<Output = Claim> + Send {
-        self.shared.claims.claim(key, windows)
-    }
-
-    fn commit(
-        &self,
-        mut webhook: Webhook,
-        claimed: Claimed,
-    ) -> impl Future<Output = Result<(), CommitError>> + Send {
-        // All of it here and now: the future only waits.
-        let meta = encode_webhook(&webhook, None);
-        let crc = committer::crc_of(&meta, &webhook.body);
-        let deliveries = std::mem::take(&mut webhook.deliveries);
-        let (reply, answer) = oneshot::channel();
-        let webhook = Arc::new(webhook);
-        let waiting = Waiting { webhook, deliveries, meta, crc, claimed, reply };
-        let queued = self.shared.queue.commit(waiting).map_err(|(error, _)| error);
-        async move {
-            queued?;
-            answer.await.unwrap_or(Err(CommitError::Closed))
-        }
-    }
-
-    fn lease(&self, target: &str, max: usize) -> impl Future<Output = Vec<Lease>> + Send {
-        let lane = self.shared.lanes.lane(target);
-        let shared = Arc::clone(&self.shared);
-        async move { shared.lease(lane, max).await }
-    }
-
-    fn settle(&self, lease: Lease, attempt: Option<Attempt>, settlement: Settlement) {
-        let delivery = lease.into_delivery();
-        let lane = self.shared.lanes.lane(&delivery.target);
-        lane.settle(delivery.webhook.id, delivery.number, attempt, settlement);
-    }
-
-    fn expire(
-        &self,
-        target: &str,
-        started_before: Timestamp,
-        max: usize,
-        cause: Cause,
-    ) -> impl Future<Output = usize> + Send {
-        let lane = self.shared.lanes.lane(target);
-        let name = Arc::clone(lane.name());
-        let (request, answer) =
-            Request::ask(move |indexer| indexer.index.started_before(&name, started_before, max));
-        self.shared.queue.request(request);
-        async move {
-            let found = answer.await.unwrap_or_default();
-            found.into_iter().filter(|(row, id)| lane.end(*row, *id, cause)).count()
-        }
-    }
-
-    fn page(
-        &self,
-        after: Place,
-        max: usize,
-    ) -> impl Future<Output = Result<Page, ReadError>> + Send {
-        let shared = Arc::clone(&self.shared);
-        async move { shared.page(after, max).await }
-    }
-
-    fn body(&self, of: &Summary) -> impl Future<Output = Result<Option<Bytes>, ReadError>> + Send {
-        let (shared, of) = (Arc::clone(&self.shared), of.clone());
-        async move { shared.body(of).await }
-    }
-
-    fn lanes(&self) -> Vec<LaneCounts> {
-        let mut counts: Vec<_> = self
-            .shared
-            .lanes
-            .all()
-            .iter()
-            .map(|lane| lane.counts())
-            .filter(|counts| counts.pending > 0 || !counts.dead.is_empty())
-            .collect();
-        counts.sort_by(|a, b| a.target.cmp(&b.target));
-        counts
-    }
-
-    fn pulse(&self) -> Pulse {
-        self.shared.busy.pulse(&self.shared.failing)
-    }
-
-    fn health(&self) -> Health {
-        let shared = &self.shared;
-        let now = shared.clock.0.now();
-        let size = |suffix: &str| {
-            let mut path = shared.index_file.clone().into_os_string();
-            path.push(suffix);
-            std::fs::metadata(path).map_or(0, |meta| meta.len())
-        };
-        Health {
-            failing: self.pulse().failing,
-            bytes: shared.log.bytes() + size("") + size("-wal"),
-            available_bytes: shared.log.available_bytes(),
-            damaged_records: shared.log.damage.count(),
-            duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
-            newest_by_source: shared.newest.all(),
-        }
-    }
-
-    fn close(&self) -> impl Future<Output = ()> + Send {
-        self.shared.queue.close();
-        let mut stopped = self.stopped.clone();
-        async move {
-            // An error: the thread is gone, which is what is waited for.
-            if let Err(error) = stopped.wait_for(|stopped| *stopped).await {
-                tracing::error!(%error, "the store did not stop in order");
-            }
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::store::embedded::segment::LogPoint;
 
 pub mod apply;
 pub mod queries;
+pub mod stories;
 pub mod trim;
 
 const FORMAT: i64 = 2;

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Row, params};
 
-use crate::domain::delivery::{Cause, State};
+use crate::domain::delivery::{Cause, Settlement, State};
+use crate::domain::outcome::Attempt;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::index::apply::{state_of, unpack};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
+use crate::store::embedded::record::Settled;
 use crate::store::embedded::scanner::Unread;
 use crate::store::embedded::segment::Position;
 
@@ -48,6 +50,25 @@ pub struct DueRow {
     pub defined_at: Option<Position>,
 }
 
+impl DueRow {
+    /// Its next settlement.
+    pub fn settled(
+        &self,
+        webhook: WebhookId,
+        attempt: Option<Attempt>,
+        settlement: Settlement,
+    ) -> Settled {
+        Settled {
+            webhook,
+            number: self.key.number,
+            version: self.version.saturating_add(1),
+            attempts: self.attempts.saturating_add(u32::from(attempt.is_some())),
+            attempt,
+            settlement,
+        }
+    }
+}
+
 /// What a webhook is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -79,7 +100,9 @@ pub struct Count {
     pub n: u64,
 }
 
-const DUE_COLUMNS: &str = "d.due_at, d.webhook, d.number, d.again, d.version, d.attempts,
+/// What [`due_row`] reads.
+pub(super) const DUE_COLUMNS: &str =
+    "d.due_at, d.webhook, d.number, d.again, d.version, d.attempts,
     d.started_at, w.segment, w.start, w.length, d.segment, d.start, d.length";
 
 fn position(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Position>> {
@@ -92,7 +115,7 @@ fn position(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Position>> {
     }))
 }
 
-fn due_row(row: &Row<'_>) -> rusqlite::Result<DueRow> {
+pub(super) fn due_row(row: &Row<'_>) -> rusqlite::Result<DueRow> {
     let time = |at| row.get(at).map(|ms| Timestamp::from_millis(uint(ms)));
     Ok(DueRow {
         key: DueKey { due_at: time(0)?, webhook: uint(row.get(1)?), number: row.get(2)? },
@@ -149,6 +172,12 @@ impl Index {
             }
         }
         Ok(stored)
+    }
+
+    /// Where one webhook is stored.
+    pub fn stored_one(&self, key: u64) -> rusqlite::Result<Option<StoredRow>> {
+        let mut found = self.stored(key.saturating_sub(1), 1)?;
+        Ok(found.pop().filter(|row| row.id.key() == key))
     }
 
     /// What a webhook is called.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::archive::Archive;
 use crate::store::embedded::sim::Faults;
 
 const TARGET: &str = "crm";

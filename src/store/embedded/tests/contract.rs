@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::archive::Archive;
 use crate::store::listing::{Place, Routed, Summary};
 
 /// The suite: passed by every store, opened anew in the same world for a restart.
-async fn suite<S: Store>(world: &World, open: impl Fn() -> S) {
+async fn suite<S: Store + Archive>(world: &World, open: impl Fn() -> S) {
     committed_is_leased_byte_for_byte(world, &open).await;
     a_dropped_lease_is_due_again(world, &open()).await;
     settled_survives_a_restart(world, &open).await;
@@ -203,7 +204,7 @@ async fn expired_ones_end<S: Store>(world: &World, store: &S) {
     assert_eq!((lane.pending, lane.dead), (0, vec![(Cause::TargetRemoved, 1)]));
 }
 
-async fn all_since<S: Store>(store: &S, since: Timestamp, max: usize) -> Vec<Summary> {
+async fn all_since<S: Archive>(store: &S, since: Timestamp, max: usize) -> Vec<Summary> {
     let mut all = Vec::new();
     let mut place = Place::since(since);
     loop {
@@ -221,7 +222,10 @@ async fn all_since<S: Store>(store: &S, since: Timestamp, max: usize) -> Vec<Sum
     }
 }
 
-async fn what_is_stored_is_read_page_by_page<S: Store>(world: &World, open: impl Fn() -> S) {
+async fn what_is_stored_is_read_page_by_page<S: Store + Archive>(
+    world: &World,
+    open: impl Fn() -> S,
+) {
     let store = open();
     world.clock.advance(Duration::from_secs(1));
     world.commit(&store, b"too early", &["h"]).await.1.unwrap();

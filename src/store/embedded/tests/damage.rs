@@ -1,6 +1,7 @@
 //! Bytes that change, files that vanish.
 
 use super::*;
+use crate::store::archive::Archive;
 use crate::store::embedded::segment::HEADER_BYTES;
 use crate::store::listing::Place;
 

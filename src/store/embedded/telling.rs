@@ -1,0 +1,128 @@
+//! Telling an operator what became of webhooks, and doing what he says with dead letters.
+
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use crate::domain::delivery::Settlement;
+use crate::domain::webhook::WebhookId;
+use crate::store::embedded::Shared;
+use crate::store::embedded::change::{Change, Entry};
+use crate::store::embedded::inbox::Request;
+use crate::store::embedded::index::stories::Found;
+use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::listing::{note_unfit, read_webhook_and_added};
+use crate::store::embedded::queue::Own;
+use crate::store::embedded::reader::Unfit;
+use crate::store::listing::{Place, ReadError};
+use crate::store::story::{Filter, Order, Stories, Whole};
+
+// Segments that are cleaned away meanwhile: their webhooks are somewhere else by then.
+const TRIALS: usize = 4;
+// So many are settled at once: others wait for the index and the queue too.
+const SETTLED_AT_ONCE: usize = 500;
+
+impl Shared {
+    /// What a filter wants.
+    pub(super) async fn stories(
+        &self,
+        filter: Filter,
+        behind: Option<Place>,
+        order: Order,
+        max: usize,
+    ) -> Result<Stories, ReadError> {
+        let behind = behind.map(Place::key);
+        let max = max.max(1);
+        let Found { stories, upto } =
+            self.ask(move |indexer| indexer.index.stories(&filter, behind, order, max)).await?;
+        Ok(Stories { stories, next: upto.map(Place::at_key) })
+    }
+
+    /// All of one webhook.
+    pub(super) async fn whole(&self, id: WebhookId) -> Result<Option<Whole>, ReadError> {
+        let key = id.key();
+        for _ in 0..TRIALS {
+            let found = self
+                .ask(move |indexer| Ok((indexer.index.story(key)?, indexer.index.stored_one(key)?)))
+                .await?;
+            let (Some(story), Some(row)) = found else { return Ok(None) };
+            if story.id != id {
+                return Ok(None);
+            }
+            let log = Arc::clone(&self.log);
+            let at = row.at;
+            let read = tokio::task::spawn_blocking(move || read_webhook_and_added(&log, &row));
+            match read.await.map_err(|_| ReadError::Closed)? {
+                Ok(webhook) => return Ok(Some(Whole { story, webhook })),
+                Err(Unfit::Moved) => {}
+                Err(unfit) => {
+                    note_unfit(&self.log, id, at, &unfit);
+                    return Err(match unfit {
+                        Unfit::Failed(_) => ReadError::Unavailable,
+                        Unfit::Damaged | Unfit::Moved => ReadError::Damaged,
+                    });
+                }
+            }
+        }
+        Err(ReadError::Unavailable)
+    }
+
+    /// Settles dead letters, some at a time.
+    pub(super) async fn settle_dead(
+        &self,
+        dead: Vec<(WebhookId, u16)>,
+        settlement: Settlement,
+    ) -> Result<usize, ReadError> {
+        let mut settled = 0;
+        for some in dead.chunks(SETTLED_AT_ONCE) {
+            let some = some.to_vec();
+            settled += self.ask(move |indexer| indexer.settle_dead(&some, settlement)).await?;
+            self.synced().await?;
+        }
+        Ok(settled)
+    }
+
+    /// Answers when all that was settled before is durable.
+    async fn synced(&self) -> Result<(), ReadError> {
+        let (reply, answer) = sync_channel(1);
+        self.queue.write(Own { records: Vec::new(), reply });
+        let answered = tokio::task::spawn_blocking(move || answer.recv()).await;
+        // No answer: the disk failed, or the store is closing.
+        answered.ok().and_then(Result::ok).map(|_| ()).ok_or(ReadError::Unavailable)
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnMut(&mut Indexer) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let (request, answer) = Request::ask(ask);
+        // Behind all that waits: what was acknowledged before is in the answer.
+        self.queue.request(request);
+        answer.await.map_err(|_| ReadError::Closed)
+    }
+}
+
+impl Indexer {
+    /// Settles dead letters: first in the index, so that nothing ends them meanwhile, then in their
+    /// lanes, which have it written down.
+    fn settle_dead(
+        &mut self,
+        dead: &[(WebhookId, u16)],
+        settlement: Settlement,
+    ) -> rusqlite::Result<usize> {
+        let mut rows = Vec::with_capacity(dead.len());
+        for (id, number) in dead {
+            let found = self.index.dead_one(id.key(), *number)?;
+            rows.extend(found.filter(|found| found.id == *id));
+        }
+        let entries = rows.iter().map(|dead| {
+            let settled = dead.row.settled(dead.id, None, settlement);
+            Entry { position: None, change: Change::Settled(settled) }
+        });
+        self.apply_unwritten(entries.collect())?;
+        let count = rows.len();
+        for dead in rows {
+            self.parts.lanes.lane(&dead.target).settle_dead(&dead, settlement);
+        }
+        Ok(count)
+    }
+}
