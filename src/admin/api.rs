@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
+use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
@@ -31,7 +31,7 @@ const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
 pub struct Endpoint {
     /// How.
     pub method: Method,
-    /// Behind [`PREFIX`].
+    /// Behind [`PREFIX`]. One segment may be [`ANY`], and is what is asked about.
     pub path: &'static str,
     /// The largest body of a request, in bytes.
     pub body_bytes_max: usize,
@@ -39,11 +39,34 @@ pub struct Endpoint {
     pub call: Call,
 }
 
-/// Answers a request with this body.
-pub type Call = Arc<dyn Fn(Bytes) -> Answering + Send + Sync>;
+/// In a path: any one segment.
+pub const ANY: &str = "{id}";
+
+/// What is asked.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The segment that stands for [`ANY`].
+    pub about: String,
+    /// What stands behind the `?`.
+    pub query: String,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Answers a question.
+pub type Call = Arc<dyn Fn(Asked) -> Answering + Send + Sync>;
 
 /// The answer that is being made.
-pub type Answering = Pin<Box<dyn Future<Output = Result<Value, Problem>> + Send>>;
+pub type Answering = Pin<Box<dyn Future<Output = Result<Answer, Problem>> + Send>>;
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// JSON.
+    Json(Value),
+    /// Exact bytes of somebody else.
+    Bytes(Bytes),
+}
 
 /// Why the answer is no, as RFC 9457 has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +111,13 @@ where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     match answer(endpoints, turns, request, over).await {
-        Ok(text) => json(StatusCode::OK, "application/json", text),
+        Ok(Written::Json(text)) => json(StatusCode::OK, "application/json", text),
+        Ok(Written::Bytes(bytes)) => {
+            let mut response = response(StatusCode::OK, "application/octet-stream", bytes);
+            let no_sniff = HeaderValue::from_static("nosniff");
+            response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, no_sniff);
+            response
+        }
         Err(problem) => {
             let title = problem.status.canonical_reason().unwrap_or("Refused");
             let mut members = problem.more;
@@ -106,20 +135,26 @@ where
     }
 }
 
-/// The text of the answer.
+/// An answer as it is sent.
+enum Written {
+    Json(String),
+    Bytes(Bytes),
+}
+
+/// What is sent.
 async fn answer<B>(
     endpoints: &[Endpoint],
     turns: &Turns,
     request: Request<B>,
     over: IpAddr,
-) -> Result<String, Problem>
+) -> Result<Written, Problem>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let (head, body) = request.into_parts();
     may_ask(&head.headers, over)?;
     let path = head.uri.path().strip_prefix(PREFIX).unwrap_or_default();
-    let endpoint = find(endpoints, &head.method, path)?;
+    let (endpoint, about) = find(endpoints, &head.method, path)?;
     if head.method == Method::POST {
         must_be_json(&head.headers)?;
     }
@@ -129,16 +164,21 @@ where
         let detail = format!("the body broke off, or is larger than {max} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     })?;
-    aside((endpoint.call)(body.to_bytes()), turn).await
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    let asked = Asked { about: about.to_owned(), query, body: body.to_bytes() };
+    aside((endpoint.call)(asked), turn).await
 }
 
 /// Makes an answer on a thread of its own: the probes share this one, and a large routes file takes
 /// its time. The turn ends with the work, whether anybody still waits for it or not.
-async fn aside(answering: Answering, turn: OwnedSemaphorePermit) -> Result<String, Problem> {
+async fn aside(answering: Answering, turn: OwnedSemaphorePermit) -> Result<Written, Problem> {
     let runtime = Handle::current();
     let work = move || {
         let _turn = turn;
-        runtime.block_on(answering).map(|value| written(&value))
+        runtime.block_on(answering).map(|answer| match answer {
+            Answer::Json(value) => Written::Json(written(&value)),
+            Answer::Bytes(bytes) => Written::Bytes(bytes),
+        })
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
         tracing::error!(%error, "An answer to the operator broke off.");
@@ -167,14 +207,17 @@ impl Turns {
     }
 }
 
+/// Who answers, and what it is asked about.
 fn find<'a>(
     endpoints: &'a [Endpoint],
     method: &Method,
-    path: &str,
-) -> Result<&'a Endpoint, Problem> {
-    let here: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.path == path).collect();
-    if let Some(endpoint) = here.iter().find(|endpoint| endpoint.method == *method) {
-        return Ok(endpoint);
+    path: &'a str,
+) -> Result<(&'a Endpoint, &'a str), Problem> {
+    let here =
+        endpoints.iter().filter_map(|endpoint| Some((endpoint, about(endpoint.path, path)?)));
+    let here: Vec<_> = here.collect();
+    if let Some(found) = here.iter().find(|(endpoint, _)| endpoint.method == *method) {
+        return Ok(*found);
     }
     if here.is_empty() {
         let all = endpoints.iter().map(|known| format!("{} {PREFIX}{}", known.method, known.path));
@@ -182,10 +225,24 @@ fn find<'a>(
         let detail = format!("there is no such path; there are {all}");
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
-    let allow: Vec<_> = here.iter().map(|endpoint| endpoint.method.as_str()).collect();
+    let allow: Vec<_> = here.iter().map(|(endpoint, _)| endpoint.method.as_str()).collect();
     let allow = allow.join(", ");
     let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} here"));
     Err(problem.with("allow", allow.into()))
+}
+
+/// What a path is about by a pattern, if that is its pattern: empty where it is about nothing.
+fn about<'p>(pattern: &str, path: &'p str) -> Option<&'p str> {
+    let mut about = "";
+    let (mut wanted, mut found) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (wanted.next(), found.next()) {
+            (None, None) => return Some(about),
+            (Some(ANY), Some(segment)) if !segment.is_empty() => about = segment,
+            (Some(wanted), Some(segment)) if wanted == segment => {}
+            _ => return None,
+        }
+    }
 }
 
 /// Whether whoever sent this may ask at all.
@@ -234,7 +291,11 @@ fn written(value: &Value) -> String {
 }
 
 fn json(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    response(status, kind, Bytes::from(text))
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
@@ -251,15 +312,22 @@ mod tests {
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn endpoints() -> Vec<Endpoint> {
-        let call: Call = Arc::new(|body: Bytes| {
+        let call: Call = Arc::new(|asked: Asked| {
             Box::pin(async move {
-                match &*body {
+                match &*asked.body {
                     b"no" => Err(Problem::new(StatusCode::CONFLICT, "no").with("why", 7.into())),
-                    _ => Ok(Value::from(body.len())),
+                    body => Ok(Answer::Json(Value::from(body.len()))),
                 }
             })
         });
-        vec![Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call }]
+        let tell: Call = Arc::new(|asked: Asked| {
+            let told = format!("{} {}", asked.about, asked.query);
+            Box::pin(async move { Ok(Answer::Bytes(Bytes::from(told))) })
+        });
+        vec![
+            Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call },
+            Endpoint { method: Method::GET, path: "of/{id}/it", body_bytes_max: 0, call: tell },
+        ]
     }
 
     fn runtime() -> tokio::runtime::Runtime {
@@ -336,6 +404,15 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_path_says_what_is_asked_about_in_one_segment() {
+        let get = |path: &str| ask(&[("host", "localhost")], LOOPBACK, Method::GET, path, "");
+        assert_eq!(get("/api/v1/of/this/it?a=1"), (200, "this a=1".to_owned()));
+        for path in ["of//it", "of/this", "of/this/it/", "of/this/that/it"] {
+            assert_eq!(get(&format!("/api/v1/{path}")).0, 404, "{path}");
+        }
+    }
+
     /// A body that says when it is asked for.
     struct Watched(Arc<AtomicBool>);
 
@@ -372,7 +449,7 @@ mod tests {
             Box::pin(async move {
                 // It computes. That it ends even if nobody else gets on makes this test fail, not hang.
                 match held.lock().unwrap().recv_timeout(Duration::from_secs(10)) {
-                    Ok(()) => Ok(Value::Null),
+                    Ok(()) => Ok(Answer::Json(Value::Null)),
                     Err(_) => Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "nobody got on")),
                 }
             })

@@ -52,6 +52,9 @@ pub enum State {
 }
 
 impl State {
+    /// The names of all of them.
+    pub const NAMES: [&'static str; 4] = ["pending", "delivered", "dead_letter", "discarded"];
+
     /// Its name in answers.
     pub const fn name(self) -> &'static str {
         match self {

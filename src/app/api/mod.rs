@@ -12,22 +12,31 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use crate::admin::api::{Call, Endpoint, Problem};
+use crate::admin::api::{Answer, Asked, Call, Endpoint, Problem};
 use crate::app::diff::{self, Refused};
 use crate::app::watcher::Reloads;
 use crate::config::Problems;
+use crate::domain::delivery::Settlement;
 use crate::domain::explain::Explanation;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::question::Question;
 use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
+use crate::store::Store as _;
 use crate::store::embedded::EmbeddedStore;
+
+mod targets;
+mod wanted;
+mod webhooks;
 
 /// A routes file as JSON text: at worst every byte of it is escaped.
 const ROUTES_REQUEST_BYTES_MAX: usize = 6 * ROUTES_FILE_BYTES_MAX + 4096;
 
 /// The largest body that a source takes, in base64, and what stands beside it.
 const BODY_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What is to be done with dead letters: at most a thousand ids.
+const DECISION_BYTES_MAX: usize = 64 * 1024;
 
 /// What `routes/explain` is asked.
 #[derive(Debug, Deserialize)]
@@ -53,36 +62,46 @@ pub(super) struct Answers {
 
 /// All that can be asked.
 pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
+    let get = |path, call| Endpoint { method: Method::GET, path, body_bytes_max: 0, call };
+    let post = |path, body_bytes_max, call| {
+        let method = Method::POST;
+        Endpoint { method, path, body_bytes_max, call }
+    };
     vec![
-        Endpoint {
-            method: Method::POST,
-            path: "reload",
-            body_bytes_max: 1024,
-            call: call(answers, Answers::reload),
-        },
-        Endpoint {
-            method: Method::POST,
-            path: "routes/diff",
-            body_bytes_max: ROUTES_REQUEST_BYTES_MAX,
-            call: call(answers, Answers::diff),
-        },
-        Endpoint {
-            method: Method::POST,
-            path: "routes/explain",
-            body_bytes_max: BODY_REQUEST_BYTES_MAX,
-            call: call(answers, Answers::explain),
-        },
+        get("webhooks", bytes_or_json(answers, Answers::webhooks)),
+        get("webhooks/{id}", bytes_or_json(answers, Answers::webhook)),
+        get("webhooks/{id}/body", bytes_or_json(answers, Answers::webhook_body)),
+        get("dead-letters", bytes_or_json(answers, Answers::dead_letters)),
+        get("targets", bytes_or_json(answers, Answers::targets)),
+        post("dead-letters/redrive", DECISION_BYTES_MAX, call(answers, Answers::redrive)),
+        post("dead-letters/discard", DECISION_BYTES_MAX, call(answers, Answers::discard)),
+        post("reload", 1024, call(answers, Answers::reload)),
+        post("routes/diff", ROUTES_REQUEST_BYTES_MAX, call(answers, Answers::diff)),
+        post("routes/explain", BODY_REQUEST_BYTES_MAX, call(answers, Answers::explain)),
     ]
 }
 
-/// An endpoint's answer by a method of [`Answers`].
+/// An endpoint's answer by a method of [`Answers`] that takes the body.
 fn call<F, A>(answers: &Answers, ask: F) -> Call
 where
     F: Fn(Answers, Bytes) -> A + Copy + Send + Sync + 'static,
     A: Future<Output = Result<Value, Problem>> + Send + 'static,
 {
     let answers = answers.clone();
-    Arc::new(move |body| Box::pin(ask(answers.clone(), body)))
+    Arc::new(move |asked| {
+        let answer = ask(answers.clone(), asked.body);
+        Box::pin(async move { answer.await.map(Answer::Json) })
+    })
+}
+
+/// An endpoint's answer by a method of [`Answers`] that takes all that is asked.
+fn bytes_or_json<F, A>(answers: &Answers, ask: F) -> Call
+where
+    F: Fn(Answers, Asked) -> A + Copy + Send + Sync + 'static,
+    A: Future<Output = Result<Answer, Problem>> + Send + 'static,
+{
+    let answers = answers.clone();
+    Arc::new(move |asked| Box::pin(ask(answers.clone(), asked)))
 }
 
 impl Answers {
@@ -114,12 +133,53 @@ impl Answers {
         serde_json::to_value(Explanation::new(&table, &case)).map_err(|error| wrong(&error))
     }
 
+    /// The store, if it is open.
+    fn store(&self) -> Result<Arc<EmbeddedStore>, Problem> {
+        let store = self.store.borrow().clone();
+        store.ok_or_else(|| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet; try again")
+        })
+    }
+
+    async fn webhooks(self, asked: Asked) -> Result<Answer, Problem> {
+        let store = self.store()?;
+        webhooks::list(&*store, &asked.query, self.clock.now()).await.map(Answer::Json)
+    }
+
+    async fn webhook(self, asked: Asked) -> Result<Answer, Problem> {
+        webhooks::show(&*self.store()?, &asked.about).await.map(Answer::Json)
+    }
+
+    async fn webhook_body(self, asked: Asked) -> Result<Answer, Problem> {
+        webhooks::body(&*self.store()?, &asked.about).await.map(Answer::Bytes)
+    }
+
+    async fn dead_letters(self, asked: Asked) -> Result<Answer, Problem> {
+        let store = self.store()?;
+        webhooks::list_dead(&*store, &asked.query, self.clock.now()).await.map(Answer::Json)
+    }
+
+    async fn redrive(self, body: Bytes) -> Result<Value, Problem> {
+        let now = self.clock.now();
+        let settlement = Settlement::Redriven { at: now };
+        webhooks::decide(&*self.store()?, &parse(&body)?, settlement, now).await
+    }
+
+    async fn discard(self, body: Bytes) -> Result<Value, Problem> {
+        let (store, now) = (self.store()?, self.clock.now());
+        webhooks::decide(&*store, &parse(&body)?, Settlement::Discarded, now).await
+    }
+
+    #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
+    async fn targets(self, _: Asked) -> Result<Answer, Problem> {
+        let lanes = self.store()?.lanes();
+        let table = Arc::clone(&self.table.borrow());
+        Ok(Answer::Json(targets::list(&table, &lanes)))
+    }
+
     async fn diff(self, body: Bytes) -> Result<Value, Problem> {
         let asked = parse(&body)?;
-        let store = self.store.borrow().clone();
-        let store = store.ok_or_else(|| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet; try again")
-        })?;
+        let store = self.store()?;
         let table = Arc::clone(&self.table.borrow());
         let compared = diff::diff(&*store, &table, &asked, self.clock.now()).await;
         compared.map_err(|refused| match refused {

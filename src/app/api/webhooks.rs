@@ -1,0 +1,336 @@
+//! Webhooks and dead letters: what became of them, and what an operator decides.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use crate::admin::api::Problem;
+use crate::app::api::wanted::{LIMIT_MAX, Wanted, cursor, webhook_id};
+use crate::domain::delivery::{Cause, Settlement, State};
+use crate::domain::outcome::Attempt;
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::{Header, WebhookId};
+use crate::store::archive::Archive;
+use crate::store::listing::{Place, ReadError};
+use crate::store::story::{DeliveryFilter, DeliveryStory, Filter, Order, Stories, Story, Whole};
+
+/// Of one answer: then it says where to go on.
+const TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A page of webhooks.
+pub(super) async fn list<S: Archive>(
+    store: &S,
+    query: &str,
+    now: Timestamp,
+) -> Result<Value, Problem> {
+    let wanted = Wanted::of_query(query)?;
+    let (filter, order, limit) = (wanted.filter(now)?, wanted.order()?, wanted.limit()?);
+    let found = collect(store, &filter, wanted.behind()?, order, limit).await?;
+    let items: Vec<Value> = found.stories.iter().map(shown).collect();
+    Ok(page(&items, found.next))
+}
+
+/// A page of dead letters. As many items as webhooks have, so that a page ends between two webhooks.
+pub(super) async fn list_dead<S: Archive>(
+    store: &S,
+    query: &str,
+    now: Timestamp,
+) -> Result<Value, Problem> {
+    let wanted = Wanted::of_query(query)?;
+    let mut filter = wanted.filter(now)?;
+    dead_only(&mut filter)?;
+    let limit = wanted.limit()?;
+    let mut found = collect(store, &filter, wanted.behind()?, wanted.order()?, limit).await?;
+    let mut items = Vec::new();
+    for (nth, story) in found.stories.iter().enumerate() {
+        let dead: Vec<_> = dead(story, &filter.delivery).collect();
+        if nth > 0 && items.len() + dead.len() > limit {
+            found.next = found.stories.get(nth - 1).map(|last| Place::behind(last.id));
+            break;
+        }
+        items.extend(dead.into_iter().map(|(delivery, cause)| shown_dead(story, delivery, cause)));
+    }
+    Ok(page(&items, found.next))
+}
+
+/// One webhook with everything that is known of it.
+pub(super) async fn show<S: Archive>(store: &S, id: &str) -> Result<Value, Problem> {
+    let whole = whole(store, webhook_id(id)?).await?;
+    Ok(shown_whole(&whole))
+}
+
+/// One webhook's exact bytes.
+pub(super) async fn body<S: Archive>(store: &S, id: &str) -> Result<bytes::Bytes, Problem> {
+    Ok(whole(store, webhook_id(id)?).await?.webhook.body)
+}
+
+async fn whole<S: Archive>(store: &S, id: WebhookId) -> Result<Whole, Problem> {
+    let found = store.whole(id).await.map_err(unread)?;
+    found.ok_or_else(|| {
+        let detail = format!("no webhook {id} is stored: it never came, or its retention is over");
+        Problem::new(StatusCode::NOT_FOUND, detail)
+    })
+}
+
+/// What is to be done with dead letters, and with which.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Decision {
+    /// These webhooks' only.
+    webhook_ids: Option<Vec<String>>,
+    source: Option<String>,
+    activity: Option<String>,
+    resource: Option<String>,
+    target: Option<String>,
+    cause: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    /// All dead letters: so that nobody says it by leaving something out.
+    #[serde(default)]
+    all: bool,
+    /// Only counts.
+    #[serde(default)]
+    dry_run: bool,
+    /// Where the answer before said to go on.
+    cursor: Option<String>,
+}
+
+impl Decision {
+    /// The filter, and the ids if they were named.
+    fn filter(&self, now: Timestamp) -> Result<(Filter, Vec<WebhookId>), Problem> {
+        let wanted = Wanted::of_words([
+            ("source", &self.source),
+            ("activity", &self.activity),
+            ("resource", &self.resource),
+            ("target", &self.target),
+            ("cause", &self.cause),
+            ("since", &self.since),
+            ("until", &self.until),
+        ])?;
+        let ids = self.webhook_ids.iter().flatten().map(|id| webhook_id(id));
+        let ids = ids.collect::<Result<Vec<_>, _>>()?;
+        if ids.len() > LIMIT_MAX {
+            let detail = format!("no more than {LIMIT_MAX} webhook_ids at once");
+            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+        }
+        if self.webhook_ids.is_none() && wanted.is_empty() && !self.all {
+            let detail = "say which dead letters, by webhook_ids or a filter, or \"all\": true";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+        }
+        let mut filter = wanted.filter(now)?;
+        dead_only(&mut filter)?;
+        Ok((filter, ids))
+    }
+}
+
+/// Redrives or discards dead letters, for a second: then the answer says where to go on. Those that
+/// are done are no dead letters any more, so that whoever begins anew does nothing twice.
+pub(super) async fn decide<S: Archive>(
+    store: &S,
+    decision: &Decision,
+    settlement: Settlement,
+    now: Timestamp,
+) -> Result<Value, Problem> {
+    let (filter, ids) = decision.filter(now)?;
+    let mut behind = cursor(decision.cursor.as_deref())?;
+    let deadline = Instant::now() + TIME_MAX;
+    let (mut found, mut settled) = (0, 0);
+    let next = loop {
+        let some = if decision.webhook_ids.is_some() {
+            named(store, &ids, &filter).await?
+        } else {
+            store
+                .stories(filter.clone(), behind, Order::OldestFirst, LIMIT_MAX)
+                .await
+                .map_err(unread)?
+        };
+        let dead = some.stories.iter().flat_map(|story| {
+            dead(story, &filter.delivery).map(|(delivery, _)| (story.id, delivery.number))
+        });
+        let dead: Vec<_> = dead.collect();
+        found += dead.len();
+        if !decision.dry_run && !dead.is_empty() {
+            settled += store.settle_dead(dead, settlement).await.map_err(unread)?;
+        }
+        match some.next {
+            Some(next) if Instant::now() < deadline => behind = Some(next),
+            next => break next,
+        }
+    };
+    Ok(json!({ "found": found, settlement.name(): settled, "next": shown_place(next) }))
+}
+
+/// The webhooks that were named and have dead letters.
+async fn named<S: Archive>(
+    store: &S,
+    ids: &[WebhookId],
+    filter: &Filter,
+) -> Result<Stories, Problem> {
+    let mut stories = Vec::with_capacity(ids.len());
+    for id in ids {
+        let story = whole(store, *id).await?.story;
+        if filter.wants(&story) {
+            stories.push(story);
+        }
+    }
+    Ok(Stories { stories, next: None })
+}
+
+/// What a filter wants, until there is enough or it has taken its time.
+async fn collect<S: Archive>(
+    store: &S,
+    filter: &Filter,
+    mut behind: Option<Place>,
+    order: Order,
+    limit: usize,
+) -> Result<Stories, Problem> {
+    let deadline = Instant::now() + TIME_MAX;
+    let mut all = Stories::default();
+    loop {
+        let left = limit - all.stories.len();
+        let page = store.stories(filter.clone(), behind, order, left).await.map_err(unread)?;
+        all.stories.extend(page.stories);
+        match page.next {
+            Some(next) if all.stories.len() < limit && Instant::now() < deadline => {
+                behind = Some(next);
+            }
+            next => {
+                all.next = next;
+                return Ok(all);
+            }
+        }
+    }
+}
+
+fn dead_only(filter: &mut Filter) -> Result<(), Problem> {
+    let dead = State::NAMES.into_iter().find(|name| *name == "dead_letter");
+    if filter.delivery.state.is_some_and(|state| Some(state) != dead) || filter.unrouted {
+        let detail = "dead letters have the state dead_letter and are routed";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+    }
+    filter.delivery.state = dead;
+    Ok(())
+}
+
+fn dead<'a>(
+    story: &'a Story,
+    filter: &DeliveryFilter,
+) -> impl Iterator<Item = (&'a DeliveryStory, Cause)> {
+    let wanted = story.deliveries.iter().filter(|delivery| filter.wants(delivery));
+    wanted.filter_map(|delivery| Some((delivery, delivery.state.cause()?)))
+}
+
+fn unread(error: ReadError) -> Problem {
+    let status = match error {
+        ReadError::Closed | ReadError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ReadError::Damaged => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let detail = match error {
+        ReadError::Closed => "the relay is stopping".to_owned(),
+        ReadError::Damaged => "its record is damaged: see the log and the runbook".to_owned(),
+        ReadError::Unavailable => {
+            "the disk does not answer; what was done before is in force: try again".to_owned()
+        }
+    };
+    Problem::new(status, detail)
+}
+
+fn page(items: &[Value], next: Option<Place>) -> Value {
+    json!({ "items": items, "next": shown_place(next) })
+}
+
+fn shown_place(place: Option<Place>) -> Option<String> {
+    place.map(|place| place.key().to_string())
+}
+
+fn shown(story: &Story) -> Value {
+    json!({
+        "webhook_id": story.id.to_string(),
+        "received_at": story.received_at.to_string(),
+        "source": &*story.source,
+        "activity": story.activity.as_deref(),
+        "resource_type": story.resource.object,
+        "resource_id": story.resource.id,
+        "body_bytes": story.body_bytes,
+        "deliveries": story.deliveries.iter().map(shown_delivery).collect::<Vec<_>>(),
+    })
+}
+
+fn shown_delivery(delivery: &DeliveryStory) -> Value {
+    let pending = delivery.state == State::Pending;
+    json!({
+        "target": &*delivery.target,
+        "again": delivery.again,
+        "state": delivery.state.name(),
+        "cause": delivery.state.cause().map(Cause::name),
+        "attempts": delivery.attempts,
+        "due_at": pending.then(|| delivery.due_at.to_string()),
+        "last_attempt": delivery.history.last().map(shown_attempt),
+    })
+}
+
+fn shown_dead(story: &Story, delivery: &DeliveryStory, cause: Cause) -> Value {
+    json!({
+        "webhook_id": story.id.to_string(),
+        "target": &*delivery.target,
+        "again": delivery.again,
+        "cause": cause.name(),
+        "received_at": story.received_at.to_string(),
+        "source": &*story.source,
+        "activity": story.activity.as_deref(),
+        "resource_type": story.resource.object,
+        "resource_id": story.resource.id,
+        "attempts": delivery.attempts,
+        "last_attempt": delivery.history.last().map(shown_attempt),
+    })
+}
+
+/// An attempt; the excerpt is what the target said, as far as it is text.
+fn shown_attempt(attempt: &Attempt) -> Value {
+    let excerpt = String::from_utf8_lossy(&attempt.excerpt);
+    json!({
+        "at": attempt.at.to_string(),
+        "duration_ms": u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
+        "outcome": attempt.outcome.name(),
+        "status": attempt.status,
+        "excerpt": (!excerpt.is_empty()).then_some(excerpt),
+    })
+}
+
+fn shown_whole(whole: &Whole) -> Value {
+    let Whole { story, webhook } = whole;
+    let table: String = webhook.table.iter().map(|byte| format!("{byte:02x}")).collect();
+    let header = |(name, value): &Header| {
+        (name.to_string(), Value::from(String::from_utf8_lossy(value.as_bytes())))
+    };
+    let deliveries = story.deliveries.iter().map(|delivery| {
+        let routed = webhook.deliveries.get(usize::from(delivery.number));
+        let routes = routed.iter().flat_map(|routed| &routed.routes).map(|route| &**route);
+        let more = json!({
+            "routes": routes.collect::<Vec<_>>(),
+            "started_at": delivery.started_at.to_string(),
+            "history": delivery.history.iter().map(shown_attempt).collect::<Vec<_>>(),
+        });
+        with(shown_delivery(delivery), more)
+    });
+    let more = json!({
+        "deliveries": deliveries.collect::<Vec<_>>(),
+        "path": webhook.path,
+        "peer": webhook.peer,
+        "secret": webhook.secret,
+        "routes_sha256": format!("{table}…"),
+        "headers": webhook.headers.iter().map(header).collect::<Map<_, _>>(),
+    });
+    with(shown(story), more)
+}
+
+/// An object with more members; they take the place of those of the same name.
+fn with(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
+}
