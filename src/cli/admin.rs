@@ -51,22 +51,50 @@ impl AdminClient {
 
     /// Posts JSON to `path` of the API; a refusal is an answer too.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Result<Value, Refusal>> {
-        let exchange = self.exchange(path, Bytes::from(body.to_string()));
-        let (status, body) = timeout(TIMEOUT, exchange)
-            .await
-            .with_context(|| format!("{} did not answer in time", self.url))??;
-        let value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        Ok(if status.is_success() { Ok(value) } else { Err(Refusal { status, problem: value }) })
+        let answer = self.ask(Method::POST, path, Bytes::from(body.to_string())).await?;
+        Ok(answer.map(|body| serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
 
-    async fn exchange(&self, path: &str, body: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+    /// Gets JSON from `path` of the API; a refusal is an answer too.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Result<Value, Refusal>> {
+        let answer = self.get_bytes(path).await?;
+        Ok(answer.map(|body| serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+
+    /// Gets bytes as they are.
+    pub async fn get_bytes(&self, path: &str) -> anyhow::Result<Result<Bytes, Refusal>> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Result<Bytes, Refusal>> {
+        let (status, body) = timeout(TIMEOUT, self.exchange(method, path, body))
+            .await
+            .with_context(|| format!("{} did not answer in time", self.url))??;
+        if status.is_success() {
+            return Ok(Ok(body));
+        }
+        let problem = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Ok(Err(Refusal { status, problem }))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<(StatusCode, Bytes)> {
         let host = self.url.host().unwrap_or_default();
         let port = self.url.port_u16().unwrap_or(80);
         let addresses = self.resolver.resolve(host, port).await?;
         let stream = connect(&addresses, CONNECT_SLICE).await.with_context(|| {
             format!("no relay answers at {}: is it running, and is this its --admin?", self.url)
         })?;
-        let mut request = Request::builder().method(Method::POST).uri(path).body(())?;
+        let mut request = Request::builder().method(method).uri(path).body(())?;
         let authority = self.url.authority().map_or("", |authority| authority.as_str());
         let headers = request.headers_mut();
         headers.insert(HOST, HeaderValue::try_from(authority)?);

@@ -13,8 +13,10 @@ use clap::{Parser, Subcommand};
 pub mod admin;
 pub mod certificate;
 pub mod check;
+pub mod dead_letters;
 pub mod demo;
 pub mod diff;
+pub mod filter;
 pub mod output;
 pub mod receive;
 pub mod receiver;
@@ -25,8 +27,11 @@ pub mod sender;
 pub mod serve;
 pub mod signal;
 pub mod signature;
+pub mod story;
+pub mod targets;
 pub mod test;
 pub mod value;
+pub mod webhooks;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -69,6 +74,14 @@ pub enum Command {
     /// Which stored webhooks another routes file would route otherwise
     #[command(long_about = diff::ABOUT)]
     Diff(diff::Args),
+    /// What became of webhooks: ask the running relay
+    #[command(long_about = webhooks::ABOUT)]
+    Webhooks(webhooks::Args),
+    /// Deliveries that nobody tries any more: list, bring back, end
+    #[command(name = "dead-letters", long_about = dead_letters::ABOUT)]
+    DeadLetters(dead_letters::Args),
+    /// What waits for each target
+    Targets(targets::Args),
     /// Act as Aryeo: sign a webhook and post it
     #[command(long_about = send::ABOUT)]
     Send(send::Args),
@@ -123,6 +136,9 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Diff(args) => diff::run(args),
         Command::Route(args) => route::run(args),
         Command::Test(args) => test::run(args),
+        Command::Webhooks(args) => webhooks::run(args),
+        Command::DeadLetters(args) => dead_letters::run(args),
+        Command::Targets(args) => targets::run(args),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),

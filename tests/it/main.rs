@@ -16,6 +16,7 @@
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
+//! - `stories`: what became of a webhook, and dead letters brought back
 //! - `explains`: what a table does, told without sending anything
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
@@ -52,5 +53,6 @@ mod reload_load;
 mod restarts;
 mod shipped;
 mod starts_and_stops;
+mod stories;
 mod support;
 mod tls;

@@ -1,0 +1,185 @@
+//! `webhooks`: what became of them.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, bail};
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::cli::admin::AdminClient;
+use crate::cli::check::Format;
+use crate::cli::filter::{Asking, Filter, with_query};
+use crate::cli::output::{Output, Style};
+use crate::cli::story::{items, print_line, print_whole, text};
+use crate::cli::{Verdict, block_on};
+
+/// What `--help` says before the flags.
+pub const ABOUT: &str = "\
+Ask a running relay what became of webhooks: which came, where they went, each attempt.";
+
+/// Items of one answer.
+const PAGE: usize = 500;
+
+/// The flags of `webhooks`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List webhooks, the newest first
+    List(List),
+    /// Tell everything about one webhook
+    Show(Show),
+}
+
+/// The flags of `webhooks list`.
+#[derive(Debug, clap::Args)]
+pub struct List {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// With a delivery in this state
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub state: Option<State>,
+    /// With no delivery at all
+    #[arg(long)]
+    pub unrouted: bool,
+    /// How many at most
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: u64,
+    /// Where.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// A delivery's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    /// Due, now or later
+    Pending,
+    /// The target has it
+    Delivered,
+    /// Nobody tries it any more
+    #[value(name = "dead_letter", alias = "dead-letter")]
+    DeadLetter,
+    /// An operator ended it
+    Discarded,
+}
+
+/// The flags of `webhooks show`.
+#[derive(Debug, clap::Args)]
+pub struct Show {
+    /// Its id, as targets get it in Relay-Webhook-Id
+    #[arg(value_name = "WEBHOOK_ID")]
+    pub id: String,
+    /// Print its exact bytes, and nothing else
+    #[arg(long)]
+    pub body: bool,
+    /// Where.
+    #[command(flatten)]
+    pub asking: Asking,
+}
+
+/// Asks, and prints the answer.
+pub fn run(args: &Args) -> anyhow::Result<Verdict> {
+    match &args.command {
+        Command::List(args) => block_on(list(args))?,
+        Command::Show(args) => block_on(show(args))?,
+    }
+}
+
+async fn list(args: &List) -> anyhow::Result<Verdict> {
+    let mut members = args.filter.members();
+    if let Some(name) = args.state.and_then(|state| state.to_possible_value()) {
+        members.insert("state".to_owned(), name.get_name().into());
+    }
+    if args.unrouted {
+        members.insert("unrouted".to_owned(), json!("true"));
+    }
+    let output = Output::new();
+    let print = |webhook: &Value| match args.asking.format {
+        Format::Json => output.line(webhook),
+        Format::Text => print_line(&output, webhook),
+    };
+    let more = each(&args.asking, "/api/v1/webhooks", members, args.limit, print).await?;
+    say_more(&output, &args.asking, more);
+    Ok(Verdict::Yes)
+}
+
+/// There are more than were listed.
+pub(super) fn say_more(output: &Output, asking: &Asking, more: bool) {
+    if more && asking.format == Format::Text {
+        output.line(output.paint(Style::Dim, "and more; --limit N lists more"));
+    }
+}
+
+/// Calls `print` for each item of a list, at most `limit`; answers whether there are more.
+pub(super) async fn each(
+    asking: &Asking,
+    path: &str,
+    mut members: serde_json::Map<String, Value>,
+    limit: u64,
+    mut print: impl FnMut(&Value),
+) -> anyhow::Result<bool> {
+    let client = AdminClient::new(&asking.admin)?;
+    let mut left = limit;
+    loop {
+        members.insert("limit".to_owned(), left.min(PAGE as u64).into());
+        let page = client.get(&with_query(path, &members)).await?;
+        let page = page.or_else(|refusal| bail!(refusal.detail()))?;
+        let found = items(&page, "items");
+        found.iter().for_each(&mut print);
+        left = left.saturating_sub(found.len() as u64);
+        match text(&page, "next") {
+            "" => return Ok(false),
+            _ if left == 0 => return Ok(true),
+            next => members.insert("cursor".to_owned(), next.into()),
+        };
+    }
+}
+
+async fn show(args: &Show) -> anyhow::Result<Verdict> {
+    let output = Output::new();
+    if args.body {
+        return body(args).await;
+    }
+    let Some(webhook) = one(&args.asking, &args.id).await? else { return Ok(Verdict::No) };
+    match args.asking.format {
+        Format::Json => output.line(&webhook),
+        Format::Text => print_whole(&output, &webhook, |_| true),
+    }
+    Ok(Verdict::Yes)
+}
+
+/// A webhook; none if it is not stored, which has been said.
+pub(super) async fn one(asking: &Asking, id: &str) -> anyhow::Result<Option<Value>> {
+    let client = AdminClient::new(&asking.admin)?;
+    match client.get(&format!("/api/v1/webhooks/{}", segment(id))).await? {
+        Ok(webhook) => Ok(Some(webhook)),
+        Err(refusal) => bail!(refusal.detail()),
+    }
+}
+
+async fn body(args: &Show) -> anyhow::Result<Verdict> {
+    let client = AdminClient::new(&args.asking.admin)?;
+    let path = format!("/api/v1/webhooks/{}/body", segment(&args.id));
+    match client.get_bytes(&path).await? {
+        Ok(body) => {
+            let mut stdout = std::io::stdout().lock();
+            let written = stdout.write_all(&body).and_then(|()| stdout.flush());
+            written.context("the body can't be written")?;
+            Ok(Verdict::Yes)
+        }
+        Err(refusal) => bail!(refusal.detail()),
+    }
+}
+
+/// Something that was typed, as one segment of a path.
+fn segment(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
