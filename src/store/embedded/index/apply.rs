@@ -35,10 +35,12 @@ impl Sums {
         *self.live.entry(at.segment).or_default() += int(at.length);
         let newest = self.newest.entry(source).or_default();
         *newest = (*newest).max(row.received_at.as_millis());
-        self.known_last = self.known_last.max(Some(row.id.key()));
-        self.known.extend_from_slice(row.duplicate_key.as_bytes());
-        self.known.extend_from_slice(row.id.as_bytes());
-        self.known.push(u8::from(row.activity_id));
+        if row.durable {
+            self.known_last = self.known_last.max(Some(row.id.key()));
+            self.known.extend_from_slice(row.duplicate_key.as_bytes());
+            self.known.extend_from_slice(row.id.as_bytes());
+            self.known.push(u8::from(row.activity_id));
+        }
     }
 
     pub(super) fn count(&mut self, target: i64, status: Status, by: i64) {

@@ -247,3 +247,50 @@ fn a_segment_that_was_removed_is_gone_for_good() {
         assert_eq!(files, [Path::new("segments/00000002.log")], "seed {seed}");
     }
 }
+
+/// A disk after a process that was killed between a webhook's write and its sync.
+async fn killed_before_the_sync(body: &[u8]) -> World {
+    let mut world = World::new();
+    let store = world.open();
+    world.disk.set_faults(Faults { dead_from_change: Some(2), ..Faults::default() });
+    world.commit(&store, body, &[TARGET]).await.1.unwrap_err();
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world
+}
+
+/// Opens the store once more, as another process.
+fn open_again(world: &mut World, store: EmbeddedStore) -> EmbeddedStore {
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.open()
+}
+
+#[tokio::test]
+async fn what_no_start_could_make_durable_is_nobodys_first() {
+    // As much as keeps the cleaner from copying it forward, which makes it durable.
+    let body = &[7; 9000];
+    for delete_index in [false, true] {
+        let mut world = killed_before_the_sync(body).await;
+        world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+        let store = world.open();
+        assert!(world.disk.has_met_fault());
+        assert_eq!(is_duplicate(&store, body).await, None);
+        store.flush().await;
+        if delete_index {
+            world.delete_index();
+        }
+        // Its sync succeeds, but the disk has dropped what it was for.
+        let store = open_again(&mut world, store);
+        world.commit(&store, body, &[TARGET]).await.1.unwrap();
+        let disk = world.disk.power_cut(1);
+        drop(store);
+        world.use_disk(disk);
+        world.delete_index();
+        let store = world.open();
+        assert!(is_duplicate(&store, body).await.is_some(), "lost: {delete_index}");
+        assert_eq!(drain(&store, TARGET).await.len(), 1);
+    }
+}
