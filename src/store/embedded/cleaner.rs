@@ -255,6 +255,7 @@ impl Job {
         if live > 0 {
             return Err(Problem::Stays);
         }
+        self.sync_voided(&indexer.parts.log)?;
         // An index that a power cut sets back must not look for its webhooks here.
         indexer.index.checkpoint()?;
         if let Err(error) = indexer.parts.log.remove(number) {
@@ -263,6 +264,18 @@ impl Job {
         }
         indexer.index.forget_segment(number)?;
         Ok(true)
+    }
+
+    /// Makes durable that the segment before was cut to its sound part: so far this one's header said
+    /// where that ends, and a power cut would give back what was refused.
+    fn sync_voided(&self, log: &Log) -> Result<(), Problem> {
+        let end = self.segment.header.previous_end;
+        let Some(before) = end.and_then(|end| log.get(end.segment)) else { return Ok(()) };
+        before.file.sync_all().map_err(|error| {
+            let segment = before.header.number;
+            tracing::warn!(%error, segment, "a segment's end can't be made durable");
+            Problem::Stays
+        })
     }
 
     /// Copies what lives, a little of it.

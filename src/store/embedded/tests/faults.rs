@@ -294,3 +294,37 @@ async fn what_no_start_could_make_durable_is_nobodys_first() {
         assert_eq!(drain(&store, TARGET).await.len(), 1);
     }
 }
+
+#[tokio::test]
+async fn what_was_refused_does_not_come_back_when_the_segment_that_said_so_is_gone() {
+    let mut came_back = Vec::new();
+    for seed in 0..8 {
+        let mut world = cleaning::small();
+        world.settings.segment_bytes = 20 << 10;
+        let store = world.open();
+        // So much that its segment stays.
+        world.commit(&store, &[1; 6000], &[TARGET]).await.1.unwrap();
+        world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+        world.commit(&store, b"refused", &[TARGET]).await.1.unwrap_err();
+        world.commit(&store, b"taken", &["other"]).await.1.unwrap();
+        let void = segments(&world).pop().unwrap();
+        while segments(&world).contains(&void) {
+            for n in 0..8u8 {
+                let body = [&[n; 1500][..], &world.clock.now().as_millis().to_be_bytes()].concat();
+                world.commit(&store, &body, &["other"]).await.1.unwrap();
+            }
+            drain(&store, "other").await;
+            world.clock.advance(Duration::from_secs(10));
+            cleaning::clean(&world, &store).await;
+        }
+        let disk = world.disk.power_cut(seed);
+        drop(store);
+        world.use_disk(disk);
+        world.delete_index();
+        let store = world.open();
+        let bodies = drain(&store, TARGET).await;
+        assert!(!bodies.is_empty(), "lost");
+        came_back.extend(bodies.contains(&Bytes::from_static(b"refused")).then_some(seed));
+    }
+    assert!(came_back.is_empty(), "{came_back:?}");
+}
