@@ -328,3 +328,14 @@ async fn what_was_refused_does_not_come_back_when_the_segment_that_said_so_is_go
     }
     assert!(came_back.is_empty(), "{came_back:?}");
 }
+
+#[tokio::test]
+async fn a_segment_that_is_made_for_a_webhook_has_room_for_it() {
+    let mut world = World::new();
+    world.settings.segment_bytes = 12 << 10;
+    let store = world.open();
+    for bytes in (6000..14_000).step_by(125) {
+        let (_, result) = world.commit(&store, &vec![7; bytes], &[TARGET]).await;
+        assert_eq!(result, Ok(()), "{bytes}");
+    }
+}
