@@ -256,8 +256,9 @@ impl Job {
             return Err(Problem::Stays);
         }
         self.sync_voided(&indexer.parts.log)?;
-        // An index that a power cut sets back must not look for its webhooks here.
-        indexer.index.checkpoint()?;
+        if !indexer.index.before_unlink()? {
+            return Err(Problem::Later);
+        }
         if let Err(error) = indexer.parts.log.remove(number) {
             tracing::warn!(%error, segment = number, "a segment could not be removed");
             return Err(Problem::Later);

@@ -339,3 +339,48 @@ async fn a_segment_that_is_made_for_a_webhook_has_room_for_it() {
         assert_eq!(result, Ok(()), "{bytes}");
     }
 }
+
+/// Keeps SQLite from opening the index; what is in the file stays as it is.
+fn block_index(world: &World) -> std::path::PathBuf {
+    let inside = world.settings.dir.join("index.sqlite-wal/inside");
+    std::fs::create_dir_all(&inside).unwrap();
+    inside.parent().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_was_cleaned_away_while_the_index_was_in_memory_does_not_come_back() {
+    let world = cleaning::small();
+    let store = world.open();
+    world.commit(&store, &[50; 1500], &[TARGET]).await.1.unwrap();
+    for n in 0..12u8 {
+        world.commit(&store, &[n; 1500], &["other"]).await.1.unwrap();
+    }
+    // It lives on: what the old index was made from is there at the end.
+    world.commit(&store, &[51; 9000], &["kept"]).await.1.unwrap();
+    store.close().await;
+    drop(store);
+    let blocked = block_index(&world);
+    let store = world.open();
+    assert_eq!(drain(&store, TARGET).await.len() + drain(&store, "other").await.len(), 13);
+    let before = segments(&world);
+    for n in 0..12u8 {
+        world.commit(&store, &[100 + n; 1500], &["other"]).await.1.unwrap();
+    }
+    drain(&store, "other").await;
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(10));
+        cleaning::clean(&world, &store).await;
+    }
+    let after = segments(&world);
+    assert!(!after.contains(&before[0]), "it was cleaned away");
+    store.close().await;
+    drop(store);
+    std::fs::remove_dir_all(blocked).unwrap();
+    let store = world.open();
+    assert!(lease_now(&store, TARGET, 8).await.is_empty());
+    assert_eq!(pending(&store, "kept").await, 1);
+    let dead: Vec<_> = store.lanes().into_iter().filter(|lane| !lane.dead.is_empty()).collect();
+    assert!(dead.is_empty(), "{dead:?}");
+    assert_eq!(store.health().damaged_records, 0);
+    assert_eq!(drain(&store, "kept").await.len(), 1);
+}
