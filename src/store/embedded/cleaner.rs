@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +45,9 @@ pub struct Cleaner {
     next_pass: Option<Instant>,
     // Segments that can't be cleaned for now, and until when they are left alone.
     staying: HashMap<u64, Instant>,
+    // Segments of which the disk did not take what is to be copied: after another one is freed, or in
+    // the next pass, they are tried again.
+    without_room: HashSet<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +84,8 @@ enum Problem {
     Index(rusqlite::Error),
     // Not now: the next pass tries again.
     Later,
+    // The disk does not take what must be written first: others may need nothing written.
+    NoRoom,
     // The segment holds what can't be copied: others may go.
     Stays,
 }
@@ -143,12 +148,19 @@ impl Cleaner {
                 Ok(())
             }
             Stage::Copying(mut job) => match job.step(indexer, &self.queue) {
-                Ok(true) => self.choose(indexer, now, retention),
+                Ok(true) => {
+                    self.without_room.clear();
+                    self.choose(indexer, now, retention)
+                }
                 Ok(false) => {
                     self.stage = Stage::Copying(job);
                     Ok(())
                 }
                 Err(Problem::Later) => Ok(()),
+                Err(Problem::NoRoom) => {
+                    self.without_room.insert(job.segment.header.number);
+                    self.choose(indexer, now, retention)
+                }
                 Err(Problem::Stays) => {
                     let number = job.segment.header.number;
                     tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
@@ -167,6 +179,7 @@ impl Cleaner {
             return false;
         }
         self.next_pass = Some(present + (retention.settled / 64).min(PASS_WAIT_MAX));
+        self.without_room.clear();
         true
     }
 
@@ -197,6 +210,7 @@ impl Cleaner {
                 continue;
             }
             if !self.staying.contains_key(&number)
+                && !self.without_room.contains(&number)
                 && number <= needed_behind
                 && is_removable(segment, log, &holdings)
                 && indexer.index.applied().segment > number
@@ -314,8 +328,11 @@ impl Job {
         }
         let (reply, answer) = sync_channel(1);
         queue.write(Own { records, reply });
-        // No answer: the disk failed.
-        let positions = answer.recv_timeout(REPLY_WAIT).map_err(|_| Problem::Later)?;
+        let positions = answer.recv_timeout(REPLY_WAIT).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => Problem::NoRoom,
+            // The disk hangs: nobody is to wait for another one.
+            RecvTimeoutError::Timeout => Problem::Later,
+        })?;
         for position in positions {
             self.written = self.written.max(position.end());
         }

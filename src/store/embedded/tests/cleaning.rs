@@ -344,3 +344,33 @@ fn what_is_copied_forward_again_while_it_is_read_is_not_damaged() {
         assert_eq!(store.health().damaged_records, 0);
     });
 }
+
+#[tokio::test]
+async fn a_full_disk_is_freed_of_what_is_over_though_there_is_no_room_to_copy_what_lives() {
+    let world = small();
+    let store = world.open();
+    // In the oldest segment something lives, and has to be copied.
+    world.commit(&store, &[99; 1500], &["later"]).await.1.unwrap();
+    deliver(&world, &store).await;
+    deliver(&world, &store).await;
+    let before = segments(&world);
+    world.disk.set_faults(Faults { room: Some(1), ..Faults::default() });
+    let mut accepted = 0u32;
+    while world.commit(&store, &accepted.to_be_bytes(), &[]).await.1.is_ok() {
+        accepted += 1;
+    }
+    assert_eq!(store.health().failing, Some(CommitError::DiskFull));
+    // As soon as anything is freed there is room for a segment.
+    let taken = store.shared.log.bytes();
+    world.disk.set_faults(Faults { room: Some(taken), ..Faults::default() });
+    world.clock.advance(Duration::from_secs(10));
+    let freed = async {
+        while segments(&world).contains(&before[0]) || store.health().failing.is_some() {
+            clean(&world, &store).await;
+        }
+    };
+    within(PATIENCE, freed).await;
+    world.commit(&store, &[98; 1500], &["later"]).await.1.unwrap();
+    assert_eq!(pending(&store, "later").await, 2);
+    assert_eq!(store.health().damaged_records, 0);
+}
