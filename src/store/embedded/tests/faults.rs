@@ -384,3 +384,31 @@ async fn what_was_cleaned_away_while_the_index_was_in_memory_does_not_come_back(
     assert_eq!(store.health().damaged_records, 0);
     assert_eq!(drain(&store, "kept").await.len(), 1);
 }
+
+#[tokio::test]
+async fn new_ids_come_after_all_old_ones_though_only_the_last_segments_are_read_and_the_clock_is_back()
+ {
+    let mut world = World::new();
+    world.clock.raise(Duration::from_secs(3600));
+    // Nothing is cleaned away.
+    world.clock.doubt(true);
+    let mut store = world.open();
+    let (webhook, result) = world.commit(&store, b"old", &[TARGET]).await;
+    result.unwrap();
+    for _ in 0..3 {
+        store.close().await;
+        store = open_again(&mut world, store);
+    }
+    store.close().await;
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.delete_index();
+    world.clock = TestClock::new();
+    // No more than a few reads are made before the first webhook is accepted.
+    let slow_reads = Duration::from_millis(300);
+    world.disk.set_faults(Faults { slow_reads, ..Faults::default() });
+    let store = world.open();
+    world.disk.heal();
+    assert!(store.ids_after() >= webhook.id.timestamp());
+}
