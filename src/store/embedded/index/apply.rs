@@ -269,6 +269,16 @@ impl Index {
     /// A webhook that is in the index was copied forward.
     fn move_to(&mut self, row: &WebhookRow, at: Position, sums: &mut Sums) -> rusqlite::Result<()> {
         let key = row.id.key();
+        if let Some(first) = self.webhook_id(key)?.filter(|first| *first != row.id) {
+            let (webhook_id, segment, offset) = (row.id, at.segment, at.offset);
+            // Of two the one that was there keeps its deliveries and its body: no target gets the
+            // other's. This one can only be had from its record.
+            tracing::error!(
+                %webhook_id, %first, segment, offset,
+                "two webhooks have one key: the second is left out"
+            );
+            return Ok(());
+        }
         if let Some(old) = self.position(key)? {
             *sums.live.entry(old.segment).or_default() -= int(old.length);
         }

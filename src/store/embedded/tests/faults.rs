@@ -5,6 +5,7 @@ use crate::domain::limit::ANSWER_WAIT_MAX;
 use crate::store::Pulse;
 use crate::store::embedded::segment::HEADER_BYTES;
 use crate::store::embedded::sim::Faults;
+use crate::store::listing::Place;
 
 const TARGET: &str = "crm";
 
@@ -411,4 +412,35 @@ async fn new_ids_come_after_all_old_ones_though_only_the_last_segments_are_read_
     let store = world.open();
     world.disk.heal();
     assert!(store.ids_after() >= webhook.id.timestamp());
+}
+
+#[tokio::test]
+async fn a_webhook_with_the_key_of_another_does_not_take_its_place() {
+    let world = World::new();
+    let mut store = world.open();
+    let (first, result) = world.commit(&store, b"first", &[TARGET]).await;
+    result.unwrap();
+    store.flush().await;
+    let mut second = world.webhook(b"second", &["other"]);
+    let mut bytes = *first.id.as_bytes();
+    bytes[15] ^= 1;
+    second.id = WebhookId::from_bytes(bytes);
+    let key = second.duplicate_key;
+    let Claim::First(claimed) = store.claim(key, DuplicateWindows::default()).await else {
+        panic!("it is new");
+    };
+    store.commit(second, claimed).await.unwrap();
+    for delete_index in [false, true] {
+        store.close().await;
+        drop(store);
+        if delete_index {
+            world.delete_index();
+        }
+        store = world.open();
+        let page = store.page(Place::START, 8).await.unwrap();
+        let ids: Vec<_> = page.webhooks.iter().map(|webhook| webhook.id).collect();
+        assert_eq!((&*ids, page.left_out), (&[first.id][..], 0), "{delete_index}");
+        let body = store.body(&page.webhooks[0]).await.unwrap();
+        assert_eq!(body.as_deref(), Some(&b"first"[..]));
+    }
 }
