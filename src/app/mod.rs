@@ -210,7 +210,7 @@ impl App {
         let commits = Commits(metrics.commits());
         let store = open_store(&settings.store, clock.clone(), commits).await?;
         opened.send_replace(Some(Arc::clone(&store)));
-        let ids = Arc::new(WebhookIds::after(store.newest()));
+        let ids = Arc::new(WebhookIds::after(store.ids_after()));
         Ok(Self {
             settings,
             address,

@@ -255,7 +255,7 @@ async fn commit_all(store: &EmbeddedStore, ids: &WebhookIds, body: &Bytes, count
 fn fill(dir: &Path, count: u64) {
     let settings = Settings::new(dir.to_owned());
     let store = EmbeddedStore::open(&settings, Arc::new(WallClock)).expect("a store");
-    let ids = WebhookIds::after(store.newest());
+    let ids = WebhookIds::after(store.ids_after());
     let body = Bytes::from(vec![b'x'; 200]);
     runtime().block_on(commit_all(&store, &ids, &body, count));
     // As after a crash: nothing is closed in order, and a tail is not in the index.
@@ -269,7 +269,7 @@ fn start(dir: &Path) {
     let store = EmbeddedStore::open(&settings, Arc::new(WallClock)).expect("a store");
     println!("open: {:?}; {}", began.elapsed(), resident_kb());
     runtime().block_on(async {
-        let ids = WebhookIds::after(store.newest());
+        let ids = WebhookIds::after(store.ids_after());
         let webhook =
             webhook(ids.next(WallClock.now(), 1), &Bytes::from_static(b"first"), u64::MAX);
         let windows = DuplicateWindows::default();
@@ -287,7 +287,7 @@ fn start(dir: &Path) {
 fn pages(dir: &Path, count: u64, bytes: usize) {
     let settings = Settings::new(dir.to_owned());
     let store = EmbeddedStore::open(&settings, Arc::new(WallClock)).expect("a store");
-    let ids = WebhookIds::after(store.newest());
+    let ids = WebhookIds::after(store.ids_after());
     let body = Bytes::from(vec![b'x'; bytes]);
     runtime().block_on(async {
         commit_all(&store, &ids, &body, count).await;

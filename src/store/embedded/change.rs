@@ -45,6 +45,8 @@ pub struct WebhookRow {
     pub resource: Resource,
     /// Its key.
     pub duplicate_key: DuplicateKey,
+    /// Whether it is durable: only then a second one is a duplicate.
+    pub durable: bool,
     /// The length of its body.
     pub body_bytes: u64,
     /// Targets, and where the deliveries stand.
@@ -67,6 +69,7 @@ impl WebhookRow {
             activity_id: webhook.activity_id,
             resource: webhook.resource.clone(),
             duplicate_key: webhook.duplicate_key,
+            durable: true,
             body_bytes: webhook.body.len() as u64,
             deliveries,
         }
@@ -83,11 +86,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The change of a record as found.
-    pub fn of_frame(frame: &Frame) -> Result<Self, DecodeError> {
+    /// The change of a record as found, where it is durable or not.
+    pub fn of_frame(frame: &Frame, durable: bool) -> Result<Self, DecodeError> {
         let change = match decode(frame.kind, frame.version, &Bytes::clone(&frame.payload))? {
             Record::Webhook(webhook, standings) => {
-                Change::Webhook(Box::new(WebhookRow::new(&webhook, standings)))
+                let row = WebhookRow::new(&webhook, standings);
+                Change::Webhook(Box::new(WebhookRow { durable, ..row }))
             }
             Record::Settlement(settled) => Change::Settled(settled),
             Record::Deliveries(id, deliveries) | Record::State(id, deliveries) => {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +45,9 @@ pub struct Cleaner {
     next_pass: Option<Instant>,
     // Segments that could not be cleaned, and until when they are left alone. They are told of once.
     staying: HashMap<u64, Instant>,
+    // Segments of which the disk did not take what is to be copied: after another one is freed, or in
+    // the next pass, they are tried again.
+    without_room: HashSet<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +84,8 @@ enum Problem {
     Index(rusqlite::Error),
     // Not now: the next pass tries again.
     Later,
+    // The disk does not take what must be written first: others may need nothing written.
+    NoRoom,
     // The segment holds what can't be copied: others may go.
     Stays,
 }
@@ -143,12 +148,19 @@ impl Cleaner {
                 Ok(())
             }
             Stage::Copying(mut job) => match job.step(indexer, &self.queue) {
-                Ok(true) => self.choose(indexer, now, retention),
+                Ok(true) => {
+                    self.without_room.clear();
+                    self.choose(indexer, now, retention)
+                }
                 Ok(false) => {
                     self.stage = Stage::Copying(job);
                     Ok(())
                 }
                 Err(Problem::Later) => Ok(()),
+                Err(Problem::NoRoom) => {
+                    self.without_room.insert(job.segment.header.number);
+                    self.choose(indexer, now, retention)
+                }
                 Err(Problem::Stays) => {
                     let number = job.segment.header.number;
                     if self.staying.insert(number, Instant::now() + STAYS_FOR).is_none() {
@@ -168,6 +180,7 @@ impl Cleaner {
             return false;
         }
         self.next_pass = Some(present + (retention.settled / 64).min(PASS_WAIT_MAX));
+        self.without_room.clear();
         true
     }
 
@@ -198,6 +211,7 @@ impl Cleaner {
                 continue;
             }
             if self.staying.get(&number).is_none_or(|until| present >= *until)
+                && !self.without_room.contains(&number)
                 && number <= needed_behind
                 && is_removable(segment, log, &holdings)
                 && indexer.index.applied().segment > number
@@ -256,14 +270,28 @@ impl Job {
         if live > 0 {
             return Err(Problem::Stays);
         }
-        // An index that a power cut sets back must not look for its webhooks here.
-        indexer.index.checkpoint()?;
+        self.sync_voided(&indexer.parts.log)?;
+        if !indexer.index.before_unlink()? {
+            return Err(Problem::Later);
+        }
         if let Err(error) = indexer.parts.log.remove(number) {
             tracing::warn!(%error, segment = number, "a segment could not be removed");
             return Err(Problem::Later);
         }
         indexer.index.forget_segment(number)?;
         Ok(true)
+    }
+
+    /// Makes durable that the segment before was cut to its sound part: so far this one's header said
+    /// where that ends, and a power cut would give back what was refused.
+    fn sync_voided(&self, log: &Log) -> Result<(), Problem> {
+        let end = self.segment.header.previous_end;
+        let Some(before) = end.and_then(|end| log.get(end.segment)) else { return Ok(()) };
+        before.file.sync_all().map_err(|error| {
+            let segment = before.header.number;
+            tracing::warn!(%error, segment, "a segment's end can't be made durable");
+            Problem::Stays
+        })
     }
 
     /// Copies what lives, a little of it.
@@ -301,8 +329,11 @@ impl Job {
         }
         let (reply, answer) = sync_channel(1);
         queue.write(Own { records, reply });
-        // No answer: the disk failed.
-        let positions = answer.recv_timeout(REPLY_WAIT).map_err(|_| Problem::Later)?;
+        let positions = answer.recv_timeout(REPLY_WAIT).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => Problem::NoRoom,
+            // The disk hangs: nobody is to wait for another one.
+            RecvTimeoutError::Timeout => Problem::Later,
+        })?;
         for position in positions {
             self.written = self.written.max(position.end());
         }

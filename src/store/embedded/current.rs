@@ -162,8 +162,8 @@ impl Current {
 
     fn make(&mut self, demand: Demand, now: Timestamp) -> io::Result<Writer> {
         let salt = getrandom::u64().map_err(|_| io::Error::other("no random numbers"))?;
-        // By a sixteenth more than is to be written in it: for the reserve.
-        let with_reserve = |bytes: u64| HEADER_BYTES + bytes + bytes.div_ceil(15);
+        // By a sixteenth of it all more than is to be written: for the reserve.
+        let with_reserve = |bytes: u64| HEADER_BYTES + bytes + (HEADER_BYTES + bytes).div_ceil(15);
         let first = demand.first.max(self.refused.unwrap_or(0));
         let least = with_reserve(demand.firm + first).max(ROOM_MIN.min(self.segment_bytes));
         let wanted = with_reserve(demand.firm + demand.webhooks).max(self.segment_bytes);

@@ -60,7 +60,8 @@ pub(super) fn create(dir: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn parent(path: &Path) -> &Path {
+/// The directory that a path is in.
+pub(super) fn parent(path: &Path) -> &Path {
     // Of a relative path's first part: the working directory.
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

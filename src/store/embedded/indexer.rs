@@ -361,12 +361,11 @@ impl Indexer {
 
 /// What was committed before this start is known from the log.
 fn remember(parts: &Parts, entries: &[Entry]) {
-    let is_old = |e: &&Entry| {
-        let at = e.position.filter(|at| parts.log.is_durable(at.segment));
-        at.is_some_and(|at| at.start() < parts.start)
-    };
+    let is_old = |e: &&Entry| e.position.is_some_and(|at| at.start() < parts.start);
     for entry in entries.iter().filter(is_old) {
-        if let Change::Webhook(row) = &entry.change {
+        if let Change::Webhook(row) = &entry.change
+            && row.durable
+        {
             parts.newest.saw(&row.source, row.received_at);
             parts.claims.recent(|recent| {
                 recent.insert_old(Known {

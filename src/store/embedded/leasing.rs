@@ -118,16 +118,18 @@ impl Shared {
             };
             let body = match body {
                 Readback::Moved => self.find_again(&row).await,
-                other => other,
+                other => Some(other),
             };
             match body {
-                Readback::Whole(body) => {
+                // The store is being closed: the next start delivers it.
+                None => {}
+                Some(Readback::Whole(body)) => {
                     self.unreadable.forget(row.key.webhook);
                     lane.keep(&row, &body);
                     pending.release(&row);
                     leases.push(new_lease(lane, &row, body));
                 }
-                other => {
+                Some(other) => {
                     pending.release(&row);
                     self.settle_unread(lane, &row, other).await;
                 }
@@ -146,17 +148,25 @@ impl Shared {
         tokio::task::spawn_blocking(read).await.unwrap_or_default()
     }
 
-    /// The record was copied forward since the index was asked.
-    async fn find_again(&self, row: &DueRow) -> Readback {
-        let (webhook, number) = (row.key.webhook, row.key.number);
-        let (request, answer) = Request::ask(move |indexer| indexer.index.due_one(webhook, number));
-        self.inbox.request(request);
-        match answer.await {
-            Ok(Some(found)) => {
-                let row = DueRow { key: row.key, ..found };
-                self.read(vec![row]).await.pop().unwrap_or(Readback::Moved)
+    /// The record was copied forward since the index was asked, and may be again before it is read.
+    /// None if nobody answers any more.
+    async fn find_again(&self, row: &DueRow) -> Option<Readback> {
+        let mut row = *row;
+        loop {
+            let (webhook, number) = (row.key.webhook, row.key.number);
+            let (request, answer) =
+                Request::ask(move |indexer| indexer.index.due_one(webhook, number));
+            self.inbox.request(request);
+            let found = answer.await.ok()?;
+            let places = |row: &DueRow| (row.webhook_at, row.defined_at);
+            let Some(found) = found.filter(|found| places(found) != places(&row)) else {
+                return Some(Readback::Moved);
+            };
+            row = DueRow { key: row.key, ..found };
+            match self.read(vec![row]).await.pop()? {
+                Readback::Moved => {}
+                other => return Some(other),
             }
-            Ok(None) | Err(_) => Readback::Moved,
         }
     }
 

@@ -16,6 +16,9 @@ use crate::store::embedded::recent::Known;
 use crate::store::embedded::scanner::{Scanner, Unread};
 use crate::store::embedded::segment::{HEADER_BYTES, Header, Heading, LogPoint, Position, Segment};
 
+// How the file beside a segment ends that says that the segment is not durable.
+const DOUBTFUL: &str = ".doubtful";
+
 /// All segments.
 #[derive(Debug)]
 pub struct Log {
@@ -24,7 +27,7 @@ pub struct Log {
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
     // Segments that could not be opened at this start: they stay where they are.
     unread: BTreeSet<u64>,
-    // Segments whose last bytes could not be made durable at this start.
+    // Segments whose last bytes could not be made durable at this start or an earlier one.
     doubtful: BTreeSet<u64>,
     // Behind the last record that may be read.
     end: Mutex<LogPoint>,
@@ -87,6 +90,9 @@ impl Log {
         for name in log.disk.list(&log.dir)? {
             let Some(number) = number_of(&name) else { continue };
             log.next_number.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+            if name.ends_with(DOUBTFUL) {
+                log.doubtful.insert(number);
+            }
             if !name.ends_with(".log") {
                 continue;
             }
@@ -112,12 +118,22 @@ impl Log {
             if let Err(error) = segment.file.sync_all() {
                 let number = segment.header.number;
                 tracing::error!(%error, segment = number, "an old segment can't be made durable");
-                log.doubtful.insert(number);
+                log.doubt(number);
             }
         }
         *log.segments.write().unwrap_or_else(PoisonError::into_inner) = segments;
         log.publish(log.end_of_old());
         Ok(log)
+    }
+
+    /// Marks a segment whose sync failed. The next start's sync may well succeed, as the disk dropped
+    /// what it was for: without a mark that start would take the records for durable.
+    fn doubt(&mut self, number: u64) {
+        if self.doubtful.insert(number)
+            && let Err(error) = self.disk.create(&self.mark(number), 1)
+        {
+            tracing::warn!(%error, segment = number, "it can't be marked as not durable");
+        }
     }
 
     fn leave_unread(&mut self, name: &str, number: u64, error: &io::Error) {
@@ -230,6 +246,11 @@ impl Log {
         self.dir.join(format!("{number:08}.log"))
     }
 
+    /// The file that says that a segment is not durable.
+    fn mark(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:08}{DOUBTFUL}"))
+    }
+
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<u64, Arc<Segment>>> {
         self.segments.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,6 +297,11 @@ impl Log {
     pub fn remove(&self, number: u64) -> io::Result<()> {
         self.disk.remove(&self.path(number))?;
         self.write().remove(&number);
+        if !self.is_durable(number)
+            && let Err(error) = self.disk.remove(&self.mark(number))
+        {
+            tracing::warn!(%error, segment = number, "its mark could not be removed");
+        }
         self.disk.sync_dir(&self.dir)
     }
 
@@ -364,7 +390,7 @@ impl Log {
         let mut entries = Vec::with_capacity(PIECE);
         let mut is_known = true;
         while let Some(frame) = scanner.next_frame()? {
-            match Entry::of_frame(&frame) {
+            match Entry::of_frame(&frame, self.is_durable(frame.position.segment)) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => {
                     is_known = false;
@@ -420,15 +446,16 @@ impl Log {
         let mut scanner = Scanner::new(segment, start, u64::MAX)?;
         while let Some(frame) = scanner.next_frame()? {
             // What can't be read is counted when the index takes it in.
-            if let Ok(Entry { change: Change::Webhook(row), .. }) = Entry::of_frame(&frame) {
-                rows.push(Recalled { durable, ..Recalled::of(&row) });
+            let entry = Entry::of_frame(&frame, durable);
+            if let Ok(Entry { change: Change::Webhook(row), .. }) = entry {
+                rows.push(Recalled::of(&row));
             }
         }
         Ok(())
     }
 
     /// Whether what a segment says was made durable.
-    pub fn is_durable(&self, number: u64) -> bool {
+    fn is_durable(&self, number: u64) -> bool {
         !self.doubtful.contains(&number)
     }
 
@@ -461,7 +488,8 @@ pub struct Recalled {
 impl Recalled {
     fn of(row: &WebhookRow) -> Self {
         let known = Known { key: row.duplicate_key, id: row.id, activity_id: row.activity_id };
-        Self { known, source: Arc::clone(&row.source), received_at: row.received_at, durable: true }
+        let (source, received_at) = (Arc::clone(&row.source), row.received_at);
+        Self { known, source, received_at, durable: row.durable }
     }
 }
 

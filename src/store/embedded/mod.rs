@@ -200,7 +200,7 @@ pub struct EmbeddedStore {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stopped: watch::Receiver<bool>,
-    newest: Timestamp,
+    ids_after: Timestamp,
 }
 
 #[derive(Debug)]
@@ -246,10 +246,10 @@ impl EmbeddedStore {
         let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
         let mut index = index.map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
         let past = Past::read(&log, &mut index, settings, clock.now(), begun);
-        let newest = past.newest;
-        if newest > Timestamp::default() {
-            clock.at_least(newest.plus(Duration::from_millis(1)));
+        if past.newest > Timestamp::default() {
+            clock.at_least(past.newest.plus(Duration::from_millis(1)));
         }
+        let ids_after = past.ids_after;
         let shared = Arc::new(Shared::new(log, past, settings, Arc::clone(&clock), index_file));
         let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
         let start = shared.log.end_of_old();
@@ -260,14 +260,14 @@ impl EmbeddedStore {
         let indexer = Indexer::new(parts, index, clock, cleaner);
         let (stop, stopped) = watch::channel(false);
         let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
-        let store = Self { shared, threads: Mutex::new(threads), stopped, newest };
+        let store = Self { shared, threads: Mutex::new(threads), stopped, ids_after };
         store.wait_for_index(&is_caught_up, begun + settings.catch_up_wait);
         Ok(store)
     }
 
-    /// When the newest webhook in it was made: new ids come after it.
-    pub fn newest(&self) -> Timestamp {
-        self.newest
+    /// No webhook in it was made later: new ids come after this.
+    pub fn ids_after(&self) -> Timestamp {
+        self.ids_after
     }
 
     fn wait_for_index(&self, caught_up: &watch::Receiver<bool>, until: Instant) {

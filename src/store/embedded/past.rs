@@ -21,8 +21,12 @@ const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) struct Past {
     /// To know duplicates by.
     pub(super) recent: RecentSet,
-    /// When the newest webhook was made.
+    /// When the newest webhook was made, as far as is known.
     pub(super) newest: Timestamp,
+    /// No webhook was made later. Where only the newest part of the log was read there may be none
+    /// in it; but those before it were made before the next segment was. The clock is not held
+    /// against this: a segment is made at every start, also by a clock that is wrong.
+    pub(super) ids_after: Timestamp,
     /// The newest webhook of each source.
     pub(super) by_source: Newest,
 }
@@ -51,7 +55,9 @@ impl Past {
                 recent.insert_old(recalled.known);
             }
         });
-        Self { recent, newest: Timestamp::from_millis(key >> 12), by_source }
+        let newest = Timestamp::from_millis(key >> 12);
+        let made = log.all().into_iter().map(|segment| segment.header.created_at).max();
+        Self { recent, newest, ids_after: newest.max(made.unwrap_or_default()), by_source }
     }
 }
 

@@ -45,8 +45,9 @@ pub struct Faults {
 struct Content {
     now: Vec<u8>,
     durable: Vec<u8>,
-    // Sectors that a failed sync dropped: never written, whatever a later sync says.
-    poisoned: bool,
+    // What a failed sync was to write: some sectors of it are on the disk, the others never will be,
+    // whatever a later sync says.
+    poisoned: Option<Vec<u8>>,
     // What can't be read, and whether it can't even be opened.
     unreadable: Vec<Range<u64>>,
     closed: bool,
@@ -184,15 +185,16 @@ impl SimDisk {
                 after.resize(now.len(), 0);
             }
             for at in (0..length).step_by(SECTOR) {
-                let written = now.get(at..now.len().min(at + SECTOR)).unwrap_or_default();
+                let written = poisoned.as_ref().unwrap_or(now);
+                let written = written.get(at..written.len().min(at + SECTOR)).unwrap_or_default();
                 let keeps = after.get_mut(at..).unwrap_or_default();
-                if random.u8(..) < 128 && !*poisoned {
+                if random.u8(..) < 128 {
                     for (to, from) in keeps.iter_mut().zip(written) {
                         *to = *from;
                     }
                 }
             }
-            *poisoned = false;
+            *poisoned = None;
             *durable = after.clone();
             *now = after;
         }
@@ -433,13 +435,18 @@ impl DiskFile for SimFile {
             }
             if state.faults.broken_at_sync == Some(state.syncs) {
                 state.met = true;
-                lock(&self.content).poisoned = true;
+                let mut content = lock(&self.content);
+                content.poisoned = Some(content.now.clone());
                 return Err(Errno::IO.into());
             }
         }
         let mut content = lock(&self.content);
-        if !content.poisoned {
+        if content.poisoned.is_none() {
             content.durable = content.now.clone();
+        } else {
+            // How long a file is, is written elsewhere.
+            let bytes = content.now.len();
+            content.durable.truncate(bytes);
         }
         Ok(())
     }

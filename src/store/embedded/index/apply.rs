@@ -37,10 +37,12 @@ impl Sums {
         *self.live.entry(at.segment).or_default() += int(at.length);
         let newest = self.newest.entry(source).or_default();
         *newest = (*newest).max(row.received_at.as_millis());
-        self.known_last = self.known_last.max(Some(row.id.key()));
-        self.known.extend_from_slice(row.duplicate_key.as_bytes());
-        self.known.extend_from_slice(row.id.as_bytes());
-        self.known.push(u8::from(row.activity_id));
+        if row.durable {
+            self.known_last = self.known_last.max(Some(row.id.key()));
+            self.known.extend_from_slice(row.duplicate_key.as_bytes());
+            self.known.extend_from_slice(row.id.as_bytes());
+            self.known.push(u8::from(row.activity_id));
+        }
     }
 
     pub(super) fn count(&mut self, target: i64, state: State, by: i64) {
@@ -269,6 +271,18 @@ impl Index {
     /// A webhook that is in the index was copied forward.
     fn move_to(&mut self, row: &WebhookRow, at: Position, sums: &mut Sums) -> rusqlite::Result<()> {
         let key = row.id.key();
+        if let Some(first) =
+            self.identity(key)?.map(|known| known.id).filter(|first| *first != row.id)
+        {
+            let (webhook_id, segment, offset) = (row.id, at.segment, at.offset);
+            // Of two the one that was there keeps its deliveries and its body: no target gets the
+            // other's. This one can only be had from its record.
+            tracing::error!(
+                %webhook_id, %first, segment, offset,
+                "two webhooks have one key: the second is left out"
+            );
+            return Ok(());
+        }
         if let Some(old) = self.position(key)? {
             *sums.live.entry(old.segment).or_default() -= int(old.length);
         }

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
+use crate::store::embedded::directory;
 use crate::store::embedded::segment::LogPoint;
 
 pub mod apply;
@@ -309,10 +310,36 @@ impl Index {
         result
     }
 
+    /// A segment is to be unlinked. Answers whether no index can be opened any more that would look
+    /// for webhooks in it: neither one that a power cut sets back, nor the one that lay in the file
+    /// when this one began in memory.
+    pub fn before_unlink(&self) -> rusqlite::Result<bool> {
+        match self.place {
+            Place::File => self.checkpoint().map(|()| true),
+            Place::Memory => Ok(forget_file(&self.path)),
+        }
+    }
+
     /// Moves what is in the write-ahead log into the file.
     pub fn checkpoint(&self) -> rusqlite::Result<()> {
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))
     }
+}
+
+/// Takes the file of an index away for good; answers whether it is.
+fn forget_file(path: &Path) -> bool {
+    let removed = match std::fs::remove_file(path) {
+        // A directory is none of ours, and no index.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+            Ok(())
+        }
+        removed => removed,
+    };
+    let done = removed.and_then(|()| File::open(directory::parent(path))?.sync_all());
+    if let Err(error) = &done {
+        tracing::warn!(%error, "the index that was left behind can't be removed");
+    }
+    done.is_ok()
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
@@ -324,7 +351,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 fn is_readable(path: &Path) -> bool {
     match File::open(path) {
         Ok(mut file) => file.read(&mut [0; 100]).is_ok(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 
@@ -334,7 +361,7 @@ fn put_aside(path: &Path) {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         let done = match std::fs::remove_file(&name) {
-            Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => {
+            Err(error) if error.kind() == ErrorKind::IsADirectory => {
                 let mut aside = name.clone();
                 aside.push(".unreadable");
                 std::fs::rename(&name, aside)
@@ -343,7 +370,7 @@ fn put_aside(path: &Path) {
         };
         match done {
             Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(%error, "an unsound index could not be removed"),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::archive::Archive;
+use crate::store::embedded::inbox::Request;
 use crate::store::embedded::sim::Faults;
 
 const TARGET: &str = "crm";
@@ -258,4 +259,119 @@ async fn what_was_copied_forward_keeps_its_place_in_pages_and_its_body() {
     for summary in [&old, &page.webhooks[0]] {
         assert_eq!(store.body(summary).await, Ok(Some(first.body.clone())));
     }
+}
+
+/// The segment in which the only delivery of a webhook is found.
+async fn segment_of(store: &EmbeddedStore, webhook: &Webhook) -> u64 {
+    let webhook = webhook.id.key();
+    let (request, answer) = Request::ask(move |indexer| indexer.index.due_one(webhook, 0));
+    store.shared.inbox.request(request);
+    answer.await.unwrap().unwrap().webhook_at.segment
+}
+
+/// Lets the cleaner copy what lives in a segment forward.
+async fn clean_away(world: &World, store: &EmbeddedStore, number: u64) {
+    let mut rounds = 0;
+    while store.shared.log.exists(number) {
+        rounds += 1;
+        assert!(rounds < 50, "it stays");
+        deliver(world, store).await;
+        world.clock.advance(Duration::from_secs(10));
+        clean(world, store).await;
+    }
+}
+
+/// Keeps the runtime's one thread for reading busy until told; answers when it is busy.
+async fn occupy_reader() -> std::sync::mpsc::Sender<()> {
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel();
+    tokio::task::spawn_blocking(move || {
+        begun.send(()).unwrap();
+        released.recv().unwrap_or_default();
+    });
+    has_begun.await.unwrap();
+    release
+}
+
+/// Lets everything that can go on without the reader go on: what it asks of the index is answered.
+async fn let_others_go_on(store: &EmbeddedStore) {
+    for _ in 0..8 {
+        tokio::task::yield_now().await;
+        store.flush().await;
+    }
+}
+
+#[test]
+fn what_is_copied_forward_again_while_it_is_read_is_not_damaged() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let world = small();
+        let store = world.open();
+        let (webhook, result) = world.commit(&store, &[99; 1500], &[TARGET]).await;
+        result.unwrap();
+        let due_at = world.clock.now().plus(Duration::from_secs(36_000));
+        let first = lease(&store, TARGET, 1).await.pop().unwrap();
+        store.settle(first, None, Settlement::Retry { at: due_at });
+        deliver(&world, &store).await;
+        store.close().await;
+        drop(store);
+        // Its lane knows where it is, but has no body.
+        let store = std::rc::Rc::new(world.open());
+        assert!(lease_now(&*store, TARGET, 1).await.is_empty());
+        clean_away(&world, &store, segment_of(&store, &webhook).await).await;
+        // Where it is now there is soon more that ends than it.
+        deliver(&world, &store).await;
+        world.clock.advance(Duration::from_secs(36_000));
+        let before = occupy_reader().await;
+        let leasing = tokio::task::spawn_local({
+            let store = std::rc::Rc::clone(&store);
+            async move { lease(&*store, TARGET, 1).await }
+        });
+        let_others_go_on(&store).await;
+        let behind = tokio::task::spawn_local(occupy_reader());
+        tokio::task::yield_now().await;
+        drop(before);
+        // It was read where it is no more, and is to be read where the index says that it is.
+        let behind = behind.await.unwrap();
+        let_others_go_on(&store).await;
+        clean_away(&world, &store, segment_of(&store, &webhook).await).await;
+        drop(behind);
+        let leases = leasing.await.unwrap();
+        assert_eq!(leases[0].delivery.webhook.body, webhook.body);
+        assert_eq!(store.health().damaged_records, 0);
+    });
+}
+
+#[tokio::test]
+async fn a_full_disk_is_freed_of_what_is_over_though_there_is_no_room_to_copy_what_lives() {
+    let world = small();
+    let store = world.open();
+    // In the oldest segment something lives, and has to be copied.
+    world.commit(&store, &[99; 1500], &["later"]).await.1.unwrap();
+    deliver(&world, &store).await;
+    deliver(&world, &store).await;
+    let before = segments(&world);
+    world.disk.set_faults(Faults { room: Some(1), ..Faults::default() });
+    let mut accepted = 0u32;
+    while world.commit(&store, &accepted.to_be_bytes(), &[]).await.1.is_ok() {
+        accepted += 1;
+    }
+    assert_eq!(store.health().failing, Some(CommitError::DiskFull));
+    // As soon as anything is freed there is room for a segment.
+    let taken = store.shared.log.bytes();
+    world.disk.set_faults(Faults { room: Some(taken), ..Faults::default() });
+    world.clock.advance(Duration::from_secs(10));
+    let freed = async {
+        while segments(&world).contains(&before[0]) || store.health().failing.is_some() {
+            clean(&world, &store).await;
+        }
+    };
+    within(PATIENCE, freed).await;
+    world.commit(&store, &[98; 1500], &["later"]).await.1.unwrap();
+    assert_eq!(pending(&store, "later").await, 2);
+    assert_eq!(store.health().damaged_records, 0);
 }

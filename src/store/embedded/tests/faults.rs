@@ -3,8 +3,10 @@
 use super::*;
 use crate::domain::limit::ANSWER_WAIT_MAX;
 use crate::store::Pulse;
+use crate::store::archive::Archive;
 use crate::store::embedded::segment::HEADER_BYTES;
 use crate::store::embedded::sim::Faults;
+use crate::store::listing::Place;
 
 const TARGET: &str = "crm";
 
@@ -245,5 +247,201 @@ fn a_segment_that_was_removed_is_gone_for_good() {
         log.remove(1).unwrap();
         let files = disk.power_cut(seed).files();
         assert_eq!(files, [Path::new("segments/00000002.log")], "seed {seed}");
+    }
+}
+
+/// A disk after a process that was killed between a webhook's write and its sync.
+async fn killed_before_the_sync(body: &[u8]) -> World {
+    let mut world = World::new();
+    let store = world.open();
+    world.disk.set_faults(Faults { dead_from_change: Some(2), ..Faults::default() });
+    world.commit(&store, body, &[TARGET]).await.1.unwrap_err();
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world
+}
+
+/// Opens the store once more, as another process.
+fn open_again(world: &mut World, store: EmbeddedStore) -> EmbeddedStore {
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.open()
+}
+
+#[tokio::test]
+async fn what_no_start_could_make_durable_is_nobodys_first() {
+    // As much as keeps the cleaner from copying it forward, which makes it durable.
+    let body = &[7; 9000];
+    for delete_index in [false, true] {
+        let mut world = killed_before_the_sync(body).await;
+        world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+        let store = world.open();
+        assert!(world.disk.has_met_fault());
+        assert_eq!(is_duplicate(&store, body).await, None);
+        store.flush().await;
+        if delete_index {
+            world.delete_index();
+        }
+        // Its sync succeeds, but the disk has dropped what it was for.
+        let store = open_again(&mut world, store);
+        world.commit(&store, body, &[TARGET]).await.1.unwrap();
+        let disk = world.disk.power_cut(1);
+        drop(store);
+        world.use_disk(disk);
+        world.delete_index();
+        let store = world.open();
+        assert!(is_duplicate(&store, body).await.is_some(), "lost: {delete_index}");
+        assert_eq!(drain(&store, TARGET).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_was_refused_does_not_come_back_when_the_segment_that_said_so_is_gone() {
+    let mut came_back = Vec::new();
+    for seed in 0..8 {
+        let mut world = cleaning::small();
+        world.settings.segment_bytes = 20 << 10;
+        let store = world.open();
+        // So much that its segment stays.
+        world.commit(&store, &[1; 6000], &[TARGET]).await.1.unwrap();
+        world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+        world.commit(&store, b"refused", &[TARGET]).await.1.unwrap_err();
+        world.commit(&store, b"taken", &["other"]).await.1.unwrap();
+        let void = segments(&world).pop().unwrap();
+        while segments(&world).contains(&void) {
+            for n in 0..8u8 {
+                let body = [&[n; 1500][..], &world.clock.now().as_millis().to_be_bytes()].concat();
+                world.commit(&store, &body, &["other"]).await.1.unwrap();
+            }
+            drain(&store, "other").await;
+            world.clock.advance(Duration::from_secs(10));
+            cleaning::clean(&world, &store).await;
+        }
+        let disk = world.disk.power_cut(seed);
+        drop(store);
+        world.use_disk(disk);
+        world.delete_index();
+        let store = world.open();
+        let bodies = drain(&store, TARGET).await;
+        assert!(!bodies.is_empty(), "lost");
+        came_back.extend(bodies.contains(&Bytes::from_static(b"refused")).then_some(seed));
+    }
+    assert!(came_back.is_empty(), "{came_back:?}");
+}
+
+#[tokio::test]
+async fn a_segment_that_is_made_for_a_webhook_has_room_for_it() {
+    let mut world = World::new();
+    world.settings.segment_bytes = 12 << 10;
+    let store = world.open();
+    for bytes in (6000..14_000).step_by(125) {
+        let (_, result) = world.commit(&store, &vec![7; bytes], &[TARGET]).await;
+        assert_eq!(result, Ok(()), "{bytes}");
+    }
+}
+
+/// Keeps SQLite from opening the index; what is in the file stays as it is.
+fn block_index(world: &World) -> std::path::PathBuf {
+    let inside = world.settings.dir.join("index.sqlite-wal/inside");
+    std::fs::create_dir_all(&inside).unwrap();
+    inside.parent().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_was_cleaned_away_while_the_index_was_in_memory_does_not_come_back() {
+    let world = cleaning::small();
+    let store = world.open();
+    world.commit(&store, &[50; 1500], &[TARGET]).await.1.unwrap();
+    for n in 0..12u8 {
+        world.commit(&store, &[n; 1500], &["other"]).await.1.unwrap();
+    }
+    // It lives on: what the old index was made from is there at the end.
+    world.commit(&store, &[51; 9000], &["kept"]).await.1.unwrap();
+    store.close().await;
+    drop(store);
+    let blocked = block_index(&world);
+    let store = world.open();
+    assert_eq!(drain(&store, TARGET).await.len() + drain(&store, "other").await.len(), 13);
+    let before = segments(&world);
+    for n in 0..12u8 {
+        world.commit(&store, &[100 + n; 1500], &["other"]).await.1.unwrap();
+    }
+    drain(&store, "other").await;
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(10));
+        cleaning::clean(&world, &store).await;
+    }
+    let after = segments(&world);
+    assert!(!after.contains(&before[0]), "it was cleaned away");
+    store.close().await;
+    drop(store);
+    std::fs::remove_dir_all(blocked).unwrap();
+    let store = world.open();
+    assert!(lease_now(&store, TARGET, 8).await.is_empty());
+    assert_eq!(pending(&store, "kept").await, 1);
+    let dead: Vec<_> = store.lanes().into_iter().filter(|lane| !lane.dead.is_empty()).collect();
+    assert!(dead.is_empty(), "{dead:?}");
+    assert_eq!(store.health().damaged_records, 0);
+    assert_eq!(drain(&store, "kept").await.len(), 1);
+}
+
+#[tokio::test]
+async fn new_ids_come_after_all_old_ones_though_only_the_last_segments_are_read_and_the_clock_is_back()
+ {
+    let mut world = World::new();
+    world.clock.raise(Duration::from_secs(3600));
+    // Nothing is cleaned away.
+    world.clock.doubt(true);
+    let mut store = world.open();
+    let (webhook, result) = world.commit(&store, b"old", &[TARGET]).await;
+    result.unwrap();
+    for _ in 0..3 {
+        store.close().await;
+        store = open_again(&mut world, store);
+    }
+    store.close().await;
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.delete_index();
+    world.clock = TestClock::new();
+    // No more than a few reads are made before the first webhook is accepted.
+    let slow_reads = Duration::from_millis(300);
+    world.disk.set_faults(Faults { slow_reads, ..Faults::default() });
+    let store = world.open();
+    world.disk.heal();
+    assert!(store.ids_after() >= webhook.id.timestamp());
+}
+
+#[tokio::test]
+async fn a_webhook_with_the_key_of_another_does_not_take_its_place() {
+    let world = World::new();
+    let mut store = world.open();
+    let (first, result) = world.commit(&store, b"first", &[TARGET]).await;
+    result.unwrap();
+    store.flush().await;
+    let mut second = world.webhook(b"second", &["other"]);
+    let mut bytes = *first.id.as_bytes();
+    bytes[15] ^= 1;
+    second.id = WebhookId::from_bytes(bytes);
+    let key = second.duplicate_key;
+    let Claim::First(claimed) = store.claim(key, DuplicateWindows::default()).await else {
+        panic!("it is new");
+    };
+    store.commit(second, claimed).await.unwrap();
+    for delete_index in [false, true] {
+        store.close().await;
+        drop(store);
+        if delete_index {
+            world.delete_index();
+        }
+        store = world.open();
+        let page = store.page(Place::START, 8).await.unwrap();
+        let ids: Vec<_> = page.webhooks.iter().map(|webhook| webhook.id).collect();
+        assert_eq!((&*ids, page.left_out), (&[first.id][..], 0), "{delete_index}");
+        let body = store.body(&page.webhooks[0]).await.unwrap();
+        assert_eq!(body.as_deref(), Some(&b"first"[..]));
     }
 }
