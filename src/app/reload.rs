@@ -41,7 +41,7 @@ pub(super) struct Tables {
     pub(super) follow: Box<dyn Fn() + Send>,
     /// What the table in force rests on.
     pub(super) in_force: Vec<FileRead>,
-    pub(super) warnings: Vec<Problem>,
+    pub(super) warnings: Problems,
     pub(super) refused: Option<Refused>,
     pub(super) last: Taken,
 }
@@ -327,7 +327,7 @@ mod tests {
             metrics: Arc::clone(&metrics),
             follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
             in_force,
-            warnings: Vec::new(),
+            warnings: Problems::default(),
             refused: None,
             last: Taken::Unchanged,
         };
