@@ -18,7 +18,7 @@ const DEPTH_MAX: usize = 24;
 const NODES_MAX: usize = 1_000_000;
 
 /// The parser holds back what could still be a key until the line ends.
-const LINE_BYTES_MAX: usize = 256 * 1024;
+pub(super) const LINE_BYTES_MAX: usize = 256 * 1024;
 
 /// Up to here comparing a key with those before it costs less than keeping a table of them.
 const KEYS_LOOKED_THROUGH: usize = 16;
