@@ -14,6 +14,9 @@ use serde_yaml::{Mapping, Value};
 use crate::config::position::{Kind, Meaning, Node, meaning};
 use crate::config::problem::Position;
 
+/// Up to here comparing a name with those before it costs less than keeping a table of them.
+const NAMES_LOOKED_THROUGH: usize = 16;
+
 /// The whole file.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -502,9 +505,18 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
                 let mut names = std::collections::HashSet::new();
-                let mut entries = Vec::new();
+                let mut entries: Vec<(String, T)> = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, T>()? {
-                    if !names.insert(name.clone()) {
+                    // A table of the names pays only where there are many.
+                    if entries.len() == NAMES_LOOKED_THROUGH {
+                        names.extend(entries.iter().map(|(name, _)| name.clone()));
+                    }
+                    let is_there = if entries.len() < NAMES_LOOKED_THROUGH {
+                        entries.iter().any(|(known, _)| *known == name)
+                    } else {
+                        !names.insert(name.clone())
+                    };
+                    if is_there {
                         return Err(de::Error::custom(format!("duplicate key \"{name}\"")));
                     }
                     entries.push((name, value));
