@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::config::keys;
 use crate::config::position::{Entry, Kind, Node};
 use crate::config::problem::Span;
 use crate::config::quote::Page;
@@ -63,7 +64,7 @@ impl<'a> Mask<'a> {
         let mut reader =
             Reader { lines, marks: HashMap::new(), is_whole: page.is_whole, last: Rule::Shown };
         if let Some(tree) = page.tree {
-            reader.value(tree, Rule::As(&shape::ROOT));
+            reader.value(tree, Rule::As(&keys::ROOT));
         }
         // What comes next could still be the value that was read last, or be a part of it.
         let is_strict = page.is_whole || hides(reader.last, "");
@@ -131,7 +132,7 @@ fn is_activity(core: &str) -> bool {
 
 /// The words of the language, and the names of sources and targets.
 fn words(tree: Option<&Node>) -> HashSet<&str> {
-    let mut words: HashSet<&str> = shape::words().collect();
+    let mut words: HashSet<&str> = keys::words().collect();
     words.extend(["aryeo", "aryeo-timestamped", "drop", "false", "keep", "none", "null", "true"]);
     for section in ["sources", "targets"] {
         let names = tree.and_then(|tree| tree.get(section));
@@ -173,10 +174,10 @@ impl Reader<'_, '_> {
             }
             (Kind::Map(entries), Rule::As(Shape::Record(record))) => self.record(entries, record),
             (Kind::Map(entries), Rule::As(Shape::Header) | Rule::Credential) => {
-                self.record(entries, &shape::HEADER);
+                self.record(entries, &keys::HEADER);
             }
             (Kind::Map(entries), Rule::As(Shape::Condition)) => {
-                self.record(entries, &shape::CONDITION);
+                self.record(entries, &keys::CONDITION);
             }
             (Kind::Map(entries), Rule::As(Shape::Map(_, shape))) => {
                 for entry in entries {
@@ -202,7 +203,7 @@ impl Reader<'_, '_> {
             let known = record.keys.iter().find(|key| key.name == &*entry.key);
             self.key(entry, known.is_some() || shape::is_nameable(entry, record));
             let is_prefix =
-                std::ptr::eq(record, &raw const shape::HEADER) && &*entry.key == "prefix";
+                std::ptr::eq(record, &raw const keys::HEADER) && &*entry.key == "prefix";
             let rule =
                 known.filter(|_| !is_prefix).map_or(Rule::Hidden, |key| Rule::As(&key.shape));
             self.value(&entry.value, rule);

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as ParserSpan, Tag};
 
 use crate::config::problem::{Position, Report, Span};
-use crate::config::{quote, shape};
+use crate::config::{keys, quote};
 
 /// The deepest value of a routes file lies at 8; more is a mistake or an attack.
 const DEPTH_MAX: usize = 24;
@@ -437,7 +437,7 @@ impl Tree<'_> {
         let key = keys.next().unwrap_or_default();
         let owner = keys.next().unwrap_or_default();
         let of_names = ["", "headers", "require_headers", "sources", "targets", "when"];
-        let message = if of_names.contains(&owner) || shape::words().any(|word| word == key) {
+        let message = if of_names.contains(&owner) || keys::words().any(|word| word == key) {
             format!("the key \"{key}\" is there already, in line {line}")
         } else {
             format!("this key is there already, in line {line}")
