@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::config::file::FileRead;
 use crate::config::lint::Lint;
-use crate::config::position::{Entry, Kind, Node};
+use crate::config::node::{Entry, Kind, Node};
 use crate::config::problem::{Position, Report, Span};
 use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
 use crate::config::secret::{self, Environment, SECRET_BYTES_MAX, Secrets};

@@ -2,7 +2,7 @@
 
 use crate::config::compile::{Context, Spot};
 use crate::config::lint;
-use crate::config::position::{Meaning, meaning};
+use crate::config::node::{Meaning, meaning};
 use crate::config::schema::{self, Named, Operators, Text};
 use crate::domain::condition::{Comparison, Condition, Number, Scalar, Test};
 use crate::domain::pointer::{Pointer, Pointers};

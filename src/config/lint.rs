@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use crate::config::compile::{Context, Spot};
-use crate::config::position::{Entry, Node};
+use crate::config::node::{Entry, Node};
 use crate::config::problem::Span;
 use crate::config::schema::{self, Named, Text};
 use crate::config::suggest;

@@ -8,7 +8,8 @@ use std::fmt;
 use unicode_width::UnicodeWidthChar;
 
 use crate::config::mask::{Fate, Mask};
-use crate::config::position::{LINE_BYTES_MAX, Node};
+use crate::config::node::Node;
+use crate::config::position::LINE_BYTES_MAX;
 use crate::config::problem::Position;
 
 /// What stands in the place of what is not shown. Always the same, so that it tells no length.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
-use crate::config::position::{Kind, Meaning, Node, meaning};
+use crate::config::node::{Kind, Meaning, Node, meaning};
 use crate::config::problem::Position;
 
 /// Up to here comparing a name with those before it costs less than keeping a table of them.

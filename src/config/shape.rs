@@ -4,7 +4,7 @@
 //! of meaning in the same run. What a later version brings is refused by its name.
 
 use crate::config::keys::{self, CONDITION, HEADER, ROOT, SECRET, TESTS};
-use crate::config::position::{Entry, Kind, Meaning, Node, meaning};
+use crate::config::node::{Entry, Kind, Meaning, Node, meaning};
 use crate::config::problem::{Report, Span};
 use crate::config::suggest;
 

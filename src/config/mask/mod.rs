@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::config::keys;
-use crate::config::position::{Entry, Kind, Node};
+use crate::config::node::{Entry, Kind, Node};
 use crate::config::problem::Span;
 use crate::config::quote::Page;
 use crate::config::secret;
