@@ -1,9 +1,10 @@
 //! `when`: what a route asks of a body.
 
-use crate::config::compile::{Context, Spot};
+use crate::config::compile::Context;
 use crate::config::lint;
 use crate::config::node::{Meaning, meaning};
 use crate::config::schema::{self, Named, Operators, Text};
+use crate::config::spot::Spot;
 use crate::domain::condition::{Comparison, Condition, Number, Scalar, Test};
 use crate::domain::pointer::{Pointer, Pointers};
 

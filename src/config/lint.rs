@@ -6,10 +6,11 @@
 
 use std::collections::HashSet;
 
-use crate::config::compile::{Context, Spot};
+use crate::config::compile::Context;
 use crate::config::node::{Entry, Node};
 use crate::config::problem::Span;
 use crate::config::schema::{self, Named, Text};
+use crate::config::spot::Spot;
 use crate::config::suggest;
 use crate::domain::condition::{Condition, Test};
 use crate::domain::contradiction;

@@ -27,6 +27,7 @@ mod secret;
 mod settings;
 mod shape;
 mod source;
+mod spot;
 mod suggest;
 mod target;
 mod value;
