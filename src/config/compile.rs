@@ -12,10 +12,11 @@ use http::HeaderName;
 use zeroize::Zeroizing;
 
 use crate::config::file::FileRead;
+use crate::config::forms::{HeaderSetting, Integer, Named, OneOrMany, Text};
 use crate::config::lint::Lint;
 use crate::config::node::Node;
 use crate::config::problem::{Report, Span};
-use crate::config::schema::{self, File, HeaderSetting, Named, OneOrMany, Text};
+use crate::config::schema::{self, File};
 use crate::config::secret::{self, Environment, SECRET_BYTES_MAX, Secrets};
 use crate::config::spot::Spot;
 use crate::config::value::{self, Parsed};
@@ -140,7 +141,7 @@ impl Context<'_> {
     pub(super) fn integer<T: TryFrom<i64>>(
         &mut self,
         what: &str,
-        integer: &schema::Integer,
+        integer: &Integer,
         spot: Spot<'_>,
         bounds: &RangeInclusive<i64>,
     ) -> Option<T> {

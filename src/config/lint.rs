@@ -7,9 +7,10 @@
 use std::collections::HashSet;
 
 use crate::config::compile::Context;
+use crate::config::forms::{Named, Text};
 use crate::config::node::{Entry, Node};
 use crate::config::problem::Span;
-use crate::config::schema::{self, Named, Text};
+use crate::config::schema;
 use crate::config::spot::Spot;
 use crate::config::suggest;
 use crate::domain::condition::{Condition, Test};

@@ -13,6 +13,7 @@
 mod compile;
 mod condition;
 pub mod file;
+mod forms;
 mod keys;
 mod lint;
 mod mask;

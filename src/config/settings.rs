@@ -8,8 +8,9 @@ use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, Uri};
 
 use crate::config::compile::{Context, HeadersOf};
+use crate::config::forms::{HeaderSetting, Integer, Named, Text};
 use crate::config::problem::Span;
-use crate::config::schema::{self, HeaderSetting, Integer, Named, Text};
+use crate::config::schema;
 use crate::config::secret::{PEM_BYTES_MAX, Secrets, read_file};
 use crate::config::spot::Spot;
 use crate::config::value;
