@@ -40,6 +40,20 @@ pub(super) struct Key {
     pub(super) name: &'static str,
     pub(super) presence: Presence,
     pub(super) shape: Shape,
+    /// What an editor says about it.
+    pub(super) about: &'static str,
+    /// A value of it as JSON, or nothing where the kind says enough.
+    pub(super) example: &'static str,
+}
+
+impl Key {
+    pub(super) const fn about(self, about: &'static str) -> Self {
+        Self { about, ..self }
+    }
+
+    pub(super) const fn example(self, example: &'static str) -> Self {
+        Self { example, ..self }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -51,15 +65,15 @@ pub(super) enum Presence {
 }
 
 pub(super) const fn must(name: &'static str, shape: Shape) -> Key {
-    Key { name, presence: Presence::Mandatory, shape }
+    Key { name, presence: Presence::Mandatory, shape, about: "", example: "" }
 }
 
 pub(super) const fn may(name: &'static str, shape: Shape) -> Key {
-    Key { name, presence: Presence::Optional, shape }
+    Key { name, presence: Presence::Optional, shape, about: "", example: "" }
 }
 
 pub(super) const fn not_yet(name: &'static str) -> Key {
-    Key { name, presence: Presence::NotYet, shape: Shape::Boolean }
+    Key { name, presence: Presence::NotYet, shape: Shape::Boolean, about: "", example: "" }
 }
 
 /// The same for a file of tests.
