@@ -8,12 +8,13 @@
 //! [`mod@file`]; [`value`] reads single values; [`lint`] warns of what is probably not meant.
 //! [`problem`] is what all of them report, with a [`quote`] from which [`mask`] leaves out what could
 //! be a secret, and with what [`suggest`] takes for meant. [`routing_test`] reads tests of the rules in
-//! the same way.
+//! the same way. [`json_schema()`] tells editors what [`keys`] says.
 
 mod compile;
 mod condition;
 pub mod file;
 mod forms;
+mod json_schema;
 mod keys;
 mod lint;
 mod mask;
@@ -49,6 +50,7 @@ use crate::config::schema::SchemaError;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::route::RoutingTable;
 
+pub use crate::config::json_schema::json_schema;
 pub use crate::config::problem::{Position, Problem, Problems, Severity};
 pub use crate::config::quote::Quote;
 pub use crate::config::routing_test::{

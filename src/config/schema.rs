@@ -273,6 +273,12 @@ pub(super) fn meaning_for_test(text: &str) -> Meaning {
     }
 }
 
+/// The text as an editor sees it, if it is YAML.
+#[cfg(test)]
+pub(super) fn json_for_test(text: &str) -> Option<serde_json::Value> {
+    serde_yaml::from_str(text).ok()
+}
+
 /// Whether `serde_yaml` takes the text for YAML at all.
 #[cfg(test)]
 pub(super) fn is_yaml_for_test(text: &str) -> bool {

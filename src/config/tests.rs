@@ -29,7 +29,7 @@ impl Environment for TestEnvironment {
     }
 }
 
-fn corpus(folder: &str) -> Vec<PathBuf> {
+pub(super) fn corpus(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new("tests/data/routes").join(folder);
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = entries.filter(|path| path.extension().unwrap() == "yaml").collect();
@@ -37,11 +37,11 @@ fn corpus(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-fn load_file(path: &Path) -> Result<Loaded, Problems> {
+pub(super) fn load_file(path: &Path) -> Result<Loaded, Problems> {
     load(path, &TestEnvironment, Secrets::Resolve)
 }
 
-fn load_text(text: &str) -> Result<Loaded, Problems> {
+pub(super) fn load_text(text: &str) -> Result<Loaded, Problems> {
     load_bytes(text.as_bytes(), Path::new("routes.yaml"), &TestEnvironment, Secrets::Resolve)
 }
 
@@ -387,7 +387,7 @@ fn what_deserves_a_look_is_a_warning_and_no_error() {
 }
 
 /// A good file, broken in small ways that keep it YAML more often than not.
-fn mutated() -> impl Strategy<Value = String> {
+pub(super) fn mutated() -> impl Strategy<Value = String> {
     let texts: Vec<String> = corpus("good")
         .into_iter()
         .chain(["routes.yaml".into()])
