@@ -20,6 +20,7 @@ pub mod receive;
 pub mod receiver;
 pub mod route;
 pub mod sample;
+pub mod schema;
 pub mod send;
 pub mod sender;
 pub mod serve;
@@ -69,6 +70,9 @@ pub enum Command {
     /// Which stored webhooks another routes file would route otherwise
     #[command(long_about = diff::ABOUT)]
     Diff(diff::Args),
+    /// Print the JSON Schema of routes files, for editors
+    #[command(long_about = schema::ABOUT)]
+    Schema,
     /// Act as Aryeo: sign a webhook and post it
     #[command(long_about = send::ABOUT)]
     Send(send::Args),
@@ -123,6 +127,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Diff(args) => diff::run(args),
         Command::Route(args) => route::run(args),
         Command::Test(args) => test::run(args),
+        Command::Schema => Ok(schema::run()),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),

@@ -19,17 +19,20 @@ fn code(ended: &Ended, code: i32) {
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
 }
 
+const COMMANDS: [&str; 10] =
+    ["serve", "demo", "check", "route", "test", "diff", "schema", "send", "receive", "certificate"];
+
 #[test]
 fn help_and_version_go_to_stdout_with_0() {
     let help = relay(&["--help"]);
     code(&help, 0);
-    for word in ["serve", "demo", "check", "send", "receive", "certificate"] {
+    for word in COMMANDS {
         assert!(help.stdout.contains(word), "{word} is not in:\n{}", help.stdout);
     }
     let version = relay(&["--version"]);
     code(&version, 0);
     assert_eq!(version.stdout.trim(), concat!("aryeo-relay ", env!("CARGO_PKG_VERSION")));
-    for name in ["serve", "demo", "check", "send", "receive", "certificate"] {
+    for name in COMMANDS {
         code(&relay(&[name, "--help"]), 0);
     }
 }
