@@ -203,9 +203,7 @@ impl App {
             routes_sha256 = hex(&table.borrow().sha256),
             "Bound; opening the store."
         );
-        for warning in &tables.warnings {
-            tracing::warn!("{warning}");
-        }
+        tables.warn();
 
         let commits = Commits(metrics.commits());
         let store = open_store(&settings.store, clock.clone(), commits).await?;

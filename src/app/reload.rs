@@ -16,6 +16,9 @@ use crate::domain::target::Target;
 use crate::domain::time::Clock;
 use crate::telemetry::metrics::SharedMetrics;
 
+/// A log is no place to read more of them: `check` shows each with its line.
+const WARNINGS_LOGGED_MAX: usize = 10;
+
 /// What was made of the routes file.
 pub(super) type Outcome = Result<Loaded, Problems>;
 
@@ -41,7 +44,7 @@ pub(super) struct Tables {
     pub(super) follow: Box<dyn Fn() + Send>,
     /// What the table in force rests on.
     pub(super) in_force: Vec<FileRead>,
-    pub(super) warnings: Vec<Problem>,
+    pub(super) warnings: Problems,
     pub(super) refused: Option<Refused>,
     pub(super) last: Taken,
 }
@@ -118,11 +121,24 @@ impl Tables {
             sources_changed = names(&changes.sources.changed),
             "A new routing table is in force."
         );
-        for warning in &warnings {
+        self.warnings = warnings;
+        self.warn();
+        changes
+    }
+
+    /// Logs what somebody should look at in the table in force.
+    pub(super) fn warn(&self) {
+        for warning in self.warnings.iter().take(WARNINGS_LOGGED_MAX) {
             tracing::warn!("{warning}");
         }
-        self.warnings = warnings;
-        changes
+        let warnings = self.warnings.warnings();
+        if warnings > WARNINGS_LOGGED_MAX {
+            tracing::warn!(
+                routes = %self.routes.display(),
+                warnings,
+                "The routes file has more warnings: `aryeo-relay check` shows them."
+            );
+        }
     }
 
     fn refuse(&self, problems: &Problems) {
@@ -303,42 +319,66 @@ mod tests {
         }
     }
 
+    const GOOD: &str = "sources: { a: { path: /a, verify: { scheme: aryeo, secrets: [{ env: S }] } } }\n\
+         targets: { one: { url: http://one, sign: { scheme: none } } }\n\
+         routes: [{ name: r, to: [one] }]\n";
+
+    /// A table in force, its file, and how often those who follow it were woken.
+    struct Relay {
+        routes: tempfile::NamedTempFile,
+        read: Box<dyn FnMut() -> (Outcome, Vec<FileRead>)>,
+        tables: Tables,
+        followed: Arc<AtomicUsize>,
+        first: [u8; 32],
+    }
+
+    impl Relay {
+        fn start() -> Self {
+            let routes = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(&routes, GOOD).unwrap();
+            let environment = HashMap::from([("S".to_owned(), "s".to_owned())]);
+            let mut read = reader(routes.path().to_owned(), Arc::new(environment));
+            let (outcome, in_force) = read();
+            let table = outcome.unwrap().table;
+            let first = table.sha256;
+            let followed = Arc::new(AtomicUsize::new(0));
+            let follows = Arc::clone(&followed);
+            let tables = Tables {
+                routes: PathBuf::from("routes.yaml"),
+                table: watch::Sender::new(Arc::new(table)),
+                clock: Arc::new(SystemClock::start()),
+                metrics: SharedMetrics::default(),
+                follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
+                in_force,
+                warnings: Problems::default(),
+                refused: None,
+                last: Taken::Unchanged,
+            };
+            Self { routes, read: Box::new(read), tables, followed, first }
+        }
+
+        /// The levels of what is logged when the file becomes this.
+        fn told(&mut self, text: &str, asked: bool) -> String {
+            std::fs::write(&self.routes, text).unwrap();
+            let (outcome, files) = (self.read)();
+            Log::of(|| self.tables.take(outcome, files, asked)).join(" ")
+        }
+
+        /// Whether the last reload was good, and the first table is in force.
+        fn state(&self) -> (bool, bool) {
+            let page = self.tables.metrics.render();
+            let is_good = page.contains("relay_routes_last_reload_successful 1\n");
+            (is_good, self.tables.table.borrow().sha256 == self.first)
+        }
+    }
+
     #[test]
     fn a_refusal_is_told_once_unless_somebody_asks_and_changes_nothing() {
-        const GOOD: &str = "sources: { a: { path: /a, verify: { scheme: aryeo, secrets: [{ env: S }] } } }\n\
-             targets: { one: { url: http://one, sign: { scheme: none } } }\n\
-             routes: [{ name: r, to: [one] }]\n";
-        let folder = tempfile::tempdir().unwrap();
-        let routes = folder.path().join("routes.yaml");
-        let environment = HashMap::from([("S".to_owned(), "s".to_owned())]);
-        let mut read = reader(routes.clone(), Arc::new(environment));
-        let mut read = |text: &str| {
-            std::fs::write(&routes, text).unwrap();
-            read()
-        };
-        let (outcome, in_force) = read(GOOD);
-        let metrics = SharedMetrics::default();
-        let followed = Arc::new(AtomicUsize::new(0));
-        let follows = Arc::clone(&followed);
-        let mut tables = Tables {
-            routes: PathBuf::from("routes.yaml"),
-            table: watch::Sender::new(Arc::new(outcome.unwrap().table)),
-            clock: Arc::new(SystemClock::start()),
-            metrics: Arc::clone(&metrics),
-            follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
-            in_force,
-            warnings: Vec::new(),
-            refused: None,
-            last: Taken::Unchanged,
-        };
-        let first = tables.table.borrow().sha256;
+        let mut relay = Relay::start();
         let mut told = |text: &str, asked| {
-            let (outcome, files) = read(text);
-            let levels = Log::of(|| tables.take(outcome, files, asked));
-            let page = metrics.render();
-            let is_good = page.contains("relay_routes_last_reload_successful 1\n");
-            let is_first = tables.table.borrow().sha256 == first;
-            (levels.join(" "), is_good, is_first)
+            let levels = relay.told(text, asked);
+            let (is_good, is_first) = relay.state();
+            (levels, is_good, is_first)
         };
         let is = |levels: &str, is_good, is_first| (levels.to_owned(), is_good, is_first);
         assert_eq!(told(GOOD, false), is("", true, true));
@@ -348,10 +388,20 @@ mod tests {
         assert_eq!(told("bad", true), is("WARN", false, true));
         assert_eq!(told("worse", false), is("WARN", false, true));
         assert_eq!(told(GOOD, false), is("INFO", true, true));
-        assert_eq!(followed.load(Ordering::Relaxed), 0);
+        assert_eq!(relay.followed.load(Ordering::Relaxed), 0);
         let other = format!("{GOOD}unrouted: drop\n");
-        assert_eq!(told(&other, false), is("INFO", true, false));
-        assert_eq!(followed.load(Ordering::Relaxed), 1);
-        assert_eq!(told(&other, false), is("", true, false));
+        assert_eq!(relay.told(&other, false), "INFO");
+        assert_eq!((relay.state(), relay.followed.load(Ordering::Relaxed)), ((true, false), 1));
+        assert_eq!(relay.told(&other, false), "");
+    }
+
+    #[test]
+    fn of_a_table_with_many_warnings_a_few_are_logged_and_where_to_find_the_others() {
+        let mut relay = Relay::start();
+        let doubtful = |count| GOOD.replace("[one]", &format!("[{}one]", "one, ".repeat(count)));
+        for (count, lines) in [(1, 1), (10, 10), (11, 11), (1000, 11)] {
+            let told = relay.told(&doubtful(count), false);
+            assert_eq!(told, format!("INFO{}", " WARN".repeat(lines)), "{count}");
+        }
     }
 }

@@ -22,6 +22,7 @@ pub mod receive;
 pub mod receiver;
 pub mod route;
 pub mod sample;
+pub mod schema;
 pub mod send;
 pub mod sender;
 pub mod serve;
@@ -74,6 +75,9 @@ pub enum Command {
     /// Which stored webhooks another routes file would route otherwise
     #[command(long_about = diff::ABOUT)]
     Diff(diff::Args),
+    /// Print the JSON Schema of routes files, for editors
+    #[command(long_about = schema::ABOUT)]
+    Schema,
     /// What became of webhooks: ask the running relay
     #[command(long_about = webhooks::ABOUT)]
     Webhooks(webhooks::Args),
@@ -136,6 +140,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Diff(args) => diff::run(args),
         Command::Route(args) => route::run(args),
         Command::Test(args) => test::run(args),
+        Command::Schema => Ok(schema::run()),
         Command::Webhooks(args) => webhooks::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
         Command::Targets(args) => targets::run(args),

@@ -1,9 +1,11 @@
 //! `when`: what a route asks of a body.
 
-use crate::config::compile::{Context, Spot};
+use crate::config::compile::Context;
+use crate::config::forms::{self, Named, Text};
 use crate::config::lint;
-use crate::config::position::{Meaning, meaning};
-use crate::config::schema::{self, Named, Operators, Text};
+use crate::config::node::{Meaning, meaning};
+use crate::config::schema::Operators;
+use crate::config::spot::Spot;
 use crate::domain::condition::{Comparison, Condition, Number, Scalar, Test};
 use crate::domain::pointer::{Pointer, Pointers};
 
@@ -21,7 +23,7 @@ const NESTED_MAX: usize = 8;
 
 /// Compiles the conditions of one route. `pointers` are those of its table.
 pub(super) fn compile(
-    when: &Named<schema::Condition>,
+    when: &Named<forms::Condition>,
     spot: Spot<'_>,
     pointers: &mut Pointers,
     context: &mut Context<'_>,
@@ -44,7 +46,7 @@ pub(super) fn compile(
 }
 
 fn one(
-    condition: &schema::Condition,
+    condition: &forms::Condition,
     spot: Spot<'_>,
     depth: usize,
     context: &mut Context<'_>,
@@ -56,8 +58,8 @@ fn one(
         return None;
     }
     match condition {
-        schema::Condition::Is(value) => scalar(value, spot, context).map(Test::Equals),
-        schema::Condition::Holds(operators) => all(operators, spot, depth, context),
+        forms::Condition::Is(value) => scalar(value, spot, context).map(Test::Equals),
+        forms::Condition::Holds(operators) => all(operators, spot, depth, context),
     }
 }
 
@@ -104,7 +106,7 @@ fn all(
     if tests.len() == 1 { tests.pop() } else { Some(Test::All(tests)) }
 }
 
-fn list(values: &[schema::Scalar], spot: Spot<'_>, context: &mut Context<'_>) -> Option<Test> {
+fn list(values: &[forms::Scalar], spot: Spot<'_>, context: &mut Context<'_>) -> Option<Test> {
     if values.is_empty() || values.len() > VALUES_MAX {
         context.report.error(spot.at, format!("\"in\" takes between 1 and {VALUES_MAX} values"));
         return None;
@@ -117,7 +119,7 @@ fn list(values: &[schema::Scalar], spot: Spot<'_>, context: &mut Context<'_>) ->
 
 fn compared(
     comparison: Comparison,
-    bound: &schema::Scalar,
+    bound: &forms::Scalar,
     spot: Spot<'_>,
     context: &mut Context<'_>,
 ) -> Option<Test> {
@@ -135,12 +137,12 @@ fn compared(
 }
 
 /// A single value. How a number is written is asked of the tree: no digit is rounded away.
-fn scalar(value: &schema::Scalar, spot: Spot<'_>, context: &mut Context<'_>) -> Option<Scalar> {
+fn scalar(value: &forms::Scalar, spot: Spot<'_>, context: &mut Context<'_>) -> Option<Scalar> {
     match value {
-        schema::Scalar::Boolean(value) => Some(Scalar::Boolean(*value)),
-        schema::Scalar::Null => Some(Scalar::Null),
-        schema::Scalar::Text(value) => text(value, spot, context).map(Scalar::Text),
-        schema::Scalar::Number(_) => {
+        forms::Scalar::Boolean(value) => Some(Scalar::Boolean(*value)),
+        forms::Scalar::Null => Some(Scalar::Null),
+        forms::Scalar::Text(value) => text(value, spot, context).map(Scalar::Text),
+        forms::Scalar::Number(_) => {
             let written = spot.text().unwrap_or_default();
             let number = match meaning(written) {
                 // Also what is hexadecimal to YAML.

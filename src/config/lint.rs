@@ -6,10 +6,12 @@
 
 use std::collections::HashSet;
 
-use crate::config::compile::{Context, Spot};
-use crate::config::position::{Entry, Node};
+use crate::config::compile::Context;
+use crate::config::forms::{Named, Text};
+use crate::config::node::{Entry, Node};
 use crate::config::problem::Span;
-use crate::config::schema::{self, Named, Text};
+use crate::config::schema;
+use crate::config::spot::Spot;
 use crate::config::suggest;
 use crate::domain::condition::{Condition, Test};
 use crate::domain::contradiction;
@@ -67,7 +69,7 @@ impl Lint {
     }
 
     /// What is wrong with the name or pattern of an activity, and what was probably meant.
-    fn activity(&self, text: &str) -> Option<(String, Option<String>)> {
+    fn activity(&self, text: &str, has_room: bool) -> Option<(String, Option<String>)> {
         let name = text.strip_prefix('!').unwrap_or(text);
         let pattern = Pattern::new(name);
         if pattern.exact().is_some() {
@@ -83,9 +85,11 @@ impl Lint {
         if self.activities.iter().any(|known| pattern.matches(known)) {
             return None;
         }
-        let meant = self.corrected(name);
+        // What is not listed needs no help, unless that decides whether there is a problem.
+        let is_foreign = self.is_open || name.contains('.');
+        let meant = if has_room || is_foreign { self.corrected(name) } else { None };
         // Names of other senders have a point in them, as in `com.example.order.created`.
-        if meant.is_none() && (self.is_open || name.contains('.')) {
+        if meant.is_none() && is_foreign {
             return None;
         }
         Some((format!("\"{text}\" matches no activity that is known"), meant))
@@ -125,7 +129,7 @@ pub(super) fn names(what: &str, list: &[(&str, Span)], context: &mut Context<'_>
             return;
         }
         if what == "activity"
-            && let Some((message, meant)) = context.lint.activity(text)
+            && let Some((message, meant)) = context.lint.activity(text, context.report.has_room())
         {
             let reported = context.report.warning(*at, message);
             if let Some(meant) = meant {

@@ -5,14 +5,20 @@
 //! places; [`shape`] finds every problem of form in it; [`schema`] deserialises the text (or, after
 //! problems, what is left of the tree); [`compile`], [`source`], [`target`], [`settings`], [`route`]
 //! and [`condition`] find every problem of meaning and resolve secrets by [`secret`], which reads by
-//! [`mod@file`]; [`value`] reads single values; [`problem`] is what all of them report.
-//! [`routing_test`] reads tests of the rules in the same way.
+//! [`mod@file`]; [`value`] reads single values; [`lint`] warns of what is probably not meant.
+//! [`problem`] is what all of them report, with a [`quote`] from which [`mask`] leaves out what could
+//! be a secret, and with what [`suggest`] takes for meant. [`routing_test`] reads tests of the rules in
+//! the same way. [`json_schema()`] tells editors what [`keys`] says.
 
 mod compile;
 mod condition;
 pub mod file;
+mod forms;
+mod json_schema;
+mod keys;
 mod lint;
 mod mask;
+mod node;
 mod position;
 mod problem;
 mod quote;
@@ -23,6 +29,7 @@ mod secret;
 mod settings;
 mod shape;
 mod source;
+mod spot;
 mod suggest;
 mod target;
 mod value;
@@ -36,13 +43,14 @@ use sha2::{Digest, Sha256};
 use crate::config::compile::Context;
 use crate::config::file::FileRead;
 use crate::config::lint::Lint;
-use crate::config::position::Node;
+use crate::config::node::Node;
 use crate::config::problem::Report;
 use crate::config::quote::Page;
 use crate::config::schema::SchemaError;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
 use crate::domain::route::RoutingTable;
 
+pub use crate::config::json_schema::json_schema;
 pub use crate::config::problem::{Position, Problem, Problems, Severity};
 pub use crate::config::quote::Quote;
 pub use crate::config::routing_test::{
@@ -57,7 +65,7 @@ pub struct Loaded {
     /// What it says.
     pub table: RoutingTable,
     /// What somebody should look at; no errors.
-    pub warnings: Vec<Problem>,
+    pub warnings: Problems,
 }
 
 /// What a load came to.
@@ -143,20 +151,19 @@ fn compile_all(
     let problems = report.finish();
     let problems = if problems.is_empty() { problems } else { quoted(problems, bytes, &tree) };
     match table {
-        Some(table) if !failed => Ok(Loaded { table, warnings: problems.into_iter().collect() }),
+        Some(table) if !failed => Ok(Loaded { table, warnings: problems }),
         _ => Err(problems),
     }
 }
 
 /// Everything that is wrong with a file: its errors and warnings, in file order.
 pub fn check(path: &Path, env: &dyn Environment, secrets: Secrets) -> Problems {
-    load(path, env, secrets).map_or_else(|problems| problems, |loaded| loaded.warnings.into())
+    load(path, env, secrets).map_or_else(|problems| problems, |loaded| loaded.warnings)
 }
 
 /// The same of a file whose content has been read already, as [`load_bytes`].
 pub fn check_bytes(bytes: &[u8], path: &Path, env: &dyn Environment, secrets: Secrets) -> Problems {
-    load_bytes(bytes, path, env, secrets)
-        .map_or_else(|problems| problems, |loaded| loaded.warnings.into())
+    load_bytes(bytes, path, env, secrets).map_or_else(|problems| problems, |loaded| loaded.warnings)
 }
 
 /// The table, and the tree as far as it could be read: an error where it could not to its end.

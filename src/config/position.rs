@@ -8,8 +8,9 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as ParserSpan, Tag};
 
+use crate::config::node::{Entry, Kind, Node};
 use crate::config::problem::{Position, Report, Span};
-use crate::config::{quote, shape};
+use crate::config::{keys, quote};
 
 /// The deepest value of a routes file lies at 8; more is a mistake or an attack.
 const DEPTH_MAX: usize = 24;
@@ -18,129 +19,10 @@ const DEPTH_MAX: usize = 24;
 const NODES_MAX: usize = 1_000_000;
 
 /// The parser holds back what could still be a key until the line ends.
-const LINE_BYTES_MAX: usize = 256 * 1024;
+pub(super) const LINE_BYTES_MAX: usize = 256 * 1024;
 
 /// Up to here comparing a key with those before it costs less than keeping a table of them.
 const KEYS_LOOKED_THROUGH: usize = 16;
-
-/// A value and its place.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Node {
-    pub(super) at: Span,
-    pub(super) kind: Kind,
-}
-
-/// What a value is.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Kind {
-    /// Not to be looked at: its problem has been reported.
-    Broken,
-    /// A list.
-    List(Vec<Node>),
-    /// A map, in file order.
-    Map(Vec<Entry>),
-    /// Text, a number, a boolean or nothing; `plain` without quotes.
-    Scalar { text: Box<str>, plain: bool },
-}
-
-/// A key and its value.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
-    pub(super) key: Box<str>,
-    pub(super) key_at: Span,
-    pub(super) value: Node,
-}
-
-/// What a scalar means: YAML 1.2's core schema as `serde_yaml` reads it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Meaning {
-    Boolean(bool),
-    /// An integer that fits.
-    Integer(i64),
-    Null,
-    /// Any other number.
-    Number,
-    Text,
-}
-
-impl Kind {
-    /// A single value as it is written.
-    pub(super) fn text(&self) -> Option<&str> {
-        match self {
-            Self::Scalar { text, .. } => Some(text),
-            Self::Broken | Self::List(_) | Self::Map(_) => None,
-        }
-    }
-}
-
-impl Node {
-    pub(super) fn entries(&self) -> &[Entry] {
-        match &self.kind {
-            Kind::Map(entries) => entries,
-            Kind::Broken | Kind::List(_) | Kind::Scalar { .. } => &[],
-        }
-    }
-
-    pub(super) fn items(&self) -> &[Self] {
-        match &self.kind {
-            Kind::List(items) => items,
-            Kind::Broken | Kind::Map(_) | Kind::Scalar { .. } => &[],
-        }
-    }
-
-    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
-        self.entries().iter().find(|entry| &*entry.key == key)
-    }
-
-    /// A single value as it is written.
-    pub(super) fn text(&self) -> Option<&str> {
-        self.kind.text()
-    }
-
-    /// Nothing written at all, as after `headers:` on a line of its own.
-    pub(super) fn is_blank(&self) -> bool {
-        matches!(&self.kind, Kind::Scalar { text, plain: true } if text.is_empty())
-    }
-}
-
-/// What a scalar without quotes means.
-pub(super) fn meaning(text: &str) -> Meaning {
-    match text {
-        "" | "null" | "Null" | "NULL" | "~" => return Meaning::Null,
-        "true" | "True" | "TRUE" => return Meaning::Boolean(true),
-        "false" | "False" | "FALSE" => return Meaning::Boolean(false),
-        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf" | "-.Inf" | "-.INF"
-        | ".nan" | ".NaN" | ".NAN" => return Meaning::Number,
-        _ => {}
-    }
-    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
-    if unsigned.starts_with(['+', '-']) {
-        return Meaning::Text;
-    }
-    for (prefix, radix) in [("0x", 16), ("0o", 8), ("0b", 2)] {
-        if let Some(digits) = unsigned.strip_prefix(prefix) {
-            if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
-                return Meaning::Text;
-            }
-            let sign = if text.starts_with('-') { "-" } else { "" };
-            return match i64::from_str_radix(&format!("{sign}{digits}"), radix) {
-                Ok(integer) => Meaning::Integer(integer),
-                Err(_) => Meaning::Number,
-            };
-        }
-    }
-    let digits = !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit());
-    if digits && unsigned.len() > 1 && unsigned.starts_with('0') {
-        return Meaning::Text;
-    }
-    if digits && let Ok(integer) = text.parse() {
-        return Meaning::Integer(integer);
-    }
-    match unsigned.parse::<f64>() {
-        Ok(float) if float.is_finite() => Meaning::Number,
-        _ => Meaning::Text,
-    }
-}
 
 /// Reads the text.
 ///
@@ -437,7 +319,7 @@ impl Tree<'_> {
         let key = keys.next().unwrap_or_default();
         let owner = keys.next().unwrap_or_default();
         let of_names = ["", "headers", "require_headers", "sources", "targets", "when"];
-        let message = if of_names.contains(&owner) || shape::words().any(|word| word == key) {
+        let message = if of_names.contains(&owner) || keys::words().any(|word| word == key) {
             format!("the key \"{key}\" is there already, in line {line}")
         } else {
             format!("this key is there already, in line {line}")
@@ -506,6 +388,7 @@ impl Frame {
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -554,55 +437,5 @@ mod tests {
         let (_, problems) = read("a: &a [x, x]\nb: [*a, *a]\n");
         assert!(problems.starts_with("f:1:4: error: anchors are not supported"), "{problems}");
         assert!(problems.contains("f:2:5: error: aliases are not supported"), "{problems}");
-    }
-
-    #[test]
-    fn scalars_mean_what_they_mean_to_serde_yaml() {
-        for text in [
-            "1",
-            "-1",
-            "+1",
-            "007",
-            "0",
-            "1e3",
-            "1.5",
-            ".5",
-            "5.",
-            "0x1f",
-            "0o7",
-            "0b1",
-            "0xg",
-            "-0x1",
-            "~",
-            "null",
-            "true",
-            "False",
-            "yes",
-            "x",
-            "1_000",
-            "+-1",
-            "+",
-            ".inf",
-            "-.inf",
-            ".nan",
-            "inf",
-            "nan",
-            "infinity",
-            "1e999",
-            "0x",
-            "12:30",
-            "10s",
-            "+.inf",
-            "0777",
-            "-007",
-            "1e",
-            "e1",
-            "+0x1f",
-            "9223372036854775808",
-            "0.0",
-            "00.5",
-        ] {
-            assert_eq!(crate::config::schema::meaning_for_test(text), meaning(text), "{text}");
-        }
     }
 }

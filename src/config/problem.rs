@@ -218,13 +218,6 @@ impl IntoIterator for Problems {
     }
 }
 
-impl From<Vec<Problem>> for Problems {
-    fn from(list: Vec<Problem>) -> Self {
-        let errors = list.iter().filter(|problem| problem.severity == Severity::Error).count();
-        Self { errors, warnings: list.len() - errors, list }
-    }
-}
-
 impl fmt::Display for Problems {
     /// Each in full, without a newline at the end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

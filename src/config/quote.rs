@@ -8,7 +8,8 @@ use std::fmt;
 use unicode_width::UnicodeWidthChar;
 
 use crate::config::mask::{Fate, Mask};
-use crate::config::position::Node;
+use crate::config::node::Node;
+use crate::config::position::LINE_BYTES_MAX;
 use crate::config::problem::Position;
 
 /// What stands in the place of what is not shown. Always the same, so that it tells no length.
@@ -86,16 +87,19 @@ pub(super) struct Sheet<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// The lines with these numbers, which grow.
+    /// The lines with these numbers, which grow, but for those that are no lines to look at.
     pub(super) fn sheet(&self, wanted: impl Iterator<Item = usize>) -> Sheet<'a> {
         let mut numbered = lines(self.text).zip(1_usize..);
         let mut found = BTreeMap::new();
+        let mut last = 0;
         for wanted in wanted {
-            if !found.contains_key(&wanted)
+            if wanted > last
                 && let Some((line, _)) = numbered.find(|(_, number)| *number == wanted)
+                && line.len() <= LINE_BYTES_MAX
             {
                 found.insert(wanted, line);
             }
+            last = wanted;
         }
         let mask = Mask::new(self, &found);
         Sheet { lines: found, mask }
@@ -285,6 +289,15 @@ mod tests {
         );
         let caret = carets.chars().position(|c| c == '^').unwrap();
         assert_eq!(line.chars().skip(caret).take(6).collect::<String>(), "biling", "{shown}");
+    }
+
+    #[test]
+    fn a_line_too_long_to_be_read_is_not_quoted() {
+        for (length, is_quoted) in [(LINE_BYTES_MAX, true), (LINE_BYTES_MAX + 1, false)] {
+            let text = "x".repeat(length);
+            let page = Page { text: &text, tree: None, is_whole: false };
+            assert_eq!(page.sheet([1].into_iter()).line(1).is_some(), is_quoted);
+        }
     }
 
     #[test]

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
-use crate::config::compile::{Context, HeadersOf, Spot};
+use crate::config::compile::{Context, HeadersOf};
+use crate::config::forms::Text;
 use crate::config::problem::Span;
-use crate::config::schema::{self, Text};
+use crate::config::schema;
+use crate::config::spot::Spot;
 use crate::config::{condition, value};
 use crate::domain::pointer::Pointers;
 use crate::domain::route::Route;

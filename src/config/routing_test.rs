@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use http::HeaderName;
 use serde_json::Value;
 
-use crate::config::compile::listed_node;
-use crate::config::position::{self, Entry, Kind, Meaning, Node, meaning};
+use crate::config::node::{Entry, Kind, Meaning, Node, meaning};
+use crate::config::position;
 use crate::config::problem::{Problems, Report, Span};
+use crate::config::spot::listed_node;
 use crate::config::{decode, read_bytes, shape, value};
 use crate::domain::number::Decimal;
 

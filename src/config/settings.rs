@@ -7,10 +7,12 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderName, Uri};
 
-use crate::config::compile::{Context, HeadersOf, Spot};
+use crate::config::compile::{Context, HeadersOf};
+use crate::config::forms::{HeaderSetting, Integer, Named, Text};
 use crate::config::problem::Span;
-use crate::config::schema::{self, HeaderSetting, Integer, Named, Text};
+use crate::config::schema;
 use crate::config::secret::{PEM_BYTES_MAX, Secrets, read_file};
+use crate::config::spot::Spot;
 use crate::config::value;
 use crate::domain::pointer::Pointers;
 use crate::domain::request::is_reserved;

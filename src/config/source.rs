@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, HOST};
 
-use crate::config::compile::{Context, SOURCES_MAX, Spot};
+use crate::config::compile::{Context, SOURCES_MAX};
+use crate::config::forms::{Named, Text};
 use crate::config::problem::Span;
-use crate::config::schema::{self, Named, Text};
+use crate::config::schema;
+use crate::config::spot::Spot;
 use crate::config::value;
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::proof::{Proof, RequiredHeader};

@@ -2,10 +2,11 @@
 
 use http::HeaderName;
 
-use crate::config::compile::{Context, Spot};
+use crate::config::compile::Context;
 use crate::config::schema;
 use crate::config::settings::{Settings, is_https};
 use crate::config::source::nothing_beside;
+use crate::config::spot::Spot;
 use crate::config::value;
 use crate::domain::signature::{Scheme, Signing};
 use crate::domain::target::Target;

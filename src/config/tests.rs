@@ -29,7 +29,7 @@ impl Environment for TestEnvironment {
     }
 }
 
-fn corpus(folder: &str) -> Vec<PathBuf> {
+pub(super) fn corpus(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new("tests/data/routes").join(folder);
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = entries.filter(|path| path.extension().unwrap() == "yaml").collect();
@@ -37,11 +37,11 @@ fn corpus(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-fn load_file(path: &Path) -> Result<Loaded, Problems> {
+pub(super) fn load_file(path: &Path) -> Result<Loaded, Problems> {
     load(path, &TestEnvironment, Secrets::Resolve)
 }
 
-fn load_text(text: &str) -> Result<Loaded, Problems> {
+pub(super) fn load_text(text: &str) -> Result<Loaded, Problems> {
     load_bytes(text.as_bytes(), Path::new("routes.yaml"), &TestEnvironment, Secrets::Resolve)
 }
 
@@ -108,9 +108,20 @@ fn every_doubtful_file_loads_and_is_told_what_to_look_at() {
     assert!(files.len() >= 8, "{} files", files.len());
     compare_texts(&files, |path| {
         let loaded = load_file(path).unwrap_or_else(|problems| panic!("{problems}"));
-        assert_ne!(loaded.warnings, [], "{}", path.display());
-        loaded.warnings.into()
+        assert!(!loaded.warnings.is_empty(), "{}", path.display());
+        loaded.warnings
     });
+}
+
+#[test]
+fn a_file_with_many_warnings_is_used_and_all_of_them_are_counted() {
+    let text = fs::read_to_string("tests/data/routes/good/minimal.yaml").unwrap();
+    let again = "crm, ".repeat(300);
+    let loaded = load_text(&text.replace("[crm]", &format!("[{again}crm]"))).unwrap();
+    let warnings = &loaded.warnings;
+    assert_eq!((warnings.errors(), warnings.warnings()), (0, 300));
+    assert_eq!(warnings.iter().count() + warnings.unlisted(), 300);
+    assert!(warnings.unlisted() > 0);
 }
 
 #[test]
@@ -131,7 +142,13 @@ fn every_good_file_loads() {
         assert_eq!(loaded.table.sha256, <[u8; 32]>::from(Sha256::digest(fs::read(&path).unwrap())));
         // The secret in the file itself, and a default of TLS that only one target could use.
         let allowed = if path.ends_with("every-key.yaml") { 2 } else { 0 };
-        assert_eq!(loaded.warnings.len(), allowed, "{}: {:?}", path.display(), loaded.warnings);
+        assert_eq!(
+            loaded.warnings.warnings(),
+            allowed,
+            "{}: {:?}",
+            path.display(),
+            loaded.warnings
+        );
     }
 }
 
@@ -225,7 +242,7 @@ fn the_shipped_file_is_clean_without_its_secrets_and_routes_as_it_says() {
     assert_eq!((problems.errors(), problems.warnings()), (0, 8), "{problems}");
     assert_eq!(check(path, &nothing, Secrets::Resolve).errors(), 8);
     let loaded = load_file(path).unwrap();
-    assert_eq!(loaded.warnings, []);
+    assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
     let reached = |activity| {
         let resource = Resource::default();
         let routed = loaded.table.route(&Subject {
@@ -370,7 +387,7 @@ fn what_deserves_a_look_is_a_warning_and_no_error() {
 }
 
 /// A good file, broken in small ways that keep it YAML more often than not.
-fn mutated() -> impl Strategy<Value = String> {
+pub(super) fn mutated() -> impl Strategy<Value = String> {
     let texts: Vec<String> = corpus("good")
         .into_iter()
         .chain(["routes.yaml".into()])

@@ -1,9 +1,13 @@
-//! What it costs to find the targets of a webhook, by the number and kind of the rules.
+//! What it costs to find the targets of a webhook, by the number and kind of the rules, and to load
+//! the rules.
 //!
 //! The counter is one webhook: items per second are matches per second and core.
 
+use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
+use aryeo_relay::config::{self, Secrets};
 use aryeo_relay::domain::condition::{Condition, Scalar, Test};
 use aryeo_relay::domain::pattern::Patterns;
 use aryeo_relay::domain::pointer::{Pointer, Pointers};
@@ -140,4 +144,30 @@ fn conditions(bencher: Bencher<'_, '_>, rules: usize) {
         || table.route(&subject("ORDER_CREATED", &resource, divan::black_box(body.as_bytes())));
     assert_eq!(route().deliveries.len(), 1);
     bencher.counter(ItemsCount::new(1_usize)).bench_local(route);
+}
+
+/// Loads and checks a file in which every rule has an activity, a pattern, a condition and a header;
+/// nothing is wrong with it.
+#[divan::bench(args = [10_000], sample_count = 20)]
+fn load(bencher: Bencher<'_, '_>, rules: usize) {
+    let rules: String = (0..rules)
+        .map(|n| {
+            format!(
+                "  - name: rule-{n}\n    activity: [ORDER_CREATED, \"LISTING_*\"]\n    \
+                 when: {{ /resource/id: \"{n}\" }}\n    to: [crm]\n    \
+                 headers: {{ X-Rule: \"{n} {{activity}}\" }}\n"
+            )
+        })
+        .collect();
+    let text = format!(
+        "sources: {{ a: {{ path: /a, verify: {{ scheme: aryeo, secrets: [{{ env: A }}] }} }} }}\n\
+         targets: {{ crm: {{ url: http://127.0.0.1/, sign: {{ scheme: none }} }} }}\nroutes:\n{rules}"
+    );
+    let secrets = HashMap::from([("A".to_owned(), "secret".to_owned())]);
+    let load = || {
+        let path = Path::new("routes.yaml");
+        config::load_bytes(text.as_bytes(), path, &secrets, Secrets::Resolve).expect("a good file")
+    };
+    assert!(load().warnings.is_empty());
+    bencher.bench_local(load);
 }

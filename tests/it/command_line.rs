@@ -19,17 +19,20 @@ fn code(ended: &Ended, code: i32) {
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
 }
 
+const COMMANDS: [&str; 10] =
+    ["serve", "demo", "check", "route", "test", "diff", "schema", "send", "receive", "certificate"];
+
 #[test]
 fn help_and_version_go_to_stdout_with_0() {
     let help = relay(&["--help"]);
     code(&help, 0);
-    for word in ["serve", "demo", "check", "send", "receive", "certificate"] {
+    for word in COMMANDS {
         assert!(help.stdout.contains(word), "{word} is not in:\n{}", help.stdout);
     }
     let version = relay(&["--version"]);
     code(&version, 0);
     assert_eq!(version.stdout.trim(), concat!("aryeo-relay ", env!("CARGO_PKG_VERSION")));
-    for name in ["serve", "demo", "check", "send", "receive", "certificate"] {
+    for name in COMMANDS {
         code(&relay(&[name, "--help"]), 0);
     }
 }
@@ -93,6 +96,70 @@ fn check_says_yes_with_0_and_no_with_1_and_every_place() {
     let ended = check();
     code(&ended, 1);
     assert!(format!("{ended:?}").contains("table.yaml"), "{ended:?}");
+}
+
+#[test]
+fn check_quotes_the_line_and_says_what_was_meant() {
+    let folder = folder();
+    let routes = Routes::new().target("crm", "https://crm.example/hooks", &[]).all_to(&["crm"]);
+    let bad = routes.clone().route("second", &[], &["cmr"]).yaml();
+    fs::write(folder.path().join("table.yaml"), &bad).unwrap();
+    let line = 1 + bad.lines().position(|line| line.contains("cmr")).unwrap();
+    let column = 1 + bad.lines().nth(line - 1).unwrap().find("cmr").unwrap();
+    let check = |arguments: &[&str]| {
+        let mut check = command(BINARY);
+        check.arg("check").args(arguments).arg("table.yaml").current_dir(folder.path());
+        check.envs(routes.secrets().iter().map(|(name, value)| (name, value)));
+        run(&mut check)
+    };
+    let ended = check(&[]);
+    code(&ended, 1);
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    let [problem, quote, carets, help, summary] = lines.as_slice() else { panic!("{ended:?}") };
+    assert_eq!(*problem, format!("table.yaml:{line}:{column}: error: unknown target \"cmr\""));
+    let source = bad.lines().nth(line - 1).unwrap();
+    assert!(quote.starts_with(' ') && quote.ends_with(source), "{quote}");
+    assert_eq!(carets.find('^'), quote.find("cmr"));
+    assert_eq!(help.trim(), "= help: did you mean \"crm\"?");
+    assert_eq!(*summary, "table.yaml: 1 error");
+
+    let ended = check(&["--format", "json"]);
+    code(&ended, 1);
+    let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&json["file"], &json["errors"]), (&"table.yaml".into(), &1.into()));
+    let problem = &json["problems"][0];
+    assert_eq!((&problem["line"], &problem["column"]), (&line.into(), &column.into()));
+    assert_eq!(problem["end_column"], column + 3);
+    assert_eq!(problem["help"], "did you mean \"crm\"?");
+}
+
+#[test]
+fn check_takes_warnings_for_errors_only_when_it_is_told_to() {
+    let folder = folder();
+    let routes = Routes::new().target("crm", "https://crm.example/hooks", &[]).all_to(&["crm"]);
+    let doubtful = routes.route("second", &["activity: LISTING_MERGD"], &["crm"]).yaml();
+    fs::write(folder.path().join("table.yaml"), &doubtful).unwrap();
+    let check = |arguments: &[&str]| {
+        let mut check = command(BINARY);
+        run(check.arg("check").args(arguments).arg("table.yaml").current_dir(folder.path()))
+    };
+    let ended = check(&["--no-secrets"]);
+    code(&ended, 0);
+    assert!(ended.stdout.contains("did you mean \"LISTING_MERGED\"?"), "{ended:?}");
+    assert!(ended.stdout.ends_with("table.yaml: good, 3 warnings\n"), "{ended:?}");
+    code(&check(&["--no-secrets", "--strict"]), 1);
+    code(&check(&[]), 1);
+}
+
+#[test]
+fn check_reads_the_standard_input() {
+    let folder = folder();
+    let file = folder.path().join("table.yaml");
+    fs::write(&file, "sources: [\n").unwrap();
+    let mut check = command(BINARY);
+    let ended = run(check.args(["check", "-"]).stdin(fs::File::open(&file).unwrap()));
+    code(&ended, 1);
+    assert!(ended.stdout.starts_with("<stdin>:2:1: error: "), "{ended:?}");
 }
 
 #[test]

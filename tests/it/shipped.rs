@@ -69,3 +69,21 @@ fn serve_runs_the_shipped_table() {
     let answer = Sender::new(&relay).path(path).secret("another").post(body);
     answer.problem(401);
 }
+
+/// Where editors find the schema of the shipped table.
+const SCHEMA: &str = "deploy/routes.schema.json";
+
+#[test]
+fn the_shipped_schema_is_what_the_command_prints() {
+    let printed = run(command(BINARY).arg("schema"));
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    let file = root().join(SCHEMA);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&file, &printed.stdout).unwrap();
+    }
+    let shipped = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(shipped == printed.stdout, "{SCHEMA} is old: BLESS=1 writes it anew");
+    let yaml = std::fs::read_to_string(root().join("routes.yaml")).unwrap();
+    let first = format!("# yaml-language-server: $schema={SCHEMA}");
+    assert_eq!(yaml.lines().next(), Some(&*first));
+}

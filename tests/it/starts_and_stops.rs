@@ -239,6 +239,9 @@ fn a_bad_table_is_refused_with_the_text_of_check() {
     let problem = check.stdout.lines().find(|line| line.contains(&place));
     let problem = problem.unwrap_or_else(|| panic!("no {place:?} in {check:?}"));
     assert!(refused.stderr.contains(problem), "{}", refused.stderr);
+    let quoted = check.stdout.lines().skip_while(|line| *line != problem).nth(1);
+    let quoted = quoted.unwrap_or_else(|| panic!("{check:?}"));
+    assert!(quoted.contains("| ") && refused.stderr.contains(quoted), "{}", refused.stderr);
     assert!(!builder.path("data").join("index").exists());
 }
 

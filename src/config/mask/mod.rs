@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::config::position::{Entry, Kind, Node};
+use crate::config::keys;
+use crate::config::node::{Entry, Kind, Node};
 use crate::config::problem::Span;
 use crate::config::quote::Page;
 use crate::config::secret;
@@ -63,7 +64,7 @@ impl<'a> Mask<'a> {
         let mut reader =
             Reader { lines, marks: HashMap::new(), is_whole: page.is_whole, last: Rule::Shown };
         if let Some(tree) = page.tree {
-            reader.value(tree, Rule::As(&shape::ROOT));
+            reader.value(tree, Rule::As(&keys::ROOT));
         }
         // What comes next could still be the value that was read last, or be a part of it.
         let is_strict = page.is_whole || hides(reader.last, "");
@@ -131,7 +132,7 @@ fn is_activity(core: &str) -> bool {
 
 /// The words of the language, and the names of sources and targets.
 fn words(tree: Option<&Node>) -> HashSet<&str> {
-    let mut words: HashSet<&str> = shape::words().collect();
+    let mut words: HashSet<&str> = keys::words().collect();
     words.extend(["aryeo", "aryeo-timestamped", "drop", "false", "keep", "none", "null", "true"]);
     for section in ["sources", "targets"] {
         let names = tree.and_then(|tree| tree.get(section));
@@ -173,10 +174,10 @@ impl Reader<'_, '_> {
             }
             (Kind::Map(entries), Rule::As(Shape::Record(record))) => self.record(entries, record),
             (Kind::Map(entries), Rule::As(Shape::Header) | Rule::Credential) => {
-                self.record(entries, &shape::HEADER);
+                self.record(entries, &keys::HEADER);
             }
             (Kind::Map(entries), Rule::As(Shape::Condition)) => {
-                self.record(entries, &shape::CONDITION);
+                self.record(entries, &keys::CONDITION);
             }
             (Kind::Map(entries), Rule::As(Shape::Map(_, shape))) => {
                 for entry in entries {
@@ -202,7 +203,7 @@ impl Reader<'_, '_> {
             let known = record.keys.iter().find(|key| key.name == &*entry.key);
             self.key(entry, known.is_some() || shape::is_nameable(entry, record));
             let is_prefix =
-                std::ptr::eq(record, &raw const shape::HEADER) && &*entry.key == "prefix";
+                std::ptr::eq(record, &raw const keys::HEADER) && &*entry.key == "prefix";
             let rule =
                 known.filter(|_| !is_prefix).map_or(Rule::Hidden, |key| Rule::As(&key.shape));
             self.value(&entry.value, rule);
@@ -342,185 +343,4 @@ fn authenticates(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-    use std::fmt::Write as _;
-    use std::path::Path;
-
-    use crate::config::{self, Problems, Secrets};
-    use proptest::prelude::*;
-    use proptest::test_runner::RngSeed;
-
-    fn check(text: &str) -> Problems {
-        let nothing: HashMap<String, String> = HashMap::new();
-        config::check_bytes(text.as_bytes(), Path::new("f"), &nothing, Secrets::Resolve)
-    }
-
-    /// Everything that is printed of a problem, and every line of the file as it would be quoted.
-    fn shown(text: &str) -> String {
-        // A problem in every line, so that every line is quoted.
-        let mut shown = check(text).to_string();
-        let mut report = config::problem::Report::new(Path::new("f"));
-        let tree = config::position::parse(text, &mut report);
-        let is_whole = tree.is_ok();
-        let tree = tree.map_or_else(|seen| seen, Some);
-        let page = super::Page { text, tree: tree.as_ref(), is_whole };
-        let count = config::quote::lines(text).count();
-        let sheet = page.sheet(1..=count);
-        for line in (1..=count).filter_map(|number| sheet.line(number)) {
-            let quote = line.quote(1, 2).map(|quote| quote.text().to_owned());
-            writeln!(shown, "\n{}", quote.unwrap_or_default()).unwrap();
-        }
-        shown
-    }
-
-    const SECRET: &str = "s3cr3t";
-
-    const SEED: u64 = 1;
-
-    /// A table with something in the place of a list of secrets.
-    fn table(verify: &str, target: &str) -> String {
-        format!(
-            "sources:\n  aryeo:\n    path: /a\n    verify: {verify}\n    odd: x\ntargets:\n  crm:\n    \
-             {target}\n    odd: x\n    sign: {{ scheme: none }}\nroutes:\n  - name: r\n    to: [crm, x]\n"
-        )
-    }
-
-    /// Ways to write a secret down, where it belongs and where it does not.
-    fn tables() -> Vec<String> {
-        let verify = [
-            "{ scheme: aryeo, secrets: [{ value: SECRET }, { env: x }] }",
-            "{ scheme: aryeo, secrets: [{ value: \"SECRET\" , odd: x }] }",
-            "{ scheme: aryeo, secrets: [{ value: 'SECRET\n      SECRET', odd: x }] }",
-            "{ scheme: aryeo, secrets: [{ value: \"SEC\\x52ET SECRET\" }, { odd: SECRET }] }",
-            "{ scheme: aryeo, secrets: [SECRET, 'SECRET', \"SECRET\"] }",
-            "{ scheme: aryeo, secrets: SECRET }",
-            "{ scheme: aryeo, secrets: { value: SECRET } }",
-            "{ scheme: aryeo, secret: SECRET, secrets: [[SECRET]] }",
-            "{ scheme: aryeo, secrets: [{ SECRET }, { SECRET: }, { env:SECRET }] }",
-            "{ scheme: aryeo, secrets: [{ env: SECRET }] }",
-            "{ scheme: aryeo, secrets: [{ value: !SECRET x }, { value: &SECRET x }] }",
-            "{ scheme: aryeo, secrets: [{ value: *SECRET }] }",
-            "{ scheme: aryeo, SECRET }",
-            "SECRET",
-            "[SECRET]",
-            "\n      scheme: aryeo\n      secrets:\n        - value: SECRET # SECRET\n          odd: SECRET",
-            "\n      scheme: aryeo\n      secrets:\n        - value: |\n            SECRET\n          odd: x",
-            "\n      scheme: aryeo\n      secrets:\n        - value: >-\n            SECRET\n            SECRET # SECRET\n          odd: x",
-            "\n      scheme: aryeo\n      secrets:\n        - value: SECRET\n            SECRET\n          odd: x",
-            "\n      scheme: aryeo\n      secrets:\n        - value: \"SECRET\n\n            SECRET\"\n          odd: x",
-            "\n      scheme: aryeo\n      secrets:\n        - ? value\n          : SECRET\n          odd: x",
-            "\n      scheme: aryeo\n      secrets:\n        - \"value\": SECRET\n          value: SECRET",
-            "\n      scheme: aryeo\n      secrets:\n        value:\n          SECRET",
-            "\n      scheme: aryeo\n      secrets:\n      - SECRET\n      - [SECRET]",
-        ];
-        let target = [
-            "url: https://u:SECRET@host:99999/",
-            "url: \"https://u:SECRET/R?E#T@host:99999/\"",
-            "url: 'https://u:SECRET''s@host:99999/'",
-            "url: \"https://u\\x3aSECRET\\x40host:99999/\"",
-            "url: u:SECRET@host",
-            "url: [https://u:SECRET@host]",
-            "url: https://u:SECRET@host:99999/\n      SECRET@host",
-            "url: { value: SECRET }",
-            "headers: { Authorization: Bearer SECRET é, X-Api-Key: 'SECRET' }",
-            "headers: { X-A: { value: SECRET }, X-B: { prefix: SECRET, env: x }, X-C: [SECRET] }",
-            "headers: { Cookie: { prefix: \"SECRET é\", env: x }, X-Token: SECRET }",
-            "password: SECRET",
-            "sign: SECRET",
-            "# SECRET\n    url: x # SECRET\n    #SECRET",
-        ];
-        let good = "{ scheme: aryeo, secrets: [{ env: A }] }";
-        let tables = verify.iter().map(|verify| table(verify, "url: https://host/"));
-        let tables = tables.chain(target.iter().map(|target| table(good, target)));
-        tables.map(|text| text.replace("SECRET", SECRET)).collect()
-    }
-
-    #[test]
-    fn a_secret_is_never_shown_wherever_it_stands() {
-        // A url in a wrong place is known only as long as it looks like one, so these are not broken.
-        let urls = [
-            "timeout: https://u:SECRET@host/",
-            "url: https://SECRET@host:99999/",
-            "url: https://host:99999/?token=SECRET#SECRET",
-            "url: \"https://u:p/a?b#c@SECRET@host:99999/?SECRET\"",
-        ];
-        let urls = urls.map(|url| table("{ scheme: none }", url).replace("SECRET", SECRET));
-        for text in tables().into_iter().chain(urls) {
-            let shown = shown(&text);
-            assert!(!shown.contains(SECRET) && !shown.contains("3cr3"), "{text}\n{shown}");
-            assert!(shown.contains("aryeo:") && shown.contains("- name: "), "{text}\n{shown}");
-        }
-    }
-
-    #[test]
-    fn of_a_url_only_scheme_host_and_path_are_shown() {
-        let parts = |text: &'static str| {
-            let parts = super::secrets_of_url(text, true);
-            parts.map(|(from, to)| text.get(from..to).unwrap()).collect::<Vec<_>>()
-        };
-        assert_eq!(parts("https://host:80/path"), Vec::<&str>::new());
-        assert_eq!(parts("http://[::1]:80/path"), Vec::<&str>::new());
-        assert_eq!(parts("http://[::1]/path"), Vec::<&str>::new());
-        assert_eq!(parts("https://u@host/?q#f"), ["u", "q#f"]);
-        assert_eq!(parts("u:p@host"), ["u:p"]);
-        assert_eq!(parts("https://u:p/a?b#c@d@host#f"), ["u:p/a?b#c@d", "f"]);
-        assert_eq!(parts("https://u:pass"), ["u:pass"]);
-    }
-
-    #[test]
-    fn what_is_no_secret_is_shown() {
-        let text =
-            table("{ scheme: aryeo, secrets: [{ env: A }, { file: b/c }] }", "timeout: soon");
-        let shown = shown(&text);
-        for part in ["{ scheme: aryeo, secrets: [{ env: A }, { file: b/c }] }", "timeout: soon"] {
-            assert!(shown.contains(part), "{part}\n{shown}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_ends_in_the_middle_shows_no_secret_either() {
-        for text in tables() {
-            for (end, _) in text.char_indices() {
-                let text = text.get(..end).unwrap();
-                let shown = shown(text);
-                assert!(!shown.contains(SECRET), "{text}\n{shown}");
-            }
-        }
-    }
-
-    /// What breaks a file, without a letter that could make another word of the secret.
-    fn breakage() -> impl Strategy<Value = String> {
-        prop_oneof![
-            "[\\[\\]{},\"'*&!|>#%@`\t\n -]{1,3}",
-            Just("\u{8}".to_owned()),
-            Just("\n---\n".to_owned()),
-            Just("\r".to_owned()),
-            Just(": ".to_owned()),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig {
-            failure_persistence: None,
-            // Enough edits make another word of anything; these do not.
-            rng_seed: RngSeed::Fixed(SEED),
-            ..ProptestConfig::with_cases(3000) })]
-
-        #[test]
-        fn no_broken_file_shows_a_secret(
-            text in prop::sample::select(tables()),
-            edits in prop::collection::vec((any::<prop::sample::Index>(), 0..3_usize, breakage()), 1..4),
-        ) {
-            let mut chars: Vec<char> = text.chars().collect();
-            for (index, length, piece) in edits {
-                let from = index.index(chars.len() + 1);
-                let to = (from + length).min(chars.len());
-                chars.splice(from..to, piece.chars());
-            }
-            let text: String = chars.into_iter().collect();
-            let shown = shown(&text);
-            prop_assert!(!shown.contains(SECRET), "{}\n{}", text, shown);
-        }
-    }
-}
+mod tests;
