@@ -343,7 +343,7 @@ async fn a_segment_that_is_made_for_a_webhook_has_room_for_it() {
 }
 
 /// Keeps SQLite from opening the index; what is in the file stays as it is.
-fn block_index(world: &World) -> std::path::PathBuf {
+pub(super) fn block_index(world: &World) -> std::path::PathBuf {
     let inside = world.settings.dir.join("index.sqlite-wal/inside");
     std::fs::create_dir_all(&inside).unwrap();
     inside.parent().unwrap().to_owned()

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
 use super::cleaning::clean;
+use super::faults::block_index;
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::embedded::sim::Faults;
@@ -29,6 +30,8 @@ enum Step {
     Kill,
     PowerCut(u64),
     DeleteIndex,
+    /// The next index is in memory; the file stays for the one after it.
+    IndexInMemory,
     Clean,
     /// Which of the next writes or syncs fails, or is short.
     Fault(Failure, u64),
@@ -57,6 +60,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Kill),
         1 => any::<u64>().prop_map(Step::PowerCut),
         1 => Just(Step::DeleteIndex),
+        1 => Just(Step::IndexInMemory),
         1 => Just(Step::Clean),
         2 => (failure, 1..4u64).prop_map(|(failure, nth)| Step::Fault(failure, nth)),
     ];
@@ -181,6 +185,7 @@ impl Run {
             Step::Fault(failure, nth) => self.fail(failure, nth),
             Step::Restart => self.restart(false).await,
             Step::DeleteIndex => self.restart(true).await,
+            Step::IndexInMemory => self.restart_without_file().await,
             Step::Kill => {
                 self.model.doubt(false);
                 self.open_on(self.world.disk.kill(), false);
@@ -209,6 +214,20 @@ impl Run {
         self.store().close().await;
         self.model.written();
         self.open_on(self.world.disk.clone(), delete_index);
+    }
+
+    /// The same, where SQLite can't open the index that is there.
+    async fn restart_without_file(&mut self) {
+        self.world.disk.heal();
+        self.store().close().await;
+        self.model.written();
+        drop(self.store.take());
+        let in_the_way = block_index(&self.world);
+        self.open_on(self.world.disk.clone(), false);
+        // Where there was no index it was put aside.
+        if in_the_way.is_dir() {
+            std::fs::remove_dir_all(in_the_way).unwrap();
+        }
     }
 
     fn open_on(&mut self, disk: SimDisk, delete_index: bool) {
