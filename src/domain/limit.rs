@@ -39,6 +39,15 @@ pub const FAILURES_IN_A_ROW: u32 = 3;
 /// The whole answer after the body was read: the sender's time-out is likely 3 s.
 pub const ANSWER_WAIT_MAX: Duration = Duration::from_millis(2_500);
 
+/// The sender's three tries of a webhook lie within this: the last comes after 110 s and the time that
+/// the others took. What a start has to know before it takes anything for new.
+pub const SENDER_RETRIES_SPAN: Duration = Duration::from_secs(150);
+
+/// How long after a start a webhook may wait for that knowledge. Whoever is told 503 meanwhile is
+/// stored all the same, when the wait is over; but others may find no room in flight, and must find
+/// it at their second try.
+pub const RECALL_WAIT_MAX: Duration = Duration::from_secs(10);
+
 /// How long a verified request waits for its turn under a source's rate limit.
 pub const RATE_LIMIT_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -62,4 +71,5 @@ pub const ROUTES_FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 const _: () = assert!(BODY_PACE_BYTES > 0 && BODY_PACE_BYTES <= u32::MAX as usize);
 const _: () = assert!(ANSWER_EXCERPT_BYTES_MAX <= ANSWER_BYTES_MAX);
+const _: () = assert!(RECALL_WAIT_MAX.as_secs() * 10 < SENDER_RETRIES_SPAN.as_secs());
 const _: () = assert!(RATE_LIMIT_WAIT_MAX.as_millis() < ANSWER_WAIT_MAX.as_millis());

@@ -27,6 +27,7 @@ mod decay;
 mod everywhere;
 mod faults;
 mod random;
+mod recalling;
 mod retention;
 mod scale;
 
