@@ -190,7 +190,7 @@ mod tests {
     use crate::domain::webhook::{DuplicateKey, Resource, Webhook};
     use crate::store::claims::{Claim, Claimed};
     use crate::store::listing::Page;
-    use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse};
+    use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Sizes};
 
     /// Webhooks without end, on a disk that takes its time for each.
     struct Slow;
@@ -239,6 +239,10 @@ mod tests {
 
         fn health(&self) -> Health {
             Health::default()
+        }
+
+        fn sizes(&self) -> Sizes {
+            Sizes::default()
         }
 
         async fn close(&self) {

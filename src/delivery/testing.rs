@@ -30,7 +30,9 @@ use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
 use crate::store::listing::{Page, Place, ReadError, Summary};
-use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Store};
+use crate::store::{
+    CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Sizes, Store,
+};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -214,6 +216,10 @@ impl Store for FakeStore {
 
     fn health(&self) -> Health {
         Health::default()
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes::default()
     }
 
     async fn close(&self) {}

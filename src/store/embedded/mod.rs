@@ -41,7 +41,7 @@ use crate::store::embedded::queue::{Queue, Waiting};
 use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::record::encode_webhook;
 use crate::store::listing::{Page, Place, ReadError, Summary};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Sizes, Store};
 
 mod assembly;
 pub mod busy;
@@ -520,18 +520,24 @@ impl Store for EmbeddedStore {
     fn health(&self) -> Health {
         let shared = &self.shared;
         let now = shared.clock.0.now();
+        Health {
+            failing: self.pulse().failing,
+            damaged_records: shared.log.damaged(),
+            duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
+            newest_by_source: shared.newest.all(),
+        }
+    }
+
+    fn sizes(&self) -> Sizes {
+        let shared = &self.shared;
         let size = |suffix: &str| {
             let mut path = shared.index_file.clone().into_os_string();
             path.push(suffix);
             std::fs::metadata(path).map_or(0, |meta| meta.len())
         };
-        Health {
-            failing: self.pulse().failing,
+        Sizes {
             bytes: shared.log.bytes() + size("") + size("-wal"),
             available_bytes: shared.log.available_bytes(),
-            damaged_records: shared.log.damaged(),
-            duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
-            newest_by_source: shared.newest.all(),
         }
     }
 
