@@ -63,6 +63,14 @@ pub const ATTEMPTS_KEPT_FIRST: usize = 5;
 /// Attempts kept of a delivery: the last ones.
 pub const ATTEMPTS_KEPT_LAST: usize = 20;
 
+/// Attempts of a target that came to the same, a retry or a dead letter, that are logged one by one
+/// within [`ATTEMPTS_LOGGED_WINDOW`]: a target that is down with a large backlog fails thousands of them a
+/// second for days. The others are told by their number.
+pub const ATTEMPTS_LOGGED: u32 = 20;
+
+/// Within this.
+pub const ATTEMPTS_LOGGED_WINDOW: Duration = Duration::from_secs(60);
+
 /// Targets of one webhook: what its record can carry.
 pub const DELIVERIES_PER_WEBHOOK_MAX: usize = 1024;
 
