@@ -8,6 +8,11 @@ pub const ANSWER_EXCERPT_BYTES_MAX: usize = 1024;
 /// How much of a target's answer is read before the attempt counts as `answer_too_large`.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
+/// The head of a request, over HTTP/1.1 and HTTP/2: ten times the sender's, with room for what proxies add.
+/// Anybody can send most of one and then wait, on each of `--connections-max` connections: with the
+/// buffers around it and the connection itself, that comes to twice this for each.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+
 /// How much of a refused body is read and thrown away, so that the answer arrives.
 pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
 
@@ -77,6 +82,8 @@ pub const DELIVERIES_PER_WEBHOOK_MAX: usize = 1024;
 /// A routes file larger than this is refused unread.
 pub const ROUTES_FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+// Less is none of hyper's sizes.
+const _: () = assert!(HEAD_BYTES_MAX >= 8192 && HEAD_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(BODY_PACE_BYTES > 0 && BODY_PACE_BYTES <= u32::MAX as usize);
 const _: () = assert!(ANSWER_EXCERPT_BYTES_MAX <= ANSWER_BYTES_MAX);
 const _: () = assert!(RECALL_WAIT_MAX.as_secs() * 10 < SENDER_RETRIES_SPAN.as_secs());
