@@ -14,6 +14,9 @@ const CHUNK: usize = 1 << 20;
 // What a disk fails to read is no smaller.
 const BLOCK: usize = 4096;
 
+// What a power cut loses is no smaller, of what was not synced: there it is as reserved, zero.
+const SECTOR: usize = 512;
+
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// A part of a segment that could not be read.
@@ -116,7 +119,7 @@ impl Scanner {
                     payload,
                 }));
             }
-            if frame.ends_with(&seal.trailer()) {
+            if frame.ends_with(&seal.trailer()) && !lacks_sector(&frame, at) {
                 self.damaged += 1;
                 self.offset = at + length;
             } else if self.doubtful.is_none() {
@@ -150,7 +153,9 @@ impl Scanner {
             }
             let Some(word) = self.bytes(at, 8)? else { break };
             if *word == trailer {
-                complete = true;
+                let length = usize::try_from(at + 8 - from).unwrap_or(usize::MAX);
+                let whole = self.bytes(from, length)?;
+                complete = whole.is_some_and(|whole| !lacks_sector(&whole, from));
             } else if u32_at(&word, 0) == Some(FRAME_MAGIC)
                 && at != from
                 && let Some(head) = self.head_at(at)?
@@ -233,4 +238,18 @@ impl Scanner {
         }
         self.unread_upto = offset + bytes;
     }
+}
+
+/// Whether a record at this offset, which is written to its end but not sound, lacks a whole sector of
+/// its bytes. Then the power was cut before it was synced, and nobody was told that it is there: a
+/// disk writes the sectors of a record in any order. Damage does not look like that, and where a disk
+/// gives up a block that it had for good, what follows shows it: later batches, or the read fails.
+///
+/// The last batch of a segment is the only one in doubt. That it was synced could only be written behind it,
+/// which would be the next batch.
+fn lacks_sector(record: &[u8], offset: u64) -> bool {
+    let into = usize::try_from(offset % SECTOR as u64).unwrap_or(0);
+    let (first, rest) = record.split_at_checked(SECTOR - into).unwrap_or((record, &[]));
+    let is_zero = |piece: &[u8]| piece.iter().all(|byte| *byte == 0);
+    is_zero(first) || rest.chunks(SECTOR).any(is_zero)
 }

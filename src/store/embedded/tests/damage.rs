@@ -25,16 +25,16 @@ async fn three() -> (World, std::path::PathBuf, Vec<usize>) {
     (world, path, offsets)
 }
 
-struct Snapshot(Vec<u8>);
+pub(super) struct Snapshot(pub(super) Vec<u8>);
 
-fn snapshot(world: &World, path: &Path) -> Snapshot {
+pub(super) fn snapshot(world: &World, path: &Path) -> Snapshot {
     let mut bytes = Vec::new();
     world.disk.change(path, |content| bytes = content.clone());
     Snapshot(bytes)
 }
 
 /// Opens with the file as given and everything else as at first; what is due and what is damaged.
-fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
+pub(super) fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
     world.disk.change(path, |content| *content = bytes);
     let log = crate::store::embedded::log::Log::open(
         world.settings.dir.join("segments"),
