@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,6 +36,10 @@ const CONNECTIONS_MAX: usize = 64;
 /// For a connection, from its first byte to the last one of its only answer: as long as Prometheus
 /// waits for a page.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a scrape waits for the sizes of the store, and for its turn to ask for them: a disk that
+/// hangs has none, and leaves them as they were.
+const SIZES_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How often histograms are folded together when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -120,6 +125,8 @@ impl<S: Store> Admin<S> {
         let Ok(own) = listener.local_addr() else { return };
         let mut connections = Connections::default();
         let turns = Turns::default();
+        // One at a time: where the disk hangs, one thread waits for it.
+        let measuring = Arc::new(Semaphore::new(1));
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
             let accepted = tokio::select! {
@@ -132,17 +139,28 @@ impl<S: Store> Admin<S> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            connections.serve(Arc::clone(&self).exchange(stream, own, turns.clone()));
+            let (turns, measuring) = (turns.clone(), Arc::clone(&measuring));
+            connections.serve(Arc::clone(&self).exchange(stream, own, turns, measuring));
         }
     }
 
     /// One request and its answer; whoever wants more connects again.
-    async fn exchange(self: Arc<Self>, stream: TcpStream, own: SocketAddr, turns: Turns) {
+    async fn exchange(
+        self: Arc<Self>,
+        stream: TcpStream,
+        own: SocketAddr,
+        turns: Turns,
+        measuring: Arc<Semaphore>,
+    ) {
         let service = service_fn(|request: Request<Incoming>| {
             let (admin, turns) = (Arc::clone(&self), turns.clone());
+            let measuring = Arc::clone(&measuring);
             async move {
                 if request.uri().path().starts_with(api::PREFIX) {
                     return Ok(api::serve(&admin.endpoints, &turns, request, own.ip()).await);
+                }
+                if request.uri().path() == "/metrics" {
+                    admin.measure(measuring).await;
                 }
                 Ok::<_, Infallible>(admin.answer(&request))
             }
@@ -186,6 +204,23 @@ impl<S: Store> Admin<S> {
         self.store.borrow().as_ref().map(|store| store.pulse()).unwrap_or_default()
     }
 
+    /// Asks how large the store is, beside this thread: what the disk has to say may never come, and
+    /// the probes are answered here.
+    async fn measure(&self, measuring: Arc<Semaphore>) {
+        let Some(store) = self.store.borrow().clone() else { return };
+        let sizes = async {
+            let turn = measuring.acquire_owned().await.ok()?;
+            let asked = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                store.sizes()
+            });
+            asked.await.ok()
+        };
+        if let Ok(Some(sizes)) = tokio::time::timeout(SIZES_WAIT_MAX, sizes).await {
+            self.metrics.store_sizes(sizes.bytes, sizes.available_bytes);
+        }
+    }
+
     fn scrape(&self) -> Response<Full<Bytes>> {
         let now = self.clock.now();
         let store = self.store.borrow().clone();
@@ -196,8 +231,7 @@ impl<S: Store> Admin<S> {
                 let age = lane.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
                 self.metrics.lane(&lane.target, lane.pending, age, &lane.dead);
             }
-            let health = store.health();
-            self.metrics.store(health.bytes, health.available_bytes, health.damaged_records);
+            self.metrics.store_damage(store.health().damaged_records);
         }
         let mut response = text(StatusCode::OK, self.metrics.render());
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -237,7 +271,8 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 mod tests {
     use super::*;
     use crate::domain::time::Timestamp;
-    use crate::store::embedded::EmbeddedStore;
+    use crate::store::embedded::sim::{Faults, SimDisk};
+    use crate::store::embedded::{EmbeddedStore, Settings};
     use std::io::{Read as _, Write as _};
     use std::sync::mpsc::sync_channel;
 
@@ -259,8 +294,10 @@ mod tests {
         }
     }
 
+    /// Fails rather than hangs where nobody answers.
     fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -299,6 +336,38 @@ mod tests {
         }
         go_on.send(()).unwrap();
         thread.join().unwrap();
+        admin.join();
+    }
+
+    #[test]
+    fn everything_is_answered_while_the_disk_does_not_say_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = SimDisk::default();
+        let mut settings = Settings::new(dir.path().join("data"));
+        settings.disk = Arc::new(disk.clone());
+        settings.allow_volatile = true;
+        let store = Arc::new(EmbeddedStore::open(&settings, Arc::new(Standing)).unwrap());
+        let readiness = Arc::new(Readiness::default());
+        readiness.started();
+        let admin = Admin {
+            store: tokio::sync::watch::channel(Some(Arc::clone(&store))).1,
+            metrics: SharedMetrics::default(),
+            readiness,
+            clock: Arc::new(Standing),
+            targets: Arc::new(Vec::new),
+            endpoints: Vec::new(),
+        };
+        let admin = admin.spawn(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        disk.set_faults(Faults { hung_sizes: true, ..Faults::default() });
+        for path in ["/metrics", "/readyz", "/livez", "/metrics"] {
+            let answer = get(admin.address(), path);
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+            assert!(!answer.contains("relay_store_available_bytes "), "it is not known: {answer}");
+        }
+        assert_eq!(store.health().damaged_records, 0, "answered from memory");
+        disk.heal();
+        let answer = get(admin.address(), "/metrics");
+        assert!(answer.contains("relay_store_available_bytes "), "{answer}");
         admin.join();
     }
 }

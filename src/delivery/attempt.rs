@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Random;
 use super::client::{Outgoing, SendRequest};
+use super::journal::{self, Journal};
 use crate::domain::delivery::{Progress, Settlement, settle};
 use crate::domain::limit::ANSWER_EXCERPT_BYTES_MAX;
 use crate::domain::outcome::{Attempt, Outcome, holds_lane, retry_after};
@@ -39,6 +40,8 @@ pub(super) struct Tools<S> {
     pub(super) random: Random,
     /// The target's.
     pub(super) metrics: TargetMetrics,
+    /// Where attempts are told.
+    pub(super) journal: Journal,
 }
 
 /// Until when the lane is to hold still, if the target asked for it.
@@ -66,7 +69,7 @@ pub(super) async fn run<S: Store, C: SendRequest>(
     let now = tools.clock.now();
     let Some(result) = exchanged else {
         tracing::error!(
-            webhook_id = %id(&lease.delivery),
+            webhook_id = %journal::id(&lease.delivery),
             target_name = &*target.name,
             "an attempt panicked; its delivery is tried again later"
         );
@@ -89,7 +92,7 @@ pub(super) async fn run<S: Store, C: SendRequest>(
     };
     tools.metrics.attempted(attempt.outcome, attempt.duration);
     tools.metrics.settled(settlement, now.since(lease.delivery.webhook.received_at));
-    log(&lease.delivery, &attempt, attempts, settlement);
+    tools.journal.attempted(&lease.delivery, &attempt, attempts, settlement);
     tools.store.settle(lease, Some(attempt), settlement);
     came_to.hold
 }
@@ -212,48 +215,4 @@ impl CameTo {
 // Copied, so that what is kept does not keep a larger buffer alive.
 fn short(text: &[u8]) -> Bytes {
     Bytes::copy_from_slice(text.get(..ANSWER_EXCERPT_BYTES_MAX).unwrap_or(text))
-}
-
-/// The id as the target knows it.
-fn id(delivery: &Delivery) -> String {
-    delivery.webhook_id().known_as(delivery.again)
-}
-
-/// Why there was no answer, in our own words: never what the target wrote.
-fn reason(attempt: &Attempt) -> Option<&str> {
-    if attempt.status.is_some() {
-        return None;
-    }
-    std::str::from_utf8(&attempt.excerpt).ok()
-}
-
-/// The one event of an attempt. Never headers, secrets, bodies, nor what the target wrote.
-fn log(delivery: &Delivery, attempt: &Attempt, number: u32, settlement: Settlement) {
-    macro_rules! event {
-        ($level:ident, $message:literal $(, $($field:tt)+)?) => {
-            tracing::$level!(
-                webhook_id = %id(delivery),
-                activity = delivery.webhook.activity.as_deref(),
-                target_name = &*delivery.target,
-                attempt = number,
-                outcome = attempt.outcome.name(),
-                status = attempt.status,
-                reason = reason(attempt),
-                duration_ms = u64::try_from(attempt.duration.as_millis()).unwrap_or(u64::MAX),
-                settlement = settlement.name(),
-                $($($field)+,)?
-                $message
-            )
-        };
-    }
-    match settlement {
-        Settlement::Delivered => event!(info, "delivered"),
-        Settlement::Retry { at } | Settlement::Redriven { at } => {
-            event!(warn, "not delivered, to be tried again", next_attempt_at = %at);
-        }
-        Settlement::DeadLetter(cause) => {
-            event!(error, "not delivered, now a dead letter", cause = cause.name());
-        }
-        Settlement::Discarded => event!(warn, "discarded"),
-    }
 }

@@ -20,12 +20,14 @@ use crate::telemetry::metrics::SharedMetrics;
 
 use self::attempt::Tools;
 use self::client::{Clients, Network};
+use self::journal::Journal;
 use self::lane::Lane;
 use self::memory::{Memory, Window};
 use self::sweep::Sweep;
 
 mod attempt;
 pub mod client;
+mod journal;
 mod lane;
 mod memory;
 mod pace;
@@ -156,6 +158,7 @@ impl<S: Store, N: Network> Running<S, N> {
             clock: Arc::clone(&parts.clock),
             random: parts.random,
             metrics: parts.metrics.target(name),
+            journal: Journal::new(Arc::clone(name)),
         };
         let network = Arc::clone(&self.dispatcher.network);
         let table = parts.table.clone();

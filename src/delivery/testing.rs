@@ -29,7 +29,9 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
-use crate::store::{CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Store};
+use crate::store::{
+    CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Sizes, Store,
+};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -205,6 +207,10 @@ impl Store for FakeStore {
 
     fn health(&self) -> Health {
         Health::default()
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes::default()
     }
 
     async fn close(&self) {}
@@ -472,4 +478,38 @@ pub(super) fn target(name: &str) -> Target {
 pub(super) fn rule(name: &'static str, value: &'static str) -> HeaderRule {
     let value = HeaderText::Fixed(HeaderValue::from_static(value));
     HeaderRule { name: HeaderName::from_static(name), value }
+}
+
+/// What this thread logs, in a buffer.
+#[derive(Clone, Default)]
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Until the guard is dropped.
+    pub(super) fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+        (log, crate::telemetry::logging::capture(subscriber))
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    pub(super) fn events(&self) -> Vec<serde_json::Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

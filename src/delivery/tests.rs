@@ -1,8 +1,8 @@
 //! What lanes promise, against a store in memory and a scripted network, in paused time.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::testing::{Reply, START, World, answer, rule, slow, status, target};
+use super::testing::{Log, Reply, START, World, answer, rule, slow, status, target};
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Outcome;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP};
@@ -373,27 +373,9 @@ async fn a_table_that_nobody_changes_any_more_stays_in_force() {
     world.stopped().await;
 }
 
-/// What is logged, in a buffer.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn every_attempt_is_one_event_with_all_fields_and_nothing_secret() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
-    let _guard = crate::telemetry::logging::capture(subscriber);
+    let (log, _guard) = Log::capture();
     let mut crm = target("crm");
     crm.headers = vec![rule("x-a", "h1dden")];
     let world = World::new(vec![crm], |sent| status([500, 200, 410][sent.attempt as usize - 1]));
@@ -405,9 +387,7 @@ async fn every_attempt_is_one_event_with_all_fields_and_nothing_secret() {
     world.reload(vec![gone]);
     world.add("crm", Duration::ZERO);
     sleep(Duration::from_secs(5)).await;
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let events: Vec<serde_json::Value> =
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (text, events) = (log.text(), log.events());
     let told: Vec<_> = events
         .iter()
         .map(|event| (event["level"].as_str().unwrap(), event["fields"]["settlement"].as_str()))

@@ -8,6 +8,11 @@ pub const ANSWER_EXCERPT_BYTES_MAX: usize = 1024;
 /// How much of a target's answer is read before the attempt counts as `answer_too_large`.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
+/// The head of a request, over HTTP/1.1 and HTTP/2: ten times the sender's, with room for what proxies add.
+/// Anybody can send most of one and then wait, on each of `--connections-max` connections: with the
+/// buffers around it and the connection itself, that comes to twice this for each.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+
 /// How much of a refused body is read and thrown away, so that the answer arrives.
 pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
 
@@ -39,6 +44,15 @@ pub const FAILURES_IN_A_ROW: u32 = 3;
 /// The whole answer after the body was read: the sender's time-out is likely 3 s.
 pub const ANSWER_WAIT_MAX: Duration = Duration::from_millis(2_500);
 
+/// The sender's three tries of a webhook lie within this: the last comes after 110 s and the time that
+/// the others took. What a start has to know before it takes anything for new.
+pub const SENDER_RETRIES_SPAN: Duration = Duration::from_secs(150);
+
+/// How long after a start a webhook may wait for that knowledge. Whoever is told 503 meanwhile is
+/// stored all the same, when the wait is over; but others may find no room in flight, and must find
+/// it at their second try.
+pub const RECALL_WAIT_MAX: Duration = Duration::from_secs(10);
+
 /// How long a verified request waits for its turn under a source's rate limit.
 pub const RATE_LIMIT_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -54,12 +68,23 @@ pub const ATTEMPTS_KEPT_FIRST: usize = 5;
 /// Attempts kept of a delivery: the last ones.
 pub const ATTEMPTS_KEPT_LAST: usize = 20;
 
+/// Attempts of a target that came to the same, a retry or a dead letter, that are logged one by one
+/// within [`ATTEMPTS_LOGGED_WINDOW`]: a target that is down with a large backlog fails thousands of them a
+/// second for days. The others are told by their number.
+pub const ATTEMPTS_LOGGED: u32 = 20;
+
+/// Within this.
+pub const ATTEMPTS_LOGGED_WINDOW: Duration = Duration::from_secs(60);
+
 /// Targets of one webhook: what its record can carry.
 pub const DELIVERIES_PER_WEBHOOK_MAX: usize = 1024;
 
 /// A routes file larger than this is refused unread.
 pub const ROUTES_FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+// Less is none of hyper's sizes.
+const _: () = assert!(HEAD_BYTES_MAX >= 8192 && HEAD_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(BODY_PACE_BYTES > 0 && BODY_PACE_BYTES <= u32::MAX as usize);
 const _: () = assert!(ANSWER_EXCERPT_BYTES_MAX <= ANSWER_BYTES_MAX);
+const _: () = assert!(RECALL_WAIT_MAX.as_secs() * 10 < SENDER_RETRIES_SPAN.as_secs());
 const _: () = assert!(RATE_LIMIT_WAIT_MAX.as_millis() < ANSWER_WAIT_MAX.as_millis());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::domain::activity;
-
+use crate::domain::limit::SENDER_RETRIES_SPAN;
 use crate::domain::proof::Proof;
 use crate::domain::target::Rate;
 
@@ -50,7 +50,7 @@ pub struct DuplicateWindows {
 
 impl Default for DuplicateWindows {
     fn default() -> Self {
-        Self { activities: Duration::from_secs(24 * 3600), bare: Duration::from_secs(150) }
+        Self { activities: Duration::from_secs(24 * 3600), bare: SENDER_RETRIES_SPAN }
     }
 }
 

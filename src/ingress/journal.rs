@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::domain::answer::Answer;
 use crate::ingress::answer::{Outcome, Refusal, Taken};
 use crate::ingress::sources::SourceState;
+use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::{AnswerMetrics, Metrics};
 
 /// Refusals of one kind that are logged one by one within [`LOG_WINDOW`]; the rest is counted.
@@ -62,15 +63,22 @@ pub(super) struct Journal {
     limits: [LogLimits; Answer::ALL.len()],
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LogLimits {
     alarms: Mutex<LogLimit>,
     others: Mutex<LogLimit>,
 }
 
+impl LogLimits {
+    fn new() -> Self {
+        let limit = || Mutex::new(LogLimit::new(LOGGED_PER_WINDOW, LOG_WINDOW));
+        Self { alarms: limit(), others: limit() }
+    }
+}
+
 impl Journal {
     pub(super) fn new(metrics: &Metrics) -> Self {
-        Self { no_source: metrics.no_source(), limits: Answer::ALL.map(|_| LogLimits::default()) }
+        Self { no_source: metrics.no_source(), limits: Answer::ALL.map(|_| LogLimits::new()) }
     }
 
     /// A request was answered.
@@ -146,46 +154,4 @@ fn log_taken(exchange: &Exchange, taken: &Taken, message: &'static str) {
 
 fn admit(limit: &Mutex<LogLimit>, now: Instant) -> Option<u64> {
     limit.lock().unwrap_or_else(PoisonError::into_inner).admit(now)
-}
-
-/// Keeps a flood of refusals from filling the disk with log lines.
-#[derive(Debug, Default)]
-struct LogLimit {
-    window_began: Option<Instant>,
-    logged: u32,
-    suppressed: u64,
-}
-
-impl LogLimit {
-    /// Whether to log one now, and how many were not logged since the last one that was.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.window_began.is_none_or(|began| now.duration_since(began) >= LOG_WINDOW) {
-            self.window_began = Some(now);
-            self.logged = 0;
-        }
-        if self.logged == LOGGED_PER_WINDOW {
-            self.suppressed += 1;
-            return None;
-        }
-        self.logged += 1;
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_is_logged_by_its_first_lines_and_then_by_its_number() {
-        let mut limit = LogLimit::default();
-        let start = Instant::now();
-        let flood = |limit: &mut LogLimit, at| (0..1000).filter_map(|_| limit.admit(at)).collect();
-        let first: Vec<u64> = flood(&mut limit, start);
-        assert_eq!(first, [0; 10]);
-        assert_eq!(limit.admit(start + Duration::from_secs(9)), None);
-        let second: Vec<u64> = flood(&mut limit, start + LOG_WINDOW);
-        assert_eq!(second, [991, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(limit.admit(start + LOG_WINDOW * 5), Some(990));
-    }
 }

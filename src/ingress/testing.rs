@@ -26,7 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Sizes, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
 
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -98,6 +98,10 @@ impl Store for FakeStore {
 
     fn health(&self) -> Health {
         Health::default()
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes::default()
     }
 
     async fn close(&self) {

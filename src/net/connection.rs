@@ -28,13 +28,15 @@ use super::TrackedExecutor;
 use super::crowd::Member;
 use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Unreadable};
 use super::stream::ReadAhead;
+use crate::domain::limit::HEAD_BYTES_MAX;
 
-/// The head of a request, and how much of a body is buffered ahead of its reader. hyper may
-/// overshoot it by one read.
-const HTTP1_BUFFER_MAX: usize = 64 * 1024;
+/// Also how much of a body is buffered ahead of its reader. hyper may overshoot it by one read,
+/// which is never larger.
+const HTTP1_BUFFER_MAX: usize = HEAD_BYTES_MAX;
 
 const HTTP2_STREAMS_MAX: u32 = 128;
-const HTTP2_HEADERS_MAX: u32 = 64 * 1024;
+#[expect(clippy::cast_possible_truncation, reason = "where it is defined it is held to be less")]
+const HTTP2_HEADERS_MAX: u32 = HEAD_BYTES_MAX as u32;
 const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
 const HTTP2_PING_EVERY: Duration = Duration::from_secs(30);

@@ -247,6 +247,7 @@ fn is_peers(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::limit::HEAD_BYTES_MAX;
     use crate::net::body;
     use crate::net::testing::{
         Authority, Event, PATIENCE, Recorder, client, deadline, limits, post,
@@ -528,12 +529,17 @@ mod tests {
         drop(harness.tracker.spawn(connection));
         let response = send.send_request(post("http://a/", "abc")).await.unwrap();
         assert_eq!(response.version(), http::Version::HTTP_2);
+        let mut large = post("http://a/", "abc");
+        large.headers_mut().insert("x", "y".repeat(HEAD_BYTES_MAX).parse().unwrap());
+        assert_eq!(send.send_request(large).await.unwrap().status(), 431);
         let mut stream = harness.connect().await;
-        let head = format!("POST / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(100_000));
+        let head =
+            format!("POST / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(2 * HEAD_BYTES_MAX));
         drop(stream.write_all(head.as_bytes()).await);
         assert!(to_end(&mut stream).await.starts_with("HTTP/1.1 431"));
         let mut stream = harness.connect().await;
-        let head = format!("POST / HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "y".repeat(50_000));
+        let head =
+            format!("POST / HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "y".repeat(HEAD_BYTES_MAX - 100));
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(b"expect: 100-continue\r\ncontent-length: 2\r\n\r\n").await.unwrap();
         let mut interim = [0; 25];

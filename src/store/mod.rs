@@ -84,8 +84,12 @@ pub trait Store: Send + Sync + 'static {
     /// Whether commits get through. Answered from memory: a disk that hangs holds nobody up here.
     fn pulse(&self) -> Pulse;
 
-    /// How the store is. This asks the disk for sizes.
+    /// How the store is. Answered from memory, as [`pulse`](Self::pulse) is.
     fn health(&self) -> Health;
+
+    /// How large the store is. The disk is asked for that: with a disk that hangs there is no
+    /// answer.
+    fn sizes(&self) -> Sizes;
 
     /// Takes nothing more, writes everything down, and answers when that is done.
     fn close(&self) -> impl Future<Output = ()> + Send;
@@ -130,16 +134,21 @@ impl Pulse {
 pub struct Health {
     /// As in [`Pulse::failing`].
     pub failing: Option<CommitError>,
-    /// Bytes that the store takes on its disk.
-    pub bytes: u64,
-    /// Bytes that its disk has left.
-    pub available_bytes: u64,
     /// Records found damaged since the start.
     pub damaged_records: u64,
     /// How far back duplicates are known at most, less than the window where too many came.
     pub duplicates_reach: Option<Duration>,
     /// The newest webhook of each source, for the alert on silence.
     pub newest_by_source: Vec<(Box<str>, Timestamp)>,
+}
+
+/// How large a store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// Bytes that the store takes on its disk.
+    pub bytes: u64,
+    /// Bytes that its disk has left.
+    pub available_bytes: u64,
 }
 
 /// What a lane holds.

@@ -227,9 +227,13 @@ impl Metrics {
 
     /// Sets how large the store is.
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-    pub fn store(&self, bytes: u64, available_bytes: u64, damaged_records: u64) {
+    pub fn store_sizes(&self, bytes: u64, available_bytes: u64) {
         self.gauge("relay_store_bytes", &[]).set(bytes as f64);
         self.gauge("relay_store_available_bytes", &[]).set(available_bytes as f64);
+    }
+
+    /// Sets how many of the store's records are damaged.
+    pub fn store_damage(&self, damaged_records: u64) {
         self.counter("relay_store_damaged_records_total", &[]).absolute(damaged_records);
     }
 

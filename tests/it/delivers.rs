@@ -373,8 +373,13 @@ fn concurrency_and_rate_limit_of_a_target_are_kept() {
         let wait = three[2].at - three[0].at;
         assert!(wait >= Duration::from_millis(35), "three at once, within {wait:?}");
     }
-    // Now and then the pool connects while an older connection is about to be free.
-    assert!(narrow.connections() <= 10, "{} connections for 40 deliveries", narrow.connections());
+    // An attempt that begins while the connection of the one before it is on its way back opens
+    // another beside it: more may be open for a moment, but none stays.
+    settled(&relay, "narrow", "delivered", 40);
+    eventually("no more connections stay open than attempts may run", || {
+        let open = narrow.open();
+        if open <= 2 { Ok(()) } else { Err(format!("{open} are open")) }
+    });
     let received = slow.wait_for(40);
     // A second's worth may come at once; the other twenty take a second.
     let span = received[39].at - received[0].at;

@@ -76,12 +76,28 @@ fn asked_to_stop_while_it_starts_it_ends_with_0() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut relay = under_strace(&crm, "fsync", 1);
         let logs = relay.log();
-        // Not the end of it, before it is ready as little as later.
+        // Not the end of it, before it is ready as little as later: its status would be another.
         relay.signal(Signal::HUP);
         assert_eq!(reasons(&relay), "starting\n");
         relay.signal(signal);
         assert_eq!(relay.wait().code(), Some(0), "{}", logs.all().join("\n"));
     }
+}
+
+#[test]
+fn asked_to_reload_while_it_starts_it_reloads_when_it_has_started() {
+    if !has_strace() {
+        return;
+    }
+    let crm = Receiver::willing();
+    let relay = under_strace(&crm, "fsync", 1);
+    assert_eq!(reasons(&relay), "starting\n");
+    relay.signal(Signal::HUP);
+    relay.wait_until_ready();
+    let asked = |line: &String| line.contains("Asked to reload.") && line.contains("SIGHUP");
+    eventually("it says so", || relay.logs().iter().any(asked));
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::store::embedded::record::encode_webhook;
 use crate::store::embedded::{EmbeddedStore, committer};
 use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::story::{Filter, Order, Stories, Whole};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Sizes, Store};
 
 impl Store for EmbeddedStore {
     fn claim(
@@ -27,7 +27,11 @@ impl Store for EmbeddedStore {
         key: DuplicateKey,
         windows: DuplicateWindows,
     ) -> impl Future<Output = Claim> + Send {
-        self.shared.claims.claim(key, windows)
+        let shared = Arc::clone(&self.shared);
+        async move {
+            shared.past_is_whole.wait().await;
+            shared.claims.claim(key, windows).await
+        }
     }
 
     fn commit(
@@ -99,18 +103,24 @@ impl Store for EmbeddedStore {
     fn health(&self) -> Health {
         let shared = &self.shared;
         let now = shared.clock.0.now();
+        Health {
+            failing: self.pulse().failing,
+            damaged_records: shared.log.damage.count(),
+            duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
+            newest_by_source: shared.newest.all(),
+        }
+    }
+
+    fn sizes(&self) -> Sizes {
+        let shared = &self.shared;
         let size = |suffix: &str| {
             let mut path = shared.index_file.clone().into_os_string();
             path.push(suffix);
             std::fs::metadata(path).map_or(0, |meta| meta.len())
         };
-        Health {
-            failing: self.pulse().failing,
+        Sizes {
             bytes: shared.log.bytes() + size("") + size("-wal"),
             available_bytes: shared.log.available_bytes(),
-            damaged_records: shared.log.damage.count(),
-            duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
-            newest_by_source: shared.newest.all(),
         }
     }
 

@@ -148,6 +148,21 @@ impl Damage {
 }
 
 impl Flaw {
+    /// Names what lies torn at the end of a segment. That is what a crash leaves of a write whose sync
+    /// had not come, and no loss; but a disk that says it synced and did not leaves the same.
+    pub fn tell_torn(&self) {
+        let Self { segment, offset, bytes, trace } = self;
+        let webhook_id = trace.as_ref().map(|trace| trace.webhook.to_string());
+        tracing::warn!(
+            webhook_id,
+            segment,
+            offset,
+            bytes,
+            "the end of a segment is torn: nobody was told that this was stored, if the disk keeps \
+             what it has synced"
+        );
+    }
+
     fn tell(&self) {
         let Self { segment, offset, bytes, trace } = self;
         let Some(trace) = trace else {

@@ -7,12 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::domain::time::Timestamp;
-use tokio::time::Instant;
-
-use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::change::Entry;
 use crate::store::embedded::damage::Damage;
 use crate::store::embedded::disk::{Disk, read_fully, write_fully};
-use crate::store::embedded::recent::Known;
 use crate::store::embedded::scanner::{Scanner, Unread};
 use crate::store::embedded::segment::{HEADER_BYTES, Header, Heading, LogPoint, Position, Segment};
 
@@ -380,6 +377,9 @@ impl Log {
             let flaws = scanner.take_flaws();
             is_sound &= flaws.is_empty() && all_unread.is_empty();
             self.damage.note(&flaws, &all_unread);
+            if let Some(torn) = scanner.take_torn() {
+                torn.tell_torn();
+            }
         }
         Ok(is_sound)
     }
@@ -407,55 +407,8 @@ impl Log {
         Ok((entries, false, is_known))
     }
 
-    /// What the segments behind a point say of webhooks: from the newest segment back, as many as
-    /// can be read until `until`, and no fewer than two; at most about `max` webhooks. Passed on
-    /// from old to new. What can't be read is left out.
-    pub fn recall(
-        &self,
-        from: LogPoint,
-        max: usize,
-        until: Instant,
-        mut pass: impl FnMut(&Recalled),
-    ) {
-        let mut recalled: Vec<Vec<Recalled>> = Vec::new();
-        for segment in self.all().into_iter().rev() {
-            let number = segment.header.number;
-            let count: usize = recalled.iter().map(Vec::len).sum();
-            let enough = count >= max || Instant::now() >= until;
-            if number < from.segment || (enough && recalled.len() >= 2) {
-                break;
-            }
-            let start = if number == from.segment { from.offset } else { 0 };
-            let mut rows = Vec::new();
-            let recalled_all = self.recall_segment(segment, start, &mut rows);
-            if let Err(error) = recalled_all {
-                tracing::warn!(%error, segment = number, "duplicates may be missed");
-            }
-            recalled.push(rows);
-        }
-        recalled.iter().rev().flatten().for_each(&mut pass);
-    }
-
-    fn recall_segment(
-        &self,
-        segment: Arc<Segment>,
-        start: u64,
-        rows: &mut Vec<Recalled>,
-    ) -> io::Result<()> {
-        let durable = self.is_durable(segment.header.number);
-        let mut scanner = Scanner::new(segment, start, u64::MAX)?;
-        while let Some(frame) = scanner.next_frame()? {
-            // What can't be read is counted when the index takes it in.
-            let entry = Entry::of_frame(&frame, durable);
-            if let Ok(Entry { change: Change::Webhook(row), .. }) = entry {
-                rows.push(Recalled::of(&row));
-            }
-        }
-        Ok(())
-    }
-
     /// Whether what a segment says was made durable.
-    fn is_durable(&self, number: u64) -> bool {
+    pub fn is_durable(&self, number: u64) -> bool {
         !self.doubtful.contains(&number)
     }
 
@@ -469,27 +422,6 @@ impl Log {
                 tracing::warn!(%error, "an old segment could not be cut to its size");
             }
         }
-    }
-}
-
-/// What a start wants to know of a webhook before it accepts the next one.
-#[derive(Debug, Clone)]
-pub struct Recalled {
-    /// To know duplicates by.
-    pub known: Known,
-    /// Its source.
-    pub source: Arc<str>,
-    /// When it was received.
-    pub received_at: Timestamp,
-    /// Whether it is durable: only then a second one is a duplicate.
-    pub durable: bool,
-}
-
-impl Recalled {
-    fn of(row: &WebhookRow) -> Self {
-        let known = Known { key: row.duplicate_key, id: row.id, activity_id: row.activity_id };
-        let (source, received_at) = (Arc::clone(&row.source), row.received_at);
-        Self { known, source, received_at, durable: row.durable }
     }
 }
 

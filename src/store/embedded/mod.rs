@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::domain::limit::RECALL_WAIT_MAX;
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::claims::Claims;
 use crate::store::embedded::busy::Busy;
@@ -29,7 +30,7 @@ use crate::store::embedded::log::{Log, LogError};
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::{Observer, Unobserved};
-use crate::store::embedded::past::Past;
+use crate::store::embedded::past::{IsWhole, Past, Rest};
 use crate::store::embedded::queue::Queue;
 use crate::store::embedded::recent::RecentSet;
 
@@ -59,6 +60,7 @@ pub mod offer;
 mod past;
 pub mod queue;
 pub mod reader;
+pub mod recall;
 pub mod recent;
 pub mod record;
 pub mod scanner;
@@ -99,6 +101,8 @@ pub struct Settings {
     pub segment_bytes: u64,
     /// How long a start waits for a complete index.
     pub catch_up_wait: Duration,
+    /// How long after a start webhooks may wait until it is known which ones came before.
+    pub recall_patience: Duration,
     /// Who is told of commits.
     pub observer: Arc<dyn Observer>,
     /// Where the segments are.
@@ -120,6 +124,7 @@ impl Settings {
             read_patience: READ_PATIENCE,
             segment_bytes: SEGMENT_BYTES,
             catch_up_wait: CATCH_UP_WAIT,
+            recall_patience: RECALL_WAIT_MAX,
             observer: Arc::new(Unobserved),
             disk: Arc::new(disk::RealDisk),
         }
@@ -216,6 +221,7 @@ struct Shared {
     newest: Arc<Newest>,
     unreadable: Unreadable,
     index_file: PathBuf,
+    past_is_whole: IsWhole,
 }
 
 #[derive(Clone)]
@@ -245,7 +251,7 @@ impl EmbeddedStore {
         let index_file = dir.join("index.sqlite");
         let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
         let mut index = index.map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
-        let past = Past::read(&log, &mut index, settings, clock.now(), begun);
+        let (past, rest) = Past::read(&log, &mut index, settings, clock.now(), begun);
         if past.newest > Timestamp::default() {
             clock.at_least(past.newest.plus(Duration::from_millis(1)));
         }
@@ -259,7 +265,9 @@ impl EmbeddedStore {
         let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
         let indexer = Indexer::new(parts, index, clock, cleaner);
         let (stop, stopped) = watch::channel(false);
-        let threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
+        let reads_rest = shared.read_rest(rest).map_err(io)?;
+        let mut threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
+        threads.extend(reads_rest);
         let store = Self { shared, threads: Mutex::new(threads), stopped, ids_after };
         store.wait_for_index(&is_caught_up, begun + settings.catch_up_wait);
         Ok(store)
@@ -355,7 +363,22 @@ impl Shared {
             unreadable: Unreadable::default(),
             newest: Arc::new(past.by_source),
             index_file,
+            past_is_whole: past.is_whole,
         }
+    }
+
+    /// What has to be known of the past is read on while the store is open.
+    fn read_rest(&self, rest: Rest) -> io::Result<Option<JoinHandle<()>>> {
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        tracing::warn!("what was received last is still being read: webhooks wait for that");
+        let (log, queue) = (Arc::clone(&self.log), Arc::clone(&self.queue));
+        let (claims, newest) = (Arc::clone(&self.claims), Arc::clone(&self.newest));
+        std::thread::Builder::new()
+            .name("store-recall".into())
+            .spawn(move || rest.read(&log, &queue, &past::Memory { claims, newest }))
+            .map(Some)
     }
 
     fn committer_parts(&self, settings: &Settings) -> committer::Parts {

@@ -194,6 +194,11 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// Whether it takes nothing more.
+    pub fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
     /// Whether the store's own records wait.
     pub fn has_own(&self) -> bool {
         let state = self.lock();

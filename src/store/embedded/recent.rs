@@ -172,12 +172,20 @@ impl RecentSet {
         self.activities.reserve(count.min(self.max));
     }
 
-    /// Remembers one from the past, unless a later one is known.
+    /// Remembers one from the past, unless a later one is known, or the only room for it is that of
+    /// a later one.
     pub fn insert_old(&mut self, known: Known) {
         let newer = self.find(&known.key).is_some_and(|(id, _)| id.key() >= known.id.key());
-        if !newer {
-            self.insert(known.key, known.id, known.activity_id);
+        if newer {
+            return;
         }
+        let keys = if known.activity_id { &self.activities } else { &self.bare };
+        let oldest = keys.ring.oldest().filter(|_| self.len() >= self.max);
+        if oldest.is_some_and(|oldest| known.id.key() < oldest.id.key()) {
+            self.dropped |= known.activity_id;
+            return;
+        }
+        self.insert(known.key, known.id, known.activity_id);
     }
 
     /// How far back activities are known, if some had to be dropped.
@@ -268,5 +276,21 @@ mod tests {
             }
         }
         assert!(set.reach(Timestamp::from_millis(20_000)).is_some());
+    }
+
+    #[test]
+    fn what_is_read_back_late_takes_no_room_from_what_is_newer() {
+        let (mut set, ids) = (RecentSet::new(10), WebhookIds::default());
+        let known: Vec<Known> = (0..20u8)
+            .map(|n| Known {
+                key: DuplicateKey::from_bytes([n; 16]),
+                id: ids.next(Timestamp::from_millis(u64::from(n)), 5),
+                activity_id: true,
+            })
+            .collect();
+        let (old, new) = known.split_at(10);
+        new.iter().chain(old).for_each(|known| set.insert_old(*known));
+        assert!(new.iter().all(|known| set.find(&known.key).is_some()));
+        assert_eq!(set.reach(Timestamp::from_millis(30)), Some(Duration::from_millis(20)));
     }
 }

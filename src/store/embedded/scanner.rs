@@ -17,6 +17,8 @@ const BLOCK: usize = 4096;
 
 // What a webhook's record says of itself stands in front of the body.
 const TRACE_BYTES_MAX: usize = 64 * 1024;
+// What a power cut loses is no smaller, of what was not synced: there it is as reserved, zero.
+const SECTOR: usize = 512;
 
 const ZEROS: [u8; BLOCK] = [0; BLOCK];
 
@@ -79,6 +81,11 @@ impl Scanner {
         std::mem::take(&mut self.unread)
     }
 
+    /// At the end: what may be damage, and may be what a crash leaves of what nobody was told of.
+    pub fn take_torn(&mut self) -> Option<Flaw> {
+        self.doubtful.take().map(|(_, flaw)| flaw)
+    }
+
     /// Where it is: behind the last record that was found.
     pub fn offset(&self) -> u64 {
         self.offset
@@ -119,7 +126,7 @@ impl Scanner {
                 }));
             }
             let flaw = self.flaw(at, length, Trace::of(head.kind, head.version, &payload));
-            if frame.ends_with(&seal.trailer()) {
+            if frame.ends_with(&seal.trailer()) && !lacks_sector(&frame, at) {
                 self.flaws.push(flaw);
                 self.offset = at + length;
             } else if self.doubtful.is_none() {
@@ -164,7 +171,10 @@ impl Scanner {
             }
             let Some(word) = self.bytes(at, 8)? else { break };
             if *word == trailer {
-                complete = Some(at + 8);
+                let length = usize::try_from(at + 8 - from).unwrap_or(usize::MAX);
+                let whole = self.bytes(from, length)?;
+                let is_whole = whole.is_some_and(|whole| !lacks_sector(&whole, from));
+                complete = is_whole.then_some(at + 8);
             } else if u32_at(&word, 0) == Some(FRAME_MAGIC)
                 && at != from
                 && let Some(head) = self.head_at(at)?
@@ -247,4 +257,18 @@ impl Scanner {
         }
         self.unread_upto = offset + bytes;
     }
+}
+
+/// Whether a record at this offset, which is written to its end but not sound, lacks a whole sector of
+/// its bytes. Then the power was cut before it was synced, and nobody was told that it is there: a
+/// disk writes the sectors of a record in any order. Damage does not look like that, and where a disk
+/// gives up a block that it had for good, what follows shows it: later batches, or the read fails.
+///
+/// The last batch of a segment is the only one in doubt. That it was synced could only be written behind it,
+/// which would be the next batch.
+fn lacks_sector(record: &[u8], offset: u64) -> bool {
+    let into = usize::try_from(offset % SECTOR as u64).unwrap_or(0);
+    let (first, rest) = record.split_at_checked(SECTOR - into).unwrap_or((record, &[]));
+    let is_zero = |piece: &[u8]| piece.iter().all(|byte| *byte == 0);
+    is_zero(first) || rest.chunks(SECTOR).any(is_zero)
 }

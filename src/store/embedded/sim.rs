@@ -29,6 +29,8 @@ pub struct Faults {
     pub broken_at_dir_sync: Option<u64>,
     /// This sync does not end before the faults are set anew, as by [`SimDisk::heal`].
     pub hung_at_sync: Option<u64>,
+    /// Nobody is told how much room is left before the faults are set anew.
+    pub hung_sizes: bool,
     /// Files can't be made.
     pub no_create: bool,
     /// All files together have room for so many bytes.
@@ -355,7 +357,8 @@ impl Disk for SimDisk {
     }
 
     fn available_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(lock(&self.state).available())
+        let state = self.healed.wait_while(lock(&self.state), |state| state.faults.hung_sizes);
+        Ok(state.unwrap_or_else(PoisonError::into_inner).available())
     }
 
     fn is_volatile(&self, _dir: &Path) -> io::Result<bool> {

@@ -142,6 +142,7 @@ struct Inner {
 struct State {
     count: usize,
     connections: usize,
+    open: usize,
     received: Vec<Received>,
 }
 
@@ -203,6 +204,11 @@ impl Receiver {
         self.inner.state.lock().unwrap().connections
     }
 
+    /// How many connections are open now.
+    pub(crate) fn open(&self) -> usize {
+        self.inner.state.lock().unwrap().open
+    }
+
     /// Waits for this many requests; all that came in.
     #[track_caller]
     pub(crate) fn wait_for(&self, count: usize) -> Vec<Received> {
@@ -222,13 +228,18 @@ impl Receiver {
                     accepted = listener.accept() => accepted,
                 };
                 let Ok((stream, _)) = accepted else { continue };
-                inner.state.lock().unwrap().connections += 1;
+                {
+                    let mut state = inner.state.lock().unwrap();
+                    state.connections += 1;
+                    state.open += 1;
+                }
                 let (inner, up) = (Arc::clone(&inner), up.clone());
                 RUNTIME.spawn(async move {
                     tokio::select! {
                         () = up.cancelled() => {}
-                        () = inner.connection(stream) => {}
+                        () = Arc::clone(&inner).connection(stream) => {}
                     }
+                    inner.state.lock().unwrap().open -= 1;
                 });
             }
         });

@@ -35,7 +35,7 @@ pub(super) fn snapshot(world: &World, path: &Path) -> Snapshot {
 }
 
 /// Opens with the file as given and everything else as at first; what is due and what is damaged.
-fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
+pub(super) fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u64) {
     world.disk.change(path, |content| *content = bytes);
     let log = crate::store::embedded::log::Log::open(
         world.settings.dir.join("segments"),

@@ -28,8 +28,10 @@ mod decay;
 mod everywhere;
 mod faults;
 mod random;
+mod recalling;
 mod retention;
 mod scale;
+mod torn;
 
 pub(super) const START: u64 = 1_700_000_000_000;
 
