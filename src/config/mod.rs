@@ -32,6 +32,7 @@ mod source;
 mod spot;
 mod suggest;
 mod target;
+mod token;
 mod value;
 
 use std::fs::File;

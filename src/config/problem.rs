@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::quote::{self, Line, MASKED, Page, Quote};
 use crate::config::suggest;
+use crate::config::token::tokens;
 
 /// More problems than this are counted, not listed: nobody reads them, and a bad file is bounded.
 const PROBLEMS_MAX: usize = 200;
@@ -350,7 +351,7 @@ impl Report {
 /// One line that is not endless and has nothing in it that a terminal would obey: names come from
 /// the file.
 fn clean(message: String) -> String {
-    let message = without_passwords(message);
+    let message = without_tokens(without_passwords(message));
     let is_odd = |c: char| c.is_control() || quote::is_invisible(c);
     if message.len() <= MESSAGE_CHARS_MAX && !message.contains(is_odd) {
         return message;
@@ -386,6 +387,15 @@ fn without_passwords(mut text: String) -> String {
         if let Some(query) = url.find(['?', '#']) {
             text.replace_range(begin + query + 1..begin + url.len(), MASKED);
         }
+    }
+    text
+}
+
+/// A text without what looks like a token in it.
+fn without_tokens(mut text: String) -> String {
+    let found: Vec<_> = tokens(&text).collect();
+    for (from, to) in found.into_iter().rev() {
+        text.replace_range(from..to, MASKED);
     }
     text
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::config::file::{self, FileRead};
+use crate::config::token;
 
 /// A secret longer than this is a wrong file.
 pub(super) const SECRET_BYTES_MAX: usize = 64 * 1024;
@@ -72,7 +73,13 @@ pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>,
 /// place of its name, and is not shown.
 pub(super) fn is_conventional(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
-    name.bytes().all(fits) && name.starts_with(|c: char| !c.is_ascii_digit())
+    // Names of several words have something between them; without, digits are of a key as AKIA….
+    let is_run = name.len() >= token::CHARS_MIN && !name.contains('_');
+    let is_random = is_run && name.bytes().any(|byte| byte.is_ascii_digit());
+    name.bytes().all(fits)
+        && name.starts_with(|c: char| !c.is_ascii_digit())
+        && !is_random
+        && !token::is_token(name)
 }
 
 /// The bytes of a secret in a file, without the newline at its end.
@@ -174,6 +181,11 @@ mod tests {
         assert_eq!(from_env(&env, "").unwrap_err(), unnamed);
         // It could be the secret itself.
         let hidden = "the environment variable of that name is not set";
-        assert_eq!(from_env(&env, "hunter2").unwrap_err(), hidden);
+        for name in ["hunter2", "AKIAIOSFODNN7EXAMPLE", "JBSWY3DPEHPK3PXP", "7TH", "A-B"] {
+            assert_eq!(from_env(&env, name).unwrap_err(), hidden);
+        }
+        for name in ["ARYEO_WEBHOOK_SECRET_2026", "PGPASSWORD", "SECRET_S3_EU_WEST_1"] {
+            assert!(from_env(&env, name).unwrap_err().contains(name));
+        }
     }
 }

@@ -221,8 +221,7 @@ fn verification(
                         "a source can't be verified by \"{other}\": use aryeo or aryeo-timestamped"
                     )
                 }
-                // A forgotten comma brings what follows here, which may be a secret.
-                _ if other.contains(' ') => {
+                _ if !value::is_like_scheme(other) => {
                     "unknown scheme: use aryeo or aryeo-timestamped".to_owned()
                 }
                 _ => format!("unknown scheme \"{other}\": use aryeo or aryeo-timestamped"),

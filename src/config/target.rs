@@ -61,8 +61,7 @@ fn signing(sign: &schema::Scheme, spot: Spot<'_>, context: &mut Context<'_>) -> 
                 "standard-webhooks" | "github" => {
                     format!("scheme \"{other}\" is not supported by this version")
                 }
-                // A forgotten comma brings what follows here, which may be a secret.
-                _ if other.contains(' ') => {
+                _ if !value::is_like_scheme(other) => {
                     "unknown scheme: use aryeo, aryeo-timestamped or none".to_owned()
                 }
                 _ => format!("unknown scheme \"{other}\": use aryeo, aryeo-timestamped or none"),

@@ -202,6 +202,12 @@ pub(super) fn header_name(text: &str) -> Parsed<HeaderName> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is not a header name"))
 }
 
+/// Whether it could be meant for the name of a scheme. A forgotten comma, or a line that ends too
+/// early, brings what follows here, which may be a secret.
+pub(super) fn is_like_scheme(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(&byte))
+}
+
 /// The text of a header, with placeholders; `{{` and `}}` are braces.
 pub(super) fn header_text(
     text: &str,
