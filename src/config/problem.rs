@@ -1,5 +1,6 @@
 //! What is wrong with a routes file, and where.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,9 @@ const PROBLEMS_MAX: usize = 200;
 
 /// A longer message, in characters, has somebody's whole file in it.
 const MESSAGE_CHARS_MAX: usize = 1000;
+
+/// A longer list of names is no help.
+const NAMES_TOLD_MAX: usize = 10;
 
 /// Whether a problem keeps the file from being used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -261,6 +265,20 @@ impl Reported<'_> {
             && let Some(meant) = suggest::nearest(found, known)
         {
             problem.help = Some(clean(format!("did you mean \"{meant}\"?")));
+        }
+    }
+
+    /// The same of names, of which all are told where they are few and none looks much like it.
+    pub(super) fn suggest_name(self, found: &str, known: &HashSet<&str>) {
+        let Some(problem) = self.0 else { return };
+        let mut names: Vec<&str> = known.iter().copied().collect();
+        names.sort_unstable();
+        match suggest::nearest(found, names.iter().copied()) {
+            Some(meant) => problem.help = Some(clean(format!("did you mean \"{meant}\"?"))),
+            None if (1..=NAMES_TOLD_MAX).contains(&names.len()) => {
+                problem.help = Some(clean(format!("there is {}", names.join(", "))));
+            }
+            None => {}
         }
     }
 }

@@ -286,7 +286,14 @@ fn mismatch(shape: &Shape, found: &Kind) -> String {
         Shape::Record(record) if std::ptr::eq(*record, &raw const SECRET) => {
             "a secret, as in {env: NAME}"
         }
-        Shape::Record(_) => "a map of keys",
+        Shape::Record(record) => {
+            let keys: Vec<_> = record.known().take(3).collect();
+            return format!(
+                "expected a map of keys such as {}, found {}",
+                keys.join(", "),
+                kind(found)
+            );
+        }
         Shape::Text(what) => what,
     };
     let text_wanted = matches!(

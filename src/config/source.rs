@@ -106,8 +106,10 @@ fn one(
 fn own_path(path: &str, others: &[(&str, &str, Span)], at: Span, context: &mut Context<'_>) {
     for (other_path, other, other_at) in others {
         if *other_path == path {
-            let message =
-                format!("source \"{other}\" has this path already, in line {}", other_at.line());
+            let message = format!(
+                "source \"{other}\" in line {} has this path already: each has its own",
+                other_at.line()
+            );
             context.report.error(at, message);
         } else if overlap(path, other_path) {
             let line = other_at.line();

@@ -177,6 +177,13 @@ pub(super) fn url(text: &str) -> Parsed<Uri> {
             "the url has a user or password: use `sign`, or `headers` with a secret".to_owned()
         );
     }
+    if authority.is_empty() {
+        return Err("the url has no host".to_owned());
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let message = "a url has only printable ASCII characters and no blanks: write %20 for one";
+        return Err(message.to_owned());
+    }
     let uri: Uri = text.parse().map_err(|error| format!("this is not a url: {error}"))?;
     let host = uri.host().unwrap_or_default();
     if host.is_empty() || host.starts_with('.') || host.contains("..") {
