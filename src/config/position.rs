@@ -114,6 +114,7 @@ fn explain(error: &ScanError, text: &str, report: &mut Report) {
 fn help_for(info: &str) -> Option<&'static str> {
     let helps = [
         ("flow", "a [ or { above is without its end"),
+        ("illegal placement of ':'", "a [ or { above is without its end"),
         ("quoted scalar", "a quote is without its end: each \" or ' wants a second one"),
         ("found a tab", "write blanks in place of the tab, or put quotes around the value"),
         (

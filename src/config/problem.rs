@@ -276,7 +276,8 @@ impl Reported<'_> {
         match suggest::nearest(found, names.iter().copied()) {
             Some(meant) => problem.help = Some(clean(format!("did you mean \"{meant}\"?"))),
             None if (1..=NAMES_TOLD_MAX).contains(&names.len()) => {
-                problem.help = Some(clean(format!("there is {}", names.join(", "))));
+                let verb = if names.len() == 1 { "is" } else { "are" };
+                problem.help = Some(clean(format!("there {verb} {}", names.join(", "))));
             }
             None => {}
         }

@@ -56,8 +56,11 @@ pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>,
         return Err("the name of the environment variable is empty".to_owned());
     }
     let wrong = |what: &str| {
-        let of_that_name = if is_conventional(name) { name } else { "of that name" };
-        Err(format!("the environment variable {of_that_name} is {what}"))
+        if is_conventional(name) {
+            return Err(format!("the environment variable {name} is {what}"));
+        }
+        let hint = "`env` takes the name of a variable, not the secret";
+        Err(format!("the environment variable of that name is {what}: {hint}"))
     };
     match env.var(name) {
         None => wrong("not set"),
@@ -180,7 +183,8 @@ mod tests {
         let unnamed = "the name of the environment variable is empty";
         assert_eq!(from_env(&env, "").unwrap_err(), unnamed);
         // It could be the secret itself.
-        let hidden = "the environment variable of that name is not set";
+        let hidden = "the environment variable of that name is not set: `env` takes the name of a \
+                      variable, not the secret";
         for name in ["hunter2", "AKIAIOSFODNN7EXAMPLE", "JBSWY3DPEHPK3PXP", "7TH", "A-B"] {
             assert_eq!(from_env(&env, name).unwrap_err(), hidden);
         }
