@@ -184,7 +184,10 @@ impl Context<'_> {
         let Some(list) = list else {
             // What is left of a list in which nothing was good has been reported item by item.
             if !self.report.has_failed_in(spot.at) {
-                self.report.error(secrets_spot.at, "this scheme needs \"secrets\"");
+                self.report.error(
+                    secrets_spot.at,
+                    "this scheme needs \"secrets\", as in secrets: [{env: NAME}]",
+                );
             }
             return Vec::new();
         };
@@ -313,7 +316,10 @@ impl Context<'_> {
             };
             let Some(name) = name else { continue };
             if is_reserved(&name) || owner.signatures().contains(&name) {
-                self.report.error(key_at, format!("the header \"{text}\" is set by the relay"));
+                self.report.error(
+                    key_at,
+                    format!("the header \"{text}\" is set by the relay: take it out"),
+                );
             } else if headers.iter().any(|known| known.name == name) {
                 self.report.error(key_at, format!("the header \"{text}\" is there already"));
             } else if let Some(value) = value {
@@ -409,7 +415,7 @@ impl Context<'_> {
             match pattern.exact() {
                 Some(name) if !known.contains(name) => {
                     let reported = self.report.error(at, format!("unknown source \"{name}\""));
-                    reported.suggest(name, known.iter().copied());
+                    reported.suggest_name(name, known);
                 }
                 None if !known.iter().any(|name| pattern.matches(name)) => {
                     self.report.warning(at, format!("no source matches \"{text}\""));

@@ -190,6 +190,7 @@ mod tests {
         "secret-unclosed",
         "secrets-in-wrong-places",
         "tab",
+        "unclosed-above",
         "unclosed",
         "unprintable",
         "unquoted-exclusion",

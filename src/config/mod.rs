@@ -32,6 +32,7 @@ mod source;
 mod spot;
 mod suggest;
 mod target;
+mod token;
 mod value;
 
 use std::fs::File;
@@ -234,9 +235,12 @@ fn decode<'a>(bytes: &'a [u8], report: &mut Report) -> Option<&'a str> {
             let (good, _) = bytes.split_at_checked(error.valid_up_to())?;
             let good = String::from_utf8_lossy(good);
             let reported = report.error(quote::position_after(&good), "the file is not UTF-8");
-            if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-                reported.help("this is UTF-16: save it as UTF-8");
-            }
+            let is_wide = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
+            reported.help(if is_wide {
+                "this is UTF-16: save it as UTF-8"
+            } else {
+                "have your editor save it as UTF-8"
+            });
             None
         }
     }

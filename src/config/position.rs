@@ -104,10 +104,25 @@ fn explain(error: &ScanError, text: &str, report: &mut Report) {
         report.error(position, message);
     } else {
         let reported = report.error(position, format!("this is not YAML: {}", error.info()));
-        if error.info().contains("did not find expected") {
-            reported.help("keys of one map, and items of one list, begin in the same column");
+        if let Some(help) = help_for(error.info()) {
+            reported.help(help);
         }
     }
+}
+
+/// What to look for, where the parser names only what it did not find.
+fn help_for(info: &str) -> Option<&'static str> {
+    let helps = [
+        ("flow", "a [ or { above is without its end"),
+        ("illegal placement of ':'", "a [ or { above is without its end"),
+        ("quoted scalar", "a quote is without its end: each \" or ' wants a second one"),
+        ("found a tab", "write blanks in place of the tab, or put quotes around the value"),
+        (
+            "did not find expected",
+            "keys of one map, and items of one list, begin in the same column",
+        ),
+    ];
+    helps.iter().find(|(words, _)| info.contains(words)).map(|(_, help)| *help)
 }
 
 /// The name of activities without its quotes; nothing else, which could be a secret.

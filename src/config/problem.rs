@@ -1,17 +1,22 @@
 //! What is wrong with a routes file, and where.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::quote::{self, Line, MASKED, Page, Quote};
 use crate::config::suggest;
+use crate::config::token::tokens;
 
 /// More problems than this are counted, not listed: nobody reads them, and a bad file is bounded.
 const PROBLEMS_MAX: usize = 200;
 
 /// A longer message, in characters, has somebody's whole file in it.
 const MESSAGE_CHARS_MAX: usize = 1000;
+
+/// A longer list of names is no help.
+const NAMES_TOLD_MAX: usize = 10;
 
 /// Whether a problem keeps the file from being used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -262,6 +267,21 @@ impl Reported<'_> {
             problem.help = Some(clean(format!("did you mean \"{meant}\"?")));
         }
     }
+
+    /// The same of names, of which all are told where they are few and none looks much like it.
+    pub(super) fn suggest_name(self, found: &str, known: &HashSet<&str>) {
+        let Some(problem) = self.0 else { return };
+        let mut names: Vec<&str> = known.iter().copied().collect();
+        names.sort_unstable();
+        match suggest::nearest(found, names.iter().copied()) {
+            Some(meant) => problem.help = Some(clean(format!("did you mean \"{meant}\"?"))),
+            None if (1..=NAMES_TOLD_MAX).contains(&names.len()) => {
+                let verb = if names.len() == 1 { "is" } else { "are" };
+                problem.help = Some(clean(format!("there {verb} {}", names.join(", "))));
+            }
+            None => {}
+        }
+    }
 }
 
 impl Report {
@@ -350,7 +370,7 @@ impl Report {
 /// One line that is not endless and has nothing in it that a terminal would obey: names come from
 /// the file.
 fn clean(message: String) -> String {
-    let message = without_passwords(message);
+    let message = without_tokens(without_passwords(message));
     let is_odd = |c: char| c.is_control() || quote::is_invisible(c);
     if message.len() <= MESSAGE_CHARS_MAX && !message.contains(is_odd) {
         return message;
@@ -386,6 +406,15 @@ fn without_passwords(mut text: String) -> String {
         if let Some(query) = url.find(['?', '#']) {
             text.replace_range(begin + query + 1..begin + url.len(), MASKED);
         }
+    }
+    text
+}
+
+/// A text without what looks like a token in it.
+fn without_tokens(mut text: String) -> String {
+    let found: Vec<_> = tokens(&text).collect();
+    for (from, to) in found.into_iter().rev() {
+        text.replace_range(from..to, MASKED);
     }
     text
 }

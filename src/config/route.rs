@@ -90,7 +90,7 @@ fn targets(
         let at = spot.item(index).at;
         if !known.target_names.contains(&**name) {
             let reported = context.report.error(at, format!("unknown target \"{name}\""));
-            reported.suggest(name, known.target_names.iter().copied());
+            reported.suggest_name(name, &known.target_names);
         } else if !seen.insert(name) {
             context.report.warning(at, format!("target \"{name}\" is in this list already"));
         } else {

@@ -6,6 +6,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::config::file::{self, FileRead};
+use crate::config::token;
 
 /// A secret longer than this is a wrong file.
 pub(super) const SECRET_BYTES_MAX: usize = 64 * 1024;
@@ -55,8 +56,11 @@ pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>,
         return Err("the name of the environment variable is empty".to_owned());
     }
     let wrong = |what: &str| {
-        let of_that_name = if is_conventional(name) { name } else { "of that name" };
-        Err(format!("the environment variable {of_that_name} is {what}"))
+        if is_conventional(name) {
+            return Err(format!("the environment variable {name} is {what}"));
+        }
+        let hint = "`env` takes the name of a variable, not the secret";
+        Err(format!("the environment variable of that name is {what}: {hint}"))
     };
     match env.var(name) {
         None => wrong("not set"),
@@ -72,7 +76,13 @@ pub fn from_env(env: &dyn Environment, name: &str) -> Result<Zeroizing<Vec<u8>>,
 /// place of its name, and is not shown.
 pub(super) fn is_conventional(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
-    name.bytes().all(fits) && name.starts_with(|c: char| !c.is_ascii_digit())
+    // Names of several words have something between them; without, digits are of a key as AKIA….
+    let is_run = name.len() >= token::CHARS_MIN && !name.contains('_');
+    let is_random = is_run && name.bytes().any(|byte| byte.is_ascii_digit());
+    name.bytes().all(fits)
+        && name.starts_with(|c: char| !c.is_ascii_digit())
+        && !is_random
+        && !token::is_token(name)
 }
 
 /// The bytes of a secret in a file, without the newline at its end.
@@ -173,7 +183,13 @@ mod tests {
         let unnamed = "the name of the environment variable is empty";
         assert_eq!(from_env(&env, "").unwrap_err(), unnamed);
         // It could be the secret itself.
-        let hidden = "the environment variable of that name is not set";
-        assert_eq!(from_env(&env, "hunter2").unwrap_err(), hidden);
+        let hidden = "the environment variable of that name is not set: `env` takes the name of a \
+                      variable, not the secret";
+        for name in ["hunter2", "AKIAIOSFODNN7EXAMPLE", "JBSWY3DPEHPK3PXP", "7TH", "A-B"] {
+            assert_eq!(from_env(&env, name).unwrap_err(), hidden);
+        }
+        for name in ["ARYEO_WEBHOOK_SECRET_2026", "PGPASSWORD", "SECRET_S3_EU_WEST_1"] {
+            assert!(from_env(&env, name).unwrap_err().contains(name));
+        }
     }
 }

@@ -246,9 +246,10 @@ fn forwarded(
         let Some(name) = context.take(at, value::header_name(text)) else { continue };
         if is_reserved(&name) || refused.contains(&name) || [AUTHORIZATION, COOKIE].contains(&name)
         {
-            context
-                .report
-                .warning(at, format!("the header \"{text}\" is never passed on as it came"));
+            context.report.warning(
+                at,
+                format!("the header \"{text}\" is never passed on as it came: take it out"),
+            );
         } else if !names.contains(&name) {
             names.push(name);
         }
@@ -329,8 +330,14 @@ fn tls(tls: &schema::Tls, spot: Spot<'_>, context: &mut Context<'_>) -> TargetTl
     let authorities = pem("ca", ca.as_ref(), "CERTIFICATE");
     let chain = pem("certificate", certificate.as_ref(), "CERTIFICATE");
     let private = pem("key", key.as_ref(), "PRIVATE KEY");
-    if certificate.is_some() != key.is_some() {
-        context.report.error(spot.at, "\"certificate\" and \"key\" go together");
+    let missing = match (certificate, key) {
+        (Some(_), None) => Some(("certificate", "key")),
+        (None, Some(_)) => Some(("key", "certificate")),
+        _ => None,
+    };
+    if let Some((there, missing)) = missing {
+        let at = spot.key(there).at;
+        context.report.error(at, format!("\"{there}\" needs \"{missing}\" beside it"));
     }
     if let Some(Text(name)) = server_name {
         context.take(spot.key("server_name").at, value::server_name(name));

@@ -219,7 +219,10 @@ pub(super) fn is_nameable(entry: &Entry, record: &Record) -> bool {
     let of_secrets = ["a header's value", "a secret", "sign", "verify"].contains(&record.noun);
     let has_value = !entry.value.is_blank() && entry.value.kind != Kind::Broken;
     let is_word = entry.key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    let is_likely = if of_secrets { has_value && is_word } else { has_value || is_word };
+    // With more in it than keys have, it is what stood before or behind one.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_key = has_value && entry.key.bytes().all(is_name);
+    let is_likely = if of_secrets { has_value && is_word } else { is_key || is_word };
     is_likely || record.meant(&entry.key).is_some()
 }
 
@@ -283,7 +286,14 @@ fn mismatch(shape: &Shape, found: &Kind) -> String {
         Shape::Record(record) if std::ptr::eq(*record, &raw const SECRET) => {
             "a secret, as in {env: NAME}"
         }
-        Shape::Record(_) => "a map of keys",
+        Shape::Record(record) => {
+            let keys: Vec<_> = record.known().take(3).collect();
+            return format!(
+                "expected a map of keys such as {}, found {}",
+                keys.join(", "),
+                kind(found)
+            );
+        }
         Shape::Text(what) => what,
     };
     let text_wanted = matches!(

@@ -106,8 +106,10 @@ fn one(
 fn own_path(path: &str, others: &[(&str, &str, Span)], at: Span, context: &mut Context<'_>) {
     for (other_path, other, other_at) in others {
         if *other_path == path {
-            let message =
-                format!("source \"{other}\" has this path already, in line {}", other_at.line());
+            let message = format!(
+                "source \"{other}\" in line {} has this path already: each has its own",
+                other_at.line()
+            );
             context.report.error(at, message);
         } else if overlap(path, other_path) {
             let line = other_at.line();
@@ -221,8 +223,7 @@ fn verification(
                         "a source can't be verified by \"{other}\": use aryeo or aryeo-timestamped"
                     )
                 }
-                // A forgotten comma brings what follows here, which may be a secret.
-                _ if other.contains(' ') => {
+                _ if !value::is_like_scheme(other) => {
                     "unknown scheme: use aryeo or aryeo-timestamped".to_owned()
                 }
                 _ => format!("unknown scheme \"{other}\": use aryeo or aryeo-timestamped"),

@@ -59,10 +59,12 @@ fn signing(sign: &schema::Scheme, spot: Spot<'_>, context: &mut Context<'_>) -> 
         other => {
             let message = match other {
                 "standard-webhooks" | "github" => {
-                    format!("scheme \"{other}\" is not supported by this version")
+                    format!(
+                        "scheme \"{other}\" is not supported by this version: use aryeo, \
+                         aryeo-timestamped or none"
+                    )
                 }
-                // A forgotten comma brings what follows here, which may be a secret.
-                _ if other.contains(' ') => {
+                _ if !value::is_like_scheme(other) => {
                     "unknown scheme: use aryeo, aryeo-timestamped or none".to_owned()
                 }
                 _ => format!("unknown scheme \"{other}\": use aryeo, aryeo-timestamped or none"),

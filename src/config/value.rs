@@ -177,6 +177,13 @@ pub(super) fn url(text: &str) -> Parsed<Uri> {
             "the url has a user or password: use `sign`, or `headers` with a secret".to_owned()
         );
     }
+    if authority.is_empty() {
+        return Err("the url has no host".to_owned());
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let message = "a url has only printable ASCII characters and no blanks: write %20 for one";
+        return Err(message.to_owned());
+    }
     let uri: Uri = text.parse().map_err(|error| format!("this is not a url: {error}"))?;
     let host = uri.host().unwrap_or_default();
     if host.is_empty() || host.starts_with('.') || host.contains("..") {
@@ -200,6 +207,12 @@ pub(super) fn url(text: &str) -> Parsed<Uri> {
 /// The name of a header.
 pub(super) fn header_name(text: &str) -> Parsed<HeaderName> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is not a header name"))
+}
+
+/// Whether it could be meant for the name of a scheme. A forgotten comma, or a line that ends too
+/// early, brings what follows here, which may be a secret.
+pub(super) fn is_like_scheme(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(&byte))
 }
 
 /// The text of a header, with placeholders; `{{` and `}}` are braces.

@@ -2,8 +2,8 @@
 //!
 //! What is shown has been read as something that is no secret: a key, or a value that stands where
 //! none is expected. All else is hidden: what stands under `value`, under keys that nobody knows, in
-//! the place of a secret, a URL's user, password and query, values of headers but for placeholders.
-//! Comments are left out. Where the file is not YAML from some place on, only words that every
+//! the place of a secret, a URL's user, password and query, values of headers but for placeholders,
+//! and what looks like a token wherever it stands. Comments are left out. Where the file is not YAML from some place on, only words that every
 //! routes file has are shown of the rest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,6 +14,8 @@ use crate::config::problem::Span;
 use crate::config::quote::Page;
 use crate::config::secret;
 use crate::config::shape::{self, Record, Shape};
+use crate::config::token::tokens;
+use crate::config::value;
 use crate::domain::known;
 
 /// What becomes of a character of the file.
@@ -164,8 +166,9 @@ impl Reader<'_, '_> {
             (Kind::Broken, rule) => {
                 // A name with a mark of YAML before it, and nothing more than that.
                 let is_part = |c: char| c.is_ascii_alphanumeric() || "*?!&_-.".contains(c);
-                let is_name = self.raw(node.at).is_none_or(|raw| raw.chars().all(is_part));
-                self.mark(node.at, is_name && !hides(rule, ""));
+                let is_name = self.raw(node.at).is_some_and(|raw| raw.chars().all(is_part));
+                let is_header = matches!(rule, Rule::As(Shape::Header));
+                self.mark(node.at, is_name && !is_header && !hides(rule, ""));
             }
             (Kind::Scalar { text, plain }, rule) => self.scalar(node.at, text, *plain, rule),
             (Kind::List(items), rule) => {
@@ -212,7 +215,8 @@ impl Reader<'_, '_> {
 
     fn key(&mut self, entry: &Entry, is_shown: bool) {
         let is_url = entry.key.contains("://") || entry.key.contains('@');
-        self.mark(entry.key_at, is_shown && !is_url && entry.key_at.width().is_some());
+        let is_name = !is_url && tokens(&entry.key).next().is_none();
+        self.mark(entry.key_at, is_shown && is_name && entry.key_at.width().is_some());
         self.last = Rule::Shown;
     }
 
@@ -235,14 +239,16 @@ impl Reader<'_, '_> {
         // Of a header's text only the placeholders are of interest; the rest may be a credential.
         let is_header = matches!(rule, Rule::As(Shape::Header));
         self.mark(at, !is_header);
-        if !is_plain {
+        if is_header {
+            if is_plain {
+                self.mark_parts(at, plain, text, placeholders(text), true);
+            }
             return;
         }
-        if is_header {
-            self.mark_parts(at, plain, text, placeholders(text), true);
-        } else if is_url {
+        if is_plain && is_url {
             self.mark_parts(at, plain, text, secrets_of_url(text, self.is_whole), false);
         }
+        self.mark_parts(at, true, &raw, tokens(&raw), false);
     }
 
     /// Marks parts of a text in one line without escapes.
@@ -284,8 +290,7 @@ fn hides(rule: Rule, text: &str) -> bool {
         Rule::Shown => false,
         Rule::As(shape) => match shape {
             Shape::Text("the name of an environment variable") => !secret::is_conventional(text),
-            // A forgotten comma brings what follows here.
-            Shape::Text("the name of a scheme") => text.contains(' '),
+            Shape::Text("the name of a scheme") => !value::is_like_scheme(text),
             shape => shape::takes_secret(shape),
         },
     }
@@ -294,6 +299,7 @@ fn hides(rule: Rule, text: &str) -> bool {
 fn rule_of_items(rule: Rule) -> Rule {
     match rule {
         Rule::As(Shape::List(shape)) => Rule::As(shape),
+        Rule::As(shape @ Shape::Text(_)) => Rule::As(shape),
         Rule::As(shape) if !matches!(shape, Shape::Header) && !shape::takes_secret(shape) => {
             Rule::Shown
         }
@@ -313,17 +319,34 @@ fn secrets_of_url(text: &str, is_whole: bool) -> impl Iterator<Item = (usize, us
     let begin = text.find("://").map_or(0, |at| at + 3);
     let rest = text.get(begin..).unwrap_or_default();
     let authority = rest.split('/').next().unwrap_or_default();
-    let port = authority.rsplit_once(':').map_or("", |(_, port)| port);
-    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) || authority.ends_with(']');
     let user = match rest.rfind('@') {
         Some(at) => Some(begin + at),
-        // Without its host, a user and a password look like a host and a port.
-        None => (!is_port).then_some(begin + authority.len()),
+        // With its `@` lost, a user and a password are some strange host.
+        None => {
+            let authority = authority.split(['?', '#']).next().unwrap_or_default();
+            (!is_host_and_port(authority)).then_some(begin + authority.len())
+        }
     };
-    let user = if is_whole { user } else { Some(text.len()) };
+    // No url has a blank: what is behind it belongs to something else.
+    let is_one = is_whole && !rest.contains(char::is_whitespace);
+    let user = if is_one { user } else { Some(text.len()) };
     let host = user.unwrap_or(begin);
     let query = text.get(host..).and_then(|text| text.find(['?', '#'])).map(|at| host + at + 1);
     user.map(|at| (begin, at)).into_iter().chain(query.map(|at| (at, text.len())))
+}
+
+/// Whether it is a name or an address, with a port or without.
+fn is_host_and_port(authority: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_address = |byte: u8| byte.is_ascii_hexdigit() || b":.".contains(&byte);
+    let (is_host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => (address.bytes().all(is_address), port.strip_prefix(':')),
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host.bytes().all(is_part), Some(port)),
+            None => (authority.bytes().all(is_part), None),
+        },
+    };
+    is_host && port.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What stands in braces.
