@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::store::embedded::directory;
@@ -48,6 +48,9 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn truncate(&self, bytes: u64) -> io::Result<()>;
     /// The length.
     fn bytes(&self) -> io::Result<u64>;
+    /// Where, at or behind an offset, something was written for all that is known; the length, if that
+    /// is nowhere. What lies between was reserved only.
+    fn next_written(&self, offset: u64) -> io::Result<u64>;
 }
 
 /// The machine's own.
@@ -151,6 +154,17 @@ impl DiskFile for File {
 
     fn bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn next_written(&self, offset: u64) -> io::Result<u64> {
+        // Moves the file's own position, which nobody uses.
+        match rustix::fs::seek(self, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(at),
+            Err(Errno::NXIO) => DiskFile::bytes(self),
+            // A file system that does not know.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

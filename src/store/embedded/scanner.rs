@@ -166,7 +166,7 @@ impl Scanner {
             if at.is_multiple_of(ZEROS.len() as u64)
                 && self.bytes(at, ZEROS.len())?.is_some_and(|block| *block == ZEROS)
             {
-                at += ZEROS.len() as u64;
+                at = self.behind_zeros(at + ZEROS.len() as u64)?;
                 continue;
             }
             let Some(word) = self.bytes(at, 8)? else { break };
@@ -194,6 +194,17 @@ impl Scanner {
             self.flaws.push(flaw);
         }
         Ok(None)
+    }
+
+    /// The next block that is worth reading behind one of zeros. Behind the last record most of a
+    /// segment was never written: to read that costs more than all that was.
+    fn behind_zeros(&self, at: u64) -> io::Result<u64> {
+        let written = match self.segment.file.next_written(at) {
+            Err(_) if self.goes_around => at,
+            written => written?,
+        };
+        let block = ZEROS.len() as u64;
+        Ok(at.max(written / block * block))
     }
 
     fn head_at(&mut self, at: u64) -> io::Result<Option<Head>> {

@@ -465,6 +465,21 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn next_written(&self, offset: u64) -> io::Result<u64> {
+        // Of a block that is zero some disks know that nothing was written there, others don't.
+        const BLOCK: usize = 4096;
+        drop(self.disk.alive()?);
+        let content = lock(&self.content);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let length = content.now.len();
+        let is_written = |at: &usize| {
+            content.now.get(*at..length.min(at + BLOCK)).is_some_and(|b| b.iter().any(|x| *x != 0))
+        };
+        let first = from / BLOCK * BLOCK;
+        let found = (first..length).step_by(BLOCK).find(is_written);
+        Ok(found.map_or(length as u64, |at| offset.max(at as u64)))
+    }
+
     fn bytes(&self) -> io::Result<u64> {
         drop(self.disk.alive()?);
         Ok(lock(&self.content).now.len() as u64)
