@@ -78,6 +78,9 @@ enum Expected {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doubt {
     None,
+    // It is written. Where a write or a sync fails then, what was not synced is written again, but not
+    // at once: a crash before that undoes it.
+    UntilSynced,
     UntilWritten,
     // A crash may have undone it: either is right until it is settled again.
     Lasting,
@@ -98,18 +101,35 @@ struct Model {
 impl Model {
     /// What was settled is in the log.
     fn written(&mut self) {
-        self.deliveries.values_mut().filter(|d| d.1 == Doubt::UntilWritten).for_each(|d| {
-            d.1 = Doubt::None;
-        });
+        for (_, doubt) in self.deliveries.values_mut() {
+            if *doubt == Doubt::UntilWritten {
+                *doubt = Doubt::UntilSynced;
+            }
+        }
     }
 
-    /// What was settled may be undone: all of it, or what was not written.
-    fn doubt(&mut self, all: bool) {
+    /// What was settled is durable.
+    fn synced(&mut self) {
         for (_, doubt) in self.deliveries.values_mut() {
-            if all || *doubt == Doubt::UntilWritten {
+            if matches!(doubt, Doubt::UntilWritten | Doubt::UntilSynced) {
+                *doubt = Doubt::None;
+            }
+        }
+    }
+
+    /// The process was killed: what was settled may be undone, unless it was written.
+    fn killed(&mut self) {
+        for (_, doubt) in self.deliveries.values_mut() {
+            let is_undone = *doubt == Doubt::UntilSynced && self.is_failing;
+            if is_undone || *doubt == Doubt::UntilWritten {
                 *doubt = Doubt::Lasting;
             }
         }
+    }
+
+    /// The power went: all that was settled may be undone.
+    fn cut_off(&mut self) {
+        self.deliveries.values_mut().for_each(|(_, doubt)| *doubt = Doubt::Lasting);
     }
 
     /// Whether retention may have ended it: nothing of it is pending.
@@ -173,11 +193,11 @@ impl Run {
             Step::DeleteIndex => self.restart(true).await,
             Step::IndexInMemory => self.restart_without_file().await,
             Step::Kill => {
-                self.model.doubt(false);
+                self.model.killed();
                 self.open_on(self.world.disk.kill(), false);
             }
             Step::PowerCut(seed) => {
-                self.model.doubt(true);
+                self.model.cut_off();
                 self.open_on(self.world.disk.power_cut(seed), true);
             }
         }
@@ -197,7 +217,7 @@ impl Run {
     async fn restart(&mut self, delete_index: bool) {
         self.world.disk.heal();
         self.store().close().await;
-        self.model.written();
+        self.model.synced();
         self.open_on(self.world.disk.clone(), delete_index);
     }
 
@@ -205,14 +225,12 @@ impl Run {
     async fn restart_without_file(&mut self) {
         self.world.disk.heal();
         self.store().close().await;
-        self.model.written();
+        self.model.synced();
         drop(self.store.take());
         let in_the_way = block_index(&self.world);
         self.open_on(self.world.disk.clone(), false);
-        // Where there was no index it was put aside.
-        if in_the_way.is_dir() {
-            std::fs::remove_dir_all(in_the_way).unwrap();
-        }
+        // Where there was no index, or the index is on the disk again, it was put aside.
+        drop(std::fs::remove_dir_all(in_the_way));
     }
 
     fn open_on(&mut self, disk: SimDisk, delete_index: bool) {
@@ -236,6 +254,9 @@ impl Run {
             assert!(self.model.is_failing, "{error}, but the disk is sound");
             self.model.refused.push(body);
             return;
+        }
+        if !self.model.is_failing {
+            self.model.synced();
         }
         self.model.accepted.insert(body.clone(), webhook.id);
         for name in names {
@@ -379,7 +400,8 @@ fn no_sequence_of_operations_failures_and_crashes_loses_or_invents_anything() {
 
 #[tokio::test]
 async fn what_was_found_once_is_not_found_again() {
-    use Step::{Commit, Dead, DeleteIndex, Deliver, Flush, Kill, Lapse, PowerCut, Restart};
+    use Step::{Commit, Dead, DeleteIndex, Deliver, Fault, Flush, IndexInMemory, Kill, Lapse};
+    use Step::{PowerCut, Restart};
     use Step::{Retry, Wait};
     run(vec![Commit(2), Deliver(false), Kill, DeleteIndex]).await;
     let cut = PowerCut(16_290_209_344_099_156_367);
@@ -387,4 +409,8 @@ async fn what_was_found_once_is_not_found_again() {
     let then = vec![Commit(1), Retry(true), Deliver(false), cut, Restart, Dead(false)];
     let last = vec![Retry(false), Lapse, Flush, DeleteIndex, DeleteIndex, Commit(3)];
     run([first, then, last].concat()).await;
+    // The index's file knows of a settlement that the log does not have.
+    let fault = Fault(Failure::Short, 1);
+    let known = [fault, Commit(3), Dead(false), Kill, IndexInMemory, Deliver(false)];
+    run(known.to_vec()).await;
 }
