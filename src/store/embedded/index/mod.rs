@@ -237,9 +237,8 @@ impl Index {
     /// Begins again in a new file, if it is in memory and the disk takes one. The one that lies there
     /// may know of settlements that a crash took from the log, and the lanes do not.
     pub fn move_to_file(&mut self) -> rusqlite::Result<()> {
-        put_aside(&self.path);
         *self = Self::open_file(&self.path)?;
-        Ok(())
+        self.make_again()
     }
 
     /// Whether it is in memory, because the disk did not take it.
