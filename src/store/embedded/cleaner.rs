@@ -359,7 +359,11 @@ impl Job {
                         records.push(copy_of(webhook, standings));
                         Ok(())
                     }
-                    // A copy whose original stayed must not leave it behind as if it were new.
+                    // A copy whose original stayed must not leave it behind as if it were new. And it
+                    // may be older than settlements before it, which go with the original.
+                    Some(at) if at.segment > self.segment.header.number => {
+                        self.state(key, at, indexer, records)
+                    }
                     _ => self.look_at_state(key, indexer, records),
                 }
             }
@@ -388,16 +392,38 @@ impl Job {
     ) -> Result<(), Problem> {
         match indexer.index.position(key)? {
             Some(at) if at.segment < self.segment.header.number => {
-                if self.stated.insert(key) {
-                    records.push(self.state_of(key, at, indexer)?);
-                }
+                self.state(key, at, indexer, records)
             }
-            Some(_) => {}
+            // It was copied forward, and the original stayed, perhaps: then the copy may be older than
+            // what is said of it here.
+            Some(at) if at.segment > self.segment.header.number && self.may_be_earlier(key) => {
+                self.state(key, at, indexer, records)
+            }
+            Some(_) => Ok(()),
             None => {
-                if self.earlier.iter().any(|(first, last)| (*first..=*last).contains(&key)) {
+                if self.may_be_earlier(key) {
                     self.gone.insert(key);
                 }
+                Ok(())
             }
+        }
+    }
+
+    /// Whether an earlier segment may have a webhook's record.
+    fn may_be_earlier(&self, key: u64) -> bool {
+        self.earlier.iter().any(|(first, last)| (*first..=*last).contains(&key))
+    }
+
+    /// Writes down where a webhook's deliveries stand, once.
+    fn state(
+        &mut self,
+        key: u64,
+        at: Position,
+        indexer: &Indexer,
+        records: &mut Vec<OwnRecord>,
+    ) -> Result<(), Problem> {
+        if self.stated.insert(key) {
+            records.push(self.state_of(key, at, indexer)?);
         }
         Ok(())
     }
