@@ -102,18 +102,12 @@ pub fn print_whole(output: &Output, webhook: &Value, wanted: impl Fn(&Value) -> 
     output.line(output.paint(Style::Bold, text(webhook, "webhook_id")));
     output.line(format_args!("  {}", Foreign(&about(webhook))));
     output.line(format_args!(
-        "  received {} by source {} at {}, {} bytes",
+        "  received {} by source {}, {} bytes",
         text(webhook, "received_at"),
         text(webhook, "source"),
-        Foreign(text(webhook, "path")),
         number(webhook, "body_bytes"),
     ));
-    let peer = match text(webhook, "peer") {
-        "" => "an unknown address",
-        peer => peer,
-    };
-    output.line(format_args!("  from {peer}, verified by {}", text(webhook, "secret")));
-    output.line(format_args!("  routed by the table {}", text(webhook, "routes_sha256")));
+    print_record(output, webhook);
     let deliveries = items(webhook, "deliveries");
     if deliveries.is_empty() {
         output
@@ -122,6 +116,24 @@ pub fn print_whole(output: &Output, webhook: &Value, wanted: impl Fn(&Value) -> 
     for delivery in deliveries.iter().filter(|delivery| wanted(delivery)) {
         print_delivery(output, delivery);
     }
+}
+
+/// What only its record says, which may not be readable any more.
+fn print_record(output: &Output, webhook: &Value) {
+    if text(webhook, "record") != "whole" {
+        output.line(format_args!("  {}", output.paint(Style::Bad, text(webhook, "record"))));
+        return;
+    }
+    let peer = match text(webhook, "peer") {
+        "" => "an unknown address",
+        peer => peer,
+    };
+    output.line(format_args!(
+        "  at {} from {peer}, verified by {}",
+        Foreign(text(webhook, "path")),
+        text(webhook, "secret"),
+    ));
+    output.line(format_args!("  routed by the table {}", text(webhook, "routes_sha256")));
 }
 
 fn print_delivery(output: &Output, delivery: &Value) {

@@ -7,7 +7,7 @@ use crate::domain::outcome::Attempt;
 use crate::domain::pattern::Pattern;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{Resource, Webhook, WebhookId};
-use crate::store::listing::Place;
+use crate::store::listing::{Place, ReadError};
 
 /// Which webhooks are asked for. What it leaves open does not matter.
 #[derive(Debug, Clone, Default)]
@@ -145,8 +145,9 @@ pub struct Stories {
 pub struct Whole {
     /// How far it has come.
     pub story: Story,
-    /// As it was accepted; of all its deliveries, those added later too, why they are.
-    pub webhook: Webhook,
+    /// As it was accepted; of all its deliveries, those added later too, why they are. An error if
+    /// its record can't be read: the story is known nevertheless.
+    pub record: Result<Webhook, ReadError>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 
 use crate::support::receiver::Options;
+use crate::support::relay::{BINARY, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
@@ -111,4 +112,11 @@ fn where_the_index_knows_a_damaged_webhook_the_log_says_whose_delivery_is_a_dead
     let line = the_line_about(&relay, &id);
     assert_eq!(line["target_name"], "crm");
     assert!(line["offset"].is_u64(), "{line}");
+    let admin = format!("http://{}", relay.admin());
+    let ask = |words: &[&str]| run(command(BINARY).args(words).args([&id, "--admin", &admin]));
+    let shown = ask(&["webhooks", "show"]);
+    assert!(shown.stdout.contains("the record is damaged"), "{shown:?}");
+    assert!(shown.stdout.contains("crm  dead letter (damaged)"), "{shown:?}");
+    let discarded = ask(&["dead-letters", "discard"]);
+    assert_eq!(discarded.stdout, "1 dead letter discarded\n", "{discarded:?}");
 }

@@ -62,8 +62,8 @@ fn show_tells_what_came_who_matched_and_every_attempt() {
     for part in [
         &id as &str,
         "LISTING_DELIVERED LISTING/of-a1",
-        "by source aryeo at /webhooks/aryeo",
-        "from 127.0.0.1, verified by env:ARYEO_WEBHOOK_SECRET_0",
+        "by source aryeo,",
+        "at /webhooks/aryeo from 127.0.0.1, verified by env:ARYEO_WEBHOOK_SECRET_0",
         "by listings",
         "billing  dead letter (given_up) after 1 attempt",
         "by all-money",

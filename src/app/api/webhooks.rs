@@ -12,7 +12,7 @@ use crate::app::api::wanted::{LIMIT_MAX, Wanted, cursor, webhook_id};
 use crate::domain::delivery::{Cause, Settlement, State};
 use crate::domain::outcome::Attempt;
 use crate::domain::time::Timestamp;
-use crate::domain::webhook::{Header, WebhookId};
+use crate::domain::webhook::{Header, Webhook, WebhookId};
 use crate::store::archive::Archive;
 use crate::store::listing::{Place, ReadError};
 use crate::store::story::{DeliveryFilter, DeliveryStory, Filter, Order, Stories, Story, Whole};
@@ -64,15 +64,26 @@ pub(super) async fn show<S: Archive>(store: &S, id: &str) -> Result<Value, Probl
 
 /// One webhook's exact bytes.
 pub(super) async fn body<S: Archive>(store: &S, id: &str) -> Result<bytes::Bytes, Problem> {
-    Ok(whole(store, webhook_id(id)?).await?.webhook.body)
+    let whole = whole(store, webhook_id(id)?).await?;
+    whole.record.map(|webhook| webhook.body).map_err(unread)
 }
 
 async fn whole<S: Archive>(store: &S, id: WebhookId) -> Result<Whole, Problem> {
     let found = store.whole(id).await.map_err(unread)?;
-    found.ok_or_else(|| {
-        let detail = format!("no webhook {id} is stored: it never came, or its retention is over");
-        Problem::new(StatusCode::NOT_FOUND, detail)
-    })
+    found.ok_or_else(|| not_stored(id))
+}
+
+/// How far a webhook has come, also where its record can't be read.
+async fn story<S: Archive>(store: &S, id: WebhookId) -> Result<Story, Problem> {
+    let before = Some(Place::at_key(id.key().saturating_sub(1)));
+    let found = store.stories(Filter::default(), before, Order::OldestFirst, 1).await;
+    let first = found.map_err(unread)?.stories.pop();
+    first.filter(|story| story.id == id).ok_or_else(|| not_stored(id))
+}
+
+fn not_stored(id: WebhookId) -> Problem {
+    let detail = format!("no webhook {id} is stored: it never came, or its retention is over");
+    Problem::new(StatusCode::NOT_FOUND, detail)
 }
 
 /// What is to be done with dead letters, and with which.
@@ -171,7 +182,7 @@ async fn named<S: Archive>(
 ) -> Result<Stories, Problem> {
     let mut stories = Vec::with_capacity(ids.len());
     for id in ids {
-        let story = whole(store, *id).await?.story;
+        let story = story(store, *id).await?;
         if filter.wants(&story) {
             stories.push(story);
         }
@@ -301,13 +312,11 @@ fn shown_attempt(attempt: &Attempt) -> Value {
 }
 
 fn shown_whole(whole: &Whole) -> Value {
-    let Whole { story, webhook } = whole;
-    let table: String = webhook.table.iter().map(|byte| format!("{byte:02x}")).collect();
-    let header = |(name, value): &Header| {
-        (name.to_string(), Value::from(String::from_utf8_lossy(value.as_bytes())))
-    };
+    let Whole { story, record } = whole;
+    let webhook = record.as_ref().ok();
     let deliveries = story.deliveries.iter().map(|delivery| {
-        let routed = webhook.deliveries.get(usize::from(delivery.number));
+        let number = usize::from(delivery.number);
+        let routed = webhook.and_then(|webhook| webhook.deliveries.get(number));
         let routes = routed.iter().flat_map(|routed| &routed.routes).map(|route| &**route);
         let more = json!({
             "routes": routes.collect::<Vec<_>>(),
@@ -318,13 +327,29 @@ fn shown_whole(whole: &Whole) -> Value {
     });
     let more = json!({
         "deliveries": deliveries.collect::<Vec<_>>(),
+        "record": record.as_ref().err().map(ToString::to_string),
+    });
+    let shown = with(shown(story), more);
+    match webhook {
+        Some(webhook) => with(shown, shown_record(webhook)),
+        None => shown,
+    }
+}
+
+/// What only the record says.
+fn shown_record(webhook: &Webhook) -> Value {
+    let table: String = webhook.table.iter().map(|byte| format!("{byte:02x}")).collect();
+    let header = |(name, value): &Header| {
+        (name.to_string(), Value::from(String::from_utf8_lossy(value.as_bytes())))
+    };
+    json!({
+        "record": "whole",
         "path": webhook.path,
         "peer": webhook.peer,
         "secret": webhook.secret,
         "routes_sha256": format!("{table}…"),
         "headers": webhook.headers.iter().map(header).collect::<Map<_, _>>(),
-    });
-    with(shown(story), more)
+    })
 }
 
 /// An object with more members; they take the place of those of the same name.

@@ -14,6 +14,7 @@ use crate::store::embedded::index::queries::{DueRow, Identity};
 use crate::store::embedded::lanes::Lane;
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::reader::{Readback, read_back};
+use crate::store::embedded::segment::Position;
 use crate::store::{Delivery, Lease};
 
 // A disk that does not read now may read later.
@@ -176,16 +177,8 @@ impl Shared {
         let (at, retry) = match readback {
             Readback::Failed(at, error) => {
                 if self.log.damage.add(at.segment, at.offset) && self.log.damage.may_name() {
-                    tracing::error!(
-                        %error,
-                        webhook_id = %about.id,
-                        activity = about.activity.as_deref(),
-                        received_at = %about.id.timestamp(),
-                        target_name = %lane.name(),
-                        segment = at.segment,
-                        offset = at.offset,
-                        "a record can't be read: it is tried again every minute for a day"
-                    );
+                    let text = "a record can't be read: it is tried again every minute for a day";
+                    name_unread(lane, &about, at, Some(&error), text);
                 }
                 (at, self.unreadable.note(key).elapsed() < READ_WAIT_MAX)
             }
@@ -204,15 +197,8 @@ impl Shared {
         } else {
             self.unreadable.forget(key);
             if self.log.damage.may_name() {
-                tracing::error!(
-                    webhook_id = %about.id,
-                    activity = about.activity.as_deref(),
-                    received_at = %about.id.timestamp(),
-                    target_name = %lane.name(),
-                    segment = at.segment,
-                    offset = at.offset,
-                    "a record is damaged: its delivery is a dead letter"
-                );
+                let text = "a record is damaged: its delivery is a dead letter";
+                name_unread(lane, &about, at, None, text);
             }
             Settlement::DeadLetter(Cause::Damaged)
         };
@@ -226,6 +212,26 @@ impl Shared {
         let unknown = || Identity { id: WebhookId::from_key(key), activity: None };
         answer.await.ok().flatten().unwrap_or_else(unknown)
     }
+}
+
+/// Names a webhook whose record could not be read for a delivery.
+fn name_unread(
+    lane: &Lane,
+    about: &Identity,
+    at: Position,
+    error: Option<&std::io::Error>,
+    text: &str,
+) {
+    tracing::error!(
+        error = error.map(tracing::field::display),
+        webhook_id = %about.id,
+        activity = about.activity.as_deref(),
+        received_at = %about.id.timestamp(),
+        target_name = %lane.name(),
+        segment = at.segment,
+        offset = at.offset,
+        "{text}"
+    );
 }
 
 fn new_lease(lane: &Arc<Lane>, row: &DueRow, body: Body) -> Lease {

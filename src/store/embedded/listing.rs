@@ -15,7 +15,7 @@ use crate::store::listing::{Page, Place, ReadError, Routed, Summary};
 // What the index is asked for at once: nobody waits for it longer than milliseconds.
 const PAGE_MAX: usize = 1024;
 // Segments that are cleaned away meanwhile: their webhooks are somewhere else by then.
-const TRIALS: usize = 4;
+pub(super) const TRIALS: usize = 4;
 
 impl Shared {
     /// The webhooks behind a place.
@@ -46,15 +46,12 @@ impl Shared {
             let read = tokio::task::spawn_blocking(move || read_webhook(&log, at));
             match read.await.map_err(|_| ReadError::Closed)? {
                 Ok(webhook) if webhook.id == summary.id => return Ok(Some(webhook.body)),
-                Ok(_) | Err(Unfit::Damaged) => {
-                    note_unfit(&self.log, summary.id, at, &Unfit::Damaged);
-                    return Err(ReadError::Damaged);
-                }
-                Err(unfit @ Unfit::Failed(_)) => {
-                    note_unfit(&self.log, summary.id, at, &unfit);
-                    return Err(ReadError::Unavailable);
-                }
                 Err(Unfit::Moved) => {}
+                other => {
+                    let unfit = other.err().unwrap_or(Unfit::Damaged);
+                    note_unfit(&self.log, summary.id, at, &unfit);
+                    return Err(unfit.into());
+                }
             }
             let found = self.stored(key.saturating_sub(1), 1).await?;
             match found.first().filter(|row| row.id == summary.id) {

@@ -11,6 +11,7 @@ use crate::store::embedded::log::Log;
 use crate::store::embedded::offer::Body;
 use crate::store::embedded::record::{Record, decode};
 use crate::store::embedded::segment::Position;
+use crate::store::listing::ReadError;
 
 /// What became of reading.
 #[derive(Debug)]
@@ -67,6 +68,15 @@ pub enum Unfit {
     Moved,
     /// The disk refused.
     Failed(io::Error),
+}
+
+impl From<Unfit> for ReadError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Damaged => Self::Damaged,
+            Unfit::Failed(_) | Unfit::Moved => Self::Unavailable,
+        }
+    }
 }
 
 impl Unfit {

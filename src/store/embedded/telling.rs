@@ -10,14 +10,12 @@ use crate::store::embedded::change::{Change, Entry};
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::stories::Found;
 use crate::store::embedded::indexer::Indexer;
-use crate::store::embedded::listing::{note_unfit, read_webhook_and_added};
+use crate::store::embedded::listing::{TRIALS, note_unfit, read_webhook_and_added};
 use crate::store::embedded::queue::Own;
 use crate::store::embedded::reader::Unfit;
 use crate::store::listing::{Place, ReadError};
 use crate::store::story::{Filter, Order, Stories, Whole};
 
-// Segments that are cleaned away meanwhile: their webhooks are somewhere else by then.
-const TRIALS: usize = 4;
 // So many are settled at once: others wait for the index and the queue too.
 const SETTLED_AT_ONCE: usize = 500;
 
@@ -40,7 +38,8 @@ impl Shared {
     /// All of one webhook.
     pub(super) async fn whole(&self, id: WebhookId) -> Result<Option<Whole>, ReadError> {
         let key = id.key();
-        for _ in 0..TRIALS {
+        let mut trial = 1;
+        loop {
             let found = self
                 .ask(move |indexer| Ok((indexer.index.story(key)?, indexer.index.stored_one(key)?)))
                 .await?;
@@ -48,22 +47,21 @@ impl Shared {
             if story.id != id {
                 return Ok(None);
             }
-            let log = Arc::clone(&self.log);
-            let at = row.at;
+            let (log, at) = (Arc::clone(&self.log), row.at);
             let read = tokio::task::spawn_blocking(move || read_webhook_and_added(&log, &row));
-            match read.await.map_err(|_| ReadError::Closed)? {
-                Ok(webhook) => return Ok(Some(Whole { story, webhook })),
-                Err(Unfit::Moved) => {}
+            let record = match read.await.map_err(|_| ReadError::Closed)? {
+                Ok(webhook) => Ok(webhook),
+                Err(Unfit::Moved) if trial < TRIALS => {
+                    trial += 1;
+                    continue;
+                }
                 Err(unfit) => {
                     note_unfit(&self.log, id, at, &unfit);
-                    return Err(match unfit {
-                        Unfit::Failed(_) => ReadError::Unavailable,
-                        Unfit::Damaged | Unfit::Moved => ReadError::Damaged,
-                    });
+                    Err(unfit.into())
                 }
-            }
+            };
+            return Ok(Some(Whole { story, record }));
         }
-        Err(ReadError::Unavailable)
     }
 
     /// Settles dead letters, some at a time.

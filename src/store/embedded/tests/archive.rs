@@ -52,7 +52,7 @@ async fn a_story_tells_each_delivery_and_each_attempt_at_once() {
     let store = world.open();
     let webhook = die(&world, &store, b"told").await;
     let whole = store.whole(webhook.id).await.unwrap().unwrap();
-    assert_eq!(whole.webhook, webhook);
+    assert_eq!(whole.record, Ok(webhook.clone()));
     let story = whole.story;
     assert_eq!((story.id, &*story.source), (webhook.id, "aryeo"));
     assert_eq!((story.activity.as_deref(), story.body_bytes), (Some("ORDER_CREATED"), 4));
@@ -145,6 +145,24 @@ async fn a_discarded_dead_letter_is_over() {
     let whole = store.whole(webhook.id).await.unwrap().unwrap();
     assert_eq!(whole.story.deliveries[0].state, State::Discarded);
     assert_eq!(all(&store, &dead(), Order::OldestFirst, 10).await, []);
+}
+
+#[tokio::test]
+async fn a_webhook_whose_record_is_damaged_is_told_of_and_its_dead_letter_can_be_ended() {
+    let world = World::new();
+    let store = world.open();
+    let webhook = die(&world, &store, b"rotten").await;
+    store.flush().await;
+    world.disk.change(&segments(&world)[0], |bytes| {
+        let at = bytes.windows(6).position(|window| window == b"rotten").unwrap();
+        bytes[at] ^= 1;
+    });
+    let whole = store.whole(webhook.id).await.unwrap().unwrap();
+    assert_eq!(whole.record, Err(ReadError::Damaged));
+    assert_eq!(whole.story.deliveries[0].state, State::DeadLetter(Cause::GivenUp));
+    assert_eq!(store.health().damaged_records, 1);
+    let discard = store.settle_dead(vec![(webhook.id, 0)], Settlement::Discarded).await;
+    assert_eq!(discard, Ok(1));
 }
 
 #[tokio::test]
