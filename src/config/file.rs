@@ -10,8 +10,9 @@ use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// What is read without growing, so that no copy of a secret is left behind by that.
-const ROOM_MAX: usize = 1024 * 1024;
+/// Room beside what the file says of its length: to see its end, and for files that say zero, as
+/// those of `/proc` do.
+const ROOM_BESIDE: usize = 1024;
 
 /// Why a file could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,12 +76,35 @@ pub(super) fn bounded(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>
     // Opened without waiting: a pipe without a writer would hold the load for ever.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
         return Err(ReadError::NotAFile);
     }
-    let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max.min(ROOM_MAX) + 1));
-    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX).min(bytes_max);
+    let bytes = whole(file.take(bytes_max as u64 + 1), length + ROOM_BESIDE).map_err(failed)?;
     if bytes.len() > bytes_max { Err(ReadError::TooLarge(bytes_max)) } else { Ok(bytes) }
+}
+
+/// Everything of `reader`. A buffer that is too small is wiped once its bytes are in a larger one:
+/// one that grows by itself would leave a copy of a secret behind.
+fn whole(mut reader: impl Read, room: usize) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(vec![0; room.max(1)]);
+    let mut length = 0;
+    loop {
+        if length == bytes.len() {
+            let mut larger = Zeroizing::new(vec![0; bytes.len() * 2]);
+            larger[..length].copy_from_slice(&bytes);
+            bytes = larger;
+        }
+        match reader.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -119,5 +143,18 @@ mod tests {
         std::fs::write(&path, "12345678901").unwrap();
         assert_eq!(bounded(&path, 10), Err(ReadError::TooLarge(10)));
         assert_eq!(bounded(&path, 11).unwrap().len(), 11);
+    }
+
+    #[test]
+    fn a_file_takes_the_room_of_its_length_and_one_that_grows_is_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        std::fs::write(&path, vec![7; 3000]).unwrap();
+        let bytes = bounded(&path, 1024 * 1024).unwrap();
+        assert!(bytes.capacity() < 8 * 1024, "{} for 3000 bytes", bytes.capacity());
+        let grown: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
+        assert_eq!(whole(grown.as_slice(), 1).unwrap().as_slice(), grown);
+        let of_no_length = bounded(Path::new("/proc/self/status"), 1024 * 1024).unwrap();
+        assert!(of_no_length.starts_with(b"Name:"));
     }
 }
