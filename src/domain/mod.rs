@@ -3,7 +3,7 @@
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
 //! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`mod@pointer`] if it
 //! must, [`target`] and [`template`] how, [`question`] and [`explain`] why; [`delivery`],
-//! [`outcome`], [`redaction`] and [`retry`] what becomes of it;
+//! [`outcome`], [`redaction`] and [`retry`] what becomes of it, [`lane`] when it is tried at all;
 //! [`comparison`] is what another table would do; [`limit`] names the bounds.
 
 pub mod activity;
@@ -16,6 +16,7 @@ pub mod explain;
 mod json;
 pub mod jump;
 pub mod known;
+pub mod lane;
 pub mod limit;
 pub mod number;
 pub mod outcome;
