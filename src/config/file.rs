@@ -88,23 +88,17 @@ pub(super) fn bounded(path: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>
 /// Everything of `reader`. A buffer that is too small is wiped once its bytes are in a larger one:
 /// one that grows by itself would leave a copy of a secret behind.
 fn whole(mut reader: impl Read, room: usize) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(vec![0; room.max(1)]);
-    let mut length = 0;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room.max(1)));
     loop {
-        if length == bytes.len() {
-            let mut larger = Zeroizing::new(vec![0; bytes.len() * 2]);
-            larger[..length].copy_from_slice(&bytes);
-            bytes = larger;
+        let space = bytes.capacity() - bytes.len();
+        let read = reader.by_ref().take(space as u64).read_to_end(&mut bytes)?;
+        if read < space {
+            return Ok(bytes);
         }
-        match reader.read(&mut bytes[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+        let mut larger = Zeroizing::new(Vec::with_capacity(bytes.capacity() * 2));
+        larger.extend_from_slice(&bytes);
+        bytes = larger;
     }
-    bytes.truncate(length);
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -172,6 +172,12 @@ const CONCURRENCY_KEY: Key = may("concurrency", Shape::Integer)
 const RATE_LIMIT_KEY: Key = may("rate_limit", RATE)
     .about("Attempts per second, minute or hour, spread evenly. Default: no limit.")
     .example(r#""600/m""#);
+const PAUSED_KEY: Key = may("paused", Shape::Boolean)
+    .about(
+        "Keep everything for this target and send nothing, until it is false again. Default: \
+         false.",
+    )
+    .example("true");
 const TLS_KEY: Key = may("tls", Shape::Record(&TLS)).about(
     "What to trust, and what to show, if the URL is https. Default: the system's \
                  authorities.",
@@ -195,9 +201,9 @@ static TARGET: Record = Record {
         RETRY_KEY,
         CONCURRENCY_KEY,
         RATE_LIMIT_KEY,
+        PAUSED_KEY,
         TLS_KEY,
         not_yet("backlog_limit"),
-        not_yet("paused"),
     ],
     whole: false,
 };
@@ -211,9 +217,9 @@ static DEFAULTS: Record = Record {
         RETRY_KEY,
         CONCURRENCY_KEY,
         RATE_LIMIT_KEY,
+        PAUSED_KEY,
         TLS_KEY,
         not_yet("backlog_limit"),
-        not_yet("paused"),
     ],
     whole: false,
 };

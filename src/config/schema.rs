@@ -105,6 +105,8 @@ pub(super) struct Target {
     pub(super) concurrency: Option<Integer>,
     #[serde(default, deserialize_with = "present")]
     pub(super) rate_limit: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) paused: Option<bool>,
     #[serde(default)]
     pub(super) tls: Tls,
 }
@@ -125,6 +127,8 @@ pub(super) struct Defaults {
     pub(super) concurrency: Option<Integer>,
     #[serde(default, deserialize_with = "present")]
     pub(super) rate_limit: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) paused: Option<bool>,
     #[serde(default)]
     pub(super) tls: Tls,
 }

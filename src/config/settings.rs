@@ -56,6 +56,7 @@ pub(super) struct Settings {
     retry: Retry,
     concurrency: Option<usize>,
     rate_limit: Option<Rate>,
+    paused: Option<bool>,
     tls: TargetTls,
 }
 
@@ -75,6 +76,7 @@ struct Written<'a> {
     retry: &'a schema::Retry,
     concurrency: Option<&'a Integer>,
     rate_limit: Option<&'a Text>,
+    paused: Option<bool>,
     tls: &'a schema::Tls,
 }
 
@@ -94,6 +96,7 @@ impl Settings {
             retry,
             concurrency: defaults.concurrency.as_ref(),
             rate_limit: defaults.rate_limit.as_ref(),
+            paused: defaults.paused,
             tls: &defaults.tls,
         };
         Self::of(&written, spot, [&[], proofs], context)
@@ -114,6 +117,7 @@ impl Settings {
             retry,
             concurrency: target.concurrency.as_ref(),
             rate_limit: target.rate_limit.as_ref(),
+            paused: target.paused,
             tls: &target.tls,
         };
         Self::of(&written, spot, taken, context)
@@ -148,6 +152,7 @@ impl Settings {
             rate_limit: written
                 .rate_limit
                 .and_then(|Text(text)| context.take(spot.key("rate_limit").at, value::rate(text))),
+            paused: written.paused,
             tls: tls(written.tls, spot.key("tls"), context),
         }
     }
@@ -187,6 +192,7 @@ impl Settings {
             retry: self.retry.over(&defaults.retry),
             concurrency: self.concurrency.or(defaults.concurrency),
             rate_limit: self.rate_limit.or(defaults.rate_limit),
+            paused: self.paused.or(defaults.paused),
             tls: TargetTls {
                 ca: self.tls.ca.or_else(|| defaults.tls.ca.clone()),
                 identity: self.tls.identity.or_else(|| defaults.tls.identity.clone()),
@@ -214,6 +220,7 @@ impl Settings {
             retry: self.retry.schedule(spot.key("retry"), context),
             concurrency: self.concurrency.unwrap_or(CONCURRENCY_DEFAULT),
             rate_limit: self.rate_limit,
+            paused: self.paused.unwrap_or(false),
             // Without TLS there is nothing to set; defaults are for those that have it.
             tls: if is_https(&url) { self.tls } else { TargetTls::default() },
             url,

@@ -197,6 +197,7 @@ fn every_key_reaches_the_table() {
     assert_eq!((crm.retry.first, crm.retry.max), (Duration::from_millis(100), hours(2)));
     assert_eq!((crm.retry.keep_for, &*crm.retry.give_up_on), (hours(14 * 24), &[404, 410][..]));
     assert_eq!((crm.concurrency, crm.rate_limit), (3, value::rate("600/m").ok()));
+    assert!(!crm.paused && table.targets["lake"].paused, "its own, and that of defaults");
     let identity = crm.tls.identity.as_ref().unwrap();
     assert!(identity.key.starts_with(b"-----BEGIN PRIVATE KEY"));
     assert_eq!(crm.tls.ca.as_ref(), Some(&identity.certificate));
@@ -231,6 +232,7 @@ fn what_is_left_out_has_the_documented_default() {
     assert_eq!(source.duplicates, DuplicateWindows::default());
     let target = &table.targets["crm"];
     assert_eq!((target.timeout, target.concurrency), (Duration::from_secs(10), 16));
+    assert!(!target.paused);
     assert_eq!(target.retry, crate::domain::retry::RetrySchedule::default());
     assert_eq!((target.rate_limit, source.rate_limit), (None, None));
     assert_eq!(table.unrouted, Unrouted::Keep);

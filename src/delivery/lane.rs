@@ -18,7 +18,7 @@ use super::memory::Window;
 use super::pace::Pace;
 use crate::domain::route::RoutingTable;
 use crate::domain::target::Target;
-use crate::store::{Lease, Store};
+use crate::store::{Lease, Pick, Store};
 
 /// How long a lane holds still after something that must not happen, so that it can't spin.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -103,7 +103,7 @@ impl<S: Store, N: Network> Lane<S, N> {
                 }
             }
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() && room > 0 => {}
-            leases = async { self.tools.store.lease(&self.name, room).await },
+            leases = async { self.tools.store.lease(&self.name, room, Pick::LongestDue).await },
                 if until.is_none() && room > 0 => self.begin(leases),
         }
         ControlFlow::Continue(())

@@ -30,7 +30,7 @@ use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
 use crate::store::{
-    CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pulse, Sizes, Store,
+    CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pick, Pulse, Sizes, Store,
 };
 use crate::telemetry::metrics::SharedMetrics;
 
@@ -135,7 +135,7 @@ impl Store for FakeStore {
         Err(CommitError::Closed)
     }
 
-    async fn lease(&self, target: &str, max: usize) -> Vec<Lease> {
+    async fn lease(&self, target: &str, max: usize, _: Pick) -> Vec<Lease> {
         assert!(max > 0);
         assert!(
             *target != *"breaks" || self.0.clock.began.elapsed() > Duration::ZERO,
@@ -470,6 +470,7 @@ pub(super) fn target(name: &str) -> Target {
         retry: RetrySchedule::default(),
         concurrency: 16,
         rate_limit: None,
+        paused: false,
         tls: TargetTls::default(),
     }
 }

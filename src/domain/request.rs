@@ -177,6 +177,7 @@ mod tests {
             retry: RetrySchedule::default(),
             concurrency: 16,
             rate_limit: None,
+            paused: false,
             tls: TargetTls::default(),
         }
     }

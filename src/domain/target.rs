@@ -35,6 +35,8 @@ pub struct Target {
     pub concurrency: usize,
     /// Attempts per time.
     pub rate_limit: Option<Rate>,
+    /// Everything is kept for it and nothing sent.
+    pub paused: bool,
     /// What its TLS asks for.
     pub tls: TargetTls,
 }

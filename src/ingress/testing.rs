@@ -26,7 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Sizes, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Sizes, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
 
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -78,7 +78,7 @@ impl Store for FakeStore {
         Ok(())
     }
 
-    async fn lease(&self, _: &str, _: usize) -> Vec<Lease> {
+    async fn lease(&self, _: &str, _: usize, _: Pick) -> Vec<Lease> {
         std::future::pending().await
     }
 

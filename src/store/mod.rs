@@ -20,6 +20,7 @@ pub mod archive;
 pub mod claims;
 pub mod embedded;
 pub mod listing;
+pub mod marks;
 pub mod story;
 
 /// Keeps webhooks and their deliveries.
@@ -61,9 +62,14 @@ pub trait Store: Send + Sync + 'static {
         claimed: Claimed,
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 
-    /// Waits until a delivery to `target` is due, and leases at least one and at most `max`, the
-    /// longest due first. Dropping the future loses nothing.
-    fn lease(&self, target: &str, max: usize) -> impl Future<Output = Vec<Lease>> + Send;
+    /// Waits until a delivery to `target` is due, and leases at least one and at most `max`.
+    /// Dropping the future loses nothing.
+    fn lease(
+        &self,
+        target: &str,
+        max: usize,
+        pick: Pick,
+    ) -> impl Future<Output = Vec<Lease>> + Send;
 
     /// Settles a leased delivery. `attempt` is the exchange it rests on, if there was one.
     fn settle(&self, lease: Lease, attempt: Option<Attempt>, settlement: Settlement);
@@ -93,6 +99,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes nothing more, writes everything down, and answers when that is done.
     fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// Which of those that are due are leased first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// Those that are due for longest.
+    LongestDue,
+    /// Those that were never tried, as far as they are among the few hundred that are due for
+    /// longest: a delivery that its target does not digest must not be the only one it is asked by.
+    UntriedFirst,
 }
 
 /// Why a webhook could not be committed. Each means: not acknowledged, come again.

@@ -20,11 +20,11 @@ use aryeo_relay::domain::time::{Clock, Timestamp};
 use aryeo_relay::domain::webhook::{
     DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds,
 };
-use aryeo_relay::store::Store;
 use aryeo_relay::store::archive::Archive;
 use aryeo_relay::store::claims::Claim;
 use aryeo_relay::store::embedded::{EmbeddedStore, Settings};
 use aryeo_relay::store::listing::Place;
+use aryeo_relay::store::{Pick, Store};
 use bytes::Bytes;
 use rustix::time::ClockId;
 use tokio::time::Instant;
@@ -191,7 +191,7 @@ fn bench_store(dir: &Path, body: &Bytes, count: u64) -> f64 {
             tokio::spawn(async move {
                 let mut done = 0;
                 while done < count / PRODUCERS as u64 * PRODUCERS as u64 {
-                    for lease in store.lease("crm", 64).await {
+                    for lease in store.lease("crm", 64, Pick::LongestDue).await {
                         store.settle(lease, None, Settlement::Delivered);
                         done += 1;
                     }
@@ -277,7 +277,7 @@ fn start(dir: &Path) {
             store.commit(webhook, claimed).await.expect("a commit");
         }
         println!("first accept: {:?}", began.elapsed());
-        let leases = store.lease("crm", 1).await;
+        let leases = store.lease("crm", 1, Pick::LongestDue).await;
         println!("first lease ({}): {:?}; {}", leases.len(), began.elapsed(), resident_kb());
         println!("{:?}", store.lanes());
     });

@@ -39,6 +39,7 @@ fn target() -> Target {
         retry: RetrySchedule::default(),
         concurrency: 16,
         rate_limit: None,
+        paused: false,
         tls: TargetTls::default(),
     }
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::outcome::Attempt;
@@ -18,8 +18,9 @@ use crate::store::embedded::queue::Waiting;
 use crate::store::embedded::record::encode_webhook;
 use crate::store::embedded::{EmbeddedStore, committer};
 use crate::store::listing::{Page, Place, ReadError, Summary};
+use crate::store::marks::{MarkError, MarkKeeper, Marks};
 use crate::store::story::{Filter, Order, Stories, Whole};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pulse, Sizes, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Sizes, Store};
 
 impl Store for EmbeddedStore {
     fn claim(
@@ -53,10 +54,15 @@ impl Store for EmbeddedStore {
         }
     }
 
-    fn lease(&self, target: &str, max: usize) -> impl Future<Output = Vec<Lease>> + Send {
+    fn lease(
+        &self,
+        target: &str,
+        max: usize,
+        pick: Pick,
+    ) -> impl Future<Output = Vec<Lease>> + Send {
         let lane = self.shared.lanes.lane(target);
         let shared = Arc::clone(&self.shared);
-        async move { shared.lease(lane, max).await }
+        async move { shared.lease(lane, max, pick).await }
     }
 
     fn settle(&self, lease: Lease, attempt: Option<Attempt>, settlement: Settlement) {
@@ -132,6 +138,28 @@ impl Store for EmbeddedStore {
             if let Err(error) = stopped.wait_for(|stopped| *stopped).await {
                 tracing::error!(%error, "the store did not stop in order");
             }
+        }
+    }
+}
+
+impl MarkKeeper for EmbeddedStore {
+    fn marks(&self) -> watch::Receiver<Arc<Marks>> {
+        self.marks.subscribe()
+    }
+
+    fn mark(
+        &self,
+        change: impl FnOnce(&mut Marks) + Send + 'static,
+    ) -> impl Future<Output = Result<(), MarkError>> + Send {
+        let marks = Arc::clone(&self.marks);
+        let closing = self.shared.queue.is_closing();
+        async move {
+            if closing {
+                return Err(MarkError::Closed);
+            }
+            // Cancelled at the end of the runtime only: then nobody waits for the answer.
+            let changed = tokio::task::spawn_blocking(move || marks.change(change)).await;
+            changed.unwrap_or(Err(MarkError::Closed))
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::store::embedded::{OpenError, Settings};
 const MODE: u32 = 0o700;
 
 /// What a store puts into its directory, and what a new file system comes with.
-const OURS: [&str; 3] = ["lock", "lost+found", "segments"];
+const OURS: [&str; 4] = ["lanes.json", "lock", "lost+found", "segments"];
 
 /// The index, the files beside it, and what was set aside of it.
 const INDEX: &str = "index.sqlite";

@@ -27,7 +27,7 @@ use crate::store::embedded::indexer::{Inbox, Request};
 use crate::store::embedded::memory::{Hold, Memory, Share};
 use crate::store::embedded::offer::{Body, Offer, Routed};
 use crate::store::embedded::queue::Queue;
-use crate::store::{Delivery, LaneCounts, LeaseOwner};
+use crate::store::{Delivery, LaneCounts, LeaseOwner, Pick};
 
 /// How many deliveries a window takes from the index; it holds twice as many at most.
 pub const WINDOW: usize = 512;
@@ -206,11 +206,11 @@ impl Lane {
     }
 
     /// Leases what is due, at most `max`, or says when to come again.
-    pub fn offer(self: &Arc<Self>, now: Timestamp, max: usize) -> Offer {
+    pub fn offer(self: &Arc<Self>, now: Timestamp, max: usize, pick: Pick) -> Offer {
         let mut state = self.lock();
         let mut taken = Vec::new();
         while taken.len() < max
-            && let Some((key, entry)) = state.window.first_key_value()
+            && let Some((key, entry)) = state.first(pick, now)
             && key.due_at <= now
         {
             let (key, bytes) = (*key, entry.row.webhook_at.length);
@@ -445,6 +445,16 @@ impl Lane {
 }
 
 impl State {
+    /// The one in the window whose turn it is.
+    fn first(&self, pick: Pick, now: Timestamp) -> Option<(&DueKey, &Entry)> {
+        let mut due = self.window.iter().take_while(|(key, _)| key.due_at <= now);
+        let untried = match pick {
+            Pick::LongestDue => None,
+            Pick::UntriedFirst => due.find(|(_, entry)| entry.row.attempts == 0),
+        };
+        untried.or_else(|| self.window.first_key_value())
+    }
+
     /// Puts a delivery where it belongs; answers whether it is now the first.
     fn put(&mut self, entry: Entry) -> bool {
         let key = entry.row.key;

@@ -15,7 +15,7 @@ use crate::store::embedded::lanes::Lane;
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::reader::{Readback, read_back};
 use crate::store::embedded::segment::Position;
-use crate::store::{Delivery, Lease};
+use crate::store::{Delivery, Lease, Pick};
 
 // A disk that does not read now may read later.
 const READ_AGAIN_WAIT: Duration = Duration::from_secs(60);
@@ -77,12 +77,12 @@ impl Pending {
 
 impl Shared {
     /// Waits until something is due, and leases it.
-    pub(super) async fn lease(&self, lane: Arc<Lane>, max: usize) -> Vec<Lease> {
+    pub(super) async fn lease(&self, lane: Arc<Lane>, max: usize, pick: Pick) -> Vec<Lease> {
         loop {
             let changed = lane.changed().notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match lane.offer(self.clock.0.now(), max.max(1)) {
+            match lane.offer(self.clock.0.now(), max.max(1), pick) {
                 Offer::Due(taken) => {
                     let leases = self.fetch(&lane, taken).await;
                     if !leases.is_empty() {

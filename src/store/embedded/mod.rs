@@ -27,6 +27,7 @@ use crate::store::embedded::lanes::{Lane, Lanes};
 use crate::store::embedded::leasing::Unreadable;
 use crate::store::embedded::lock::DirectoryLock;
 use crate::store::embedded::log::{Log, LogError};
+use crate::store::embedded::marks::MarkFile;
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::{Observer, Unobserved};
@@ -53,6 +54,7 @@ pub mod leasing;
 mod listing;
 pub mod lock;
 pub mod log;
+mod marks;
 pub mod memory;
 pub mod newest;
 pub mod observer;
@@ -203,6 +205,7 @@ fn owner(process: Option<u32>) -> String {
 #[derive(Debug)]
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
+    marks: Arc<MarkFile>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stopped: watch::Receiver<bool>,
     ids_after: Timestamp,
@@ -241,6 +244,7 @@ impl EmbeddedStore {
         let dir = settings.dir.clone();
         let io = |source| OpenError::Io { dir: dir.clone(), source };
         let lock = directory::claim(settings)?;
+        let marks = Arc::new(MarkFile::open(&dir));
         let log =
             Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
                 |error| match error {
@@ -268,7 +272,7 @@ impl EmbeddedStore {
         let reads_rest = shared.read_rest(rest).map_err(io)?;
         let mut threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
         threads.extend(reads_rest);
-        let store = Self { shared, threads: Mutex::new(threads), stopped, ids_after };
+        let store = Self { shared, marks, threads: Mutex::new(threads), stopped, ids_after };
         store.wait_for_index(&is_caught_up, begun + settings.catch_up_wait);
         Ok(store)
     }

@@ -4,17 +4,21 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::Pick;
 use crate::store::archive::Archive;
 use crate::store::listing::{Place, Routed, Summary};
+use crate::store::marks::{MarkError, MarkKeeper, Word};
 
 /// The suite: passed by every store, opened anew in the same world for a restart.
-async fn suite<S: Store + Archive>(world: &World, open: impl Fn() -> S) {
+async fn suite<S: Store + Archive + MarkKeeper>(world: &World, open: impl Fn() -> S) {
     committed_is_leased_byte_for_byte(world, &open).await;
     a_dropped_lease_is_due_again(world, &open()).await;
     settled_survives_a_restart(world, &open).await;
     duplicates_are_known_after_a_restart(world, &open).await;
     a_claim_waits_for_the_first(world, &open()).await;
     retries_come_when_they_are_due(world, &open()).await;
+    those_never_tried_come_first_if_that_is_asked(world, &open()).await;
+    what_is_marked_outlives_a_restart(world, &open).await;
     dead_letters_are_counted(world, &open).await;
     a_commit_needs_nobody_to_wait(world, &open()).await;
     expired_ones_end(world, &open()).await;
@@ -146,7 +150,7 @@ async fn retries_come_when_they_are_due<S: Store>(world: &World, store: &S) {
         let at = world.clock.now().plus(Duration::from_millis(30));
         store.settle(lease, None, Settlement::Retry { at });
     }
-    let waiting = store.lease("d", 1);
+    let waiting = store.lease("d", 1, Pick::LongestDue);
     let advance = async {
         tokio::time::sleep(Duration::from_millis(10)).await;
         world.clock.advance(Duration::from_millis(30));
@@ -155,6 +159,46 @@ async fn retries_come_when_they_are_due<S: Store>(world: &World, store: &S) {
     for lease in leases {
         store.settle(lease, None, Settlement::Delivered);
     }
+}
+
+async fn those_never_tried_come_first_if_that_is_asked<S: Store>(world: &World, store: &S) {
+    world.commit(store, b"tried", &["p"]).await.1.unwrap();
+    for lease in lease(store, "p", 8).await {
+        let now = world.clock.now();
+        store.settle(lease, Some(attempt(now, Outcome::Timeout)), Settlement::Retry { at: now });
+    }
+    world.clock.advance(Duration::from_secs(1));
+    world.commit(store, b"untried", &["p"]).await.1.unwrap();
+    // It is acknowledged a moment before it is in its lane.
+    let waiting = || store.lanes().iter().map(|lane| lane.pending).sum::<u64>();
+    while waiting() < 2 {
+        tokio::task::yield_now().await;
+    }
+    for (pick, expected) in [(Pick::LongestDue, &b"tried"[..]), (Pick::UntriedFirst, b"untried")] {
+        let leases = within(PATIENCE, store.lease("p", 1, pick)).await;
+        assert_eq!(&*leases[0].delivery.webhook.body, expected);
+    }
+    // With none of those it is the one that is due for longest.
+    let both = within(PATIENCE, store.lease("p", 2, Pick::UntriedFirst)).await;
+    assert_eq!(both.iter().map(|lease| lease.delivery.attempts).collect::<Vec<_>>(), [0, 1]);
+    both.into_iter().for_each(|lease| store.settle(lease, None, Settlement::Delivered));
+}
+
+async fn what_is_marked_outlives_a_restart<S: Store + MarkKeeper>(
+    world: &World,
+    open: impl Fn() -> S,
+) {
+    let store = open();
+    let paused = Some(Word::Pause(world.clock.now()));
+    store.mark(move |marks| marks.entry("m".into()).or_default().word = paused).await.unwrap();
+    assert_eq!(store.marks().borrow()["m"].word, paused);
+    within(PATIENCE, store.close()).await;
+    assert_eq!(store.mark(|marks| marks.clear()).await, Err(MarkError::Closed));
+    drop(store);
+    let store = open();
+    assert_eq!(store.marks().borrow()["m"].word, paused);
+    store.mark(|marks| marks.clear()).await.unwrap();
+    assert!(store.marks().borrow().is_empty());
 }
 
 async fn dead_letters_are_counted<S: Store>(world: &World, open: impl Fn() -> S) {

@@ -18,7 +18,7 @@ use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, Webho
 use crate::store::claims::Claim;
 use crate::store::embedded::sim::SimDisk;
 use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
-use crate::store::{CommitError, Lease, Store};
+use crate::store::{CommitError, Lease, Pick, Store};
 
 mod archive;
 mod cleaning;
@@ -214,12 +214,12 @@ pub(super) async fn is_duplicate<S: Store>(store: &S, body: &[u8]) -> Option<Web
 
 /// What is due, or nothing if nothing comes in time.
 pub(super) async fn lease<S: Store>(store: &S, target: &str, max: usize) -> Vec<Lease> {
-    within(PATIENCE, store.lease(target, max)).await
+    within(PATIENCE, store.lease(target, max, Pick::LongestDue)).await
 }
 
 /// What is due now; nothing after a moment in which nothing came.
 pub(super) async fn lease_now<S: Store>(store: &S, target: &str, max: usize) -> Vec<Lease> {
-    tokio::time::timeout(Duration::from_millis(200), store.lease(target, max))
+    tokio::time::timeout(Duration::from_millis(200), store.lease(target, max, Pick::LongestDue))
         .await
         .unwrap_or_default()
 }

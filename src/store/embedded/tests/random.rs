@@ -9,6 +9,7 @@ use super::cleaning::clean;
 use super::faults::block_index;
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::Pick;
 use crate::store::embedded::sim::Faults;
 
 // Short, so that a pass of the cleaner is not waited for.
@@ -362,7 +363,7 @@ async fn run(steps: Vec<Step>) {
 
 async fn quick(store: &EmbeddedStore, target: &str) -> Vec<Lease> {
     store.flush().await;
-    tokio::time::timeout(Duration::from_millis(15), store.lease(target, 2))
+    tokio::time::timeout(Duration::from_millis(15), store.lease(target, 2, Pick::LongestDue))
         .await
         .unwrap_or_default()
 }
