@@ -18,6 +18,7 @@ use crate::app::observe::Commits;
 use crate::app::reload::{Tables, Taken};
 use crate::app::watcher::{Followed, Reloads, Watcher};
 use crate::config::Environment;
+use crate::delivery::board::Board;
 use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
@@ -145,6 +146,7 @@ pub struct App {
     readiness: Arc<Readiness>,
     admin: AdminThread,
     reloads: Reloads,
+    board: Arc<Board>,
 }
 
 impl std::fmt::Debug for App {
@@ -177,11 +179,13 @@ impl App {
         let (opened, store) = watch::channel(None);
         let socket = std::net::TcpListener::bind(settings.admin)
             .with_context(|| format!("--admin {} can't be bound", settings.admin))?;
+        let board = Arc::<Board>::default();
         let answers = Answers {
             store: store.clone(),
             table: table.subscribe(),
             clock: clock.clone(),
             reloads: reloads.clone(),
+            board: Arc::clone(&board),
         };
         let admin = Admin {
             store,
@@ -223,6 +227,7 @@ impl App {
             readiness,
             admin,
             reloads,
+            board,
         })
     }
 

@@ -107,6 +107,7 @@ impl App {
                 metrics: Arc::clone(&self.metrics),
                 random: || fastrand::u64(..),
                 memory_bytes_max: self.settings.store.delivery_memory / 2,
+                board: Arc::clone(&self.board),
             },
             Clients::default(),
         );

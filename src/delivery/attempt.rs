@@ -23,6 +23,7 @@ use crate::domain::redaction;
 use crate::domain::request::{self, Content};
 use crate::domain::target::Target;
 use crate::domain::time::{Clock, Timestamp};
+use crate::domain::webhook::WebhookId;
 use crate::net::client::{Answer, SendFailure};
 use crate::store::{Delivery, Lease, Store};
 use crate::telemetry::metrics::TargetMetrics;
@@ -44,8 +45,17 @@ pub(super) struct Tools<S> {
     pub(super) journal: Journal,
 }
 
-/// Until when the lane is to hold still, if the target asked for it.
-pub(super) type Hold = Option<Timestamp>;
+/// An attempt that ended, as its lane has to know of it.
+pub(super) struct Ended {
+    /// Whose it was.
+    pub(super) webhook: WebhookId,
+    /// What it came to; nothing if it broke.
+    pub(super) attempt: Option<Attempt>,
+    /// Until when the lane is to hold still, if the target asked for it.
+    pub(super) hold: Option<Timestamp>,
+    /// It was to show whether the target is back.
+    pub(super) probe: bool,
+}
 
 /// Makes one attempt and settles its delivery. Cut off, the lease lapses.
 pub(super) async fn run<S: Store, C: SendRequest>(
@@ -53,7 +63,8 @@ pub(super) async fn run<S: Store, C: SendRequest>(
     client: &C,
     target: &Target,
     lease: Lease,
-) -> Hold {
+    probe: bool,
+) -> Ended {
     let began = Began::now(tools);
     let exchanged = {
         let mut exchange = pin!(exchange(tools, client, target, &lease.delivery, began.instant));
@@ -67,6 +78,7 @@ pub(super) async fn run<S: Store, C: SendRequest>(
         .await
     };
     let now = tools.clock.now();
+    let webhook = lease.delivery.webhook.id;
     let Some(result) = exchanged else {
         tracing::error!(
             webhook_id = %journal::id(&lease.delivery),
@@ -74,7 +86,7 @@ pub(super) async fn run<S: Store, C: SendRequest>(
             "an attempt panicked; its delivery is tried again later"
         );
         tools.store.settle(lease, None, Settlement::Retry { at: now.plus(PANIC_WAIT) });
-        return None;
+        return Ended { webhook, attempt: None, hold: None, probe };
     };
     let came_to = CameTo::of(result, target, now, tools.clock.wall());
     let attempts = lease.delivery.attempts.saturating_add(1);
@@ -93,8 +105,8 @@ pub(super) async fn run<S: Store, C: SendRequest>(
     tools.metrics.attempted(attempt.outcome, attempt.duration);
     tools.metrics.settled(settlement, now.since(lease.delivery.webhook.received_at));
     tools.journal.attempted(&lease.delivery, &attempt, attempts, settlement);
-    tools.store.settle(lease, Some(attempt), settlement);
-    came_to.hold
+    tools.store.settle(lease, Some(attempt.clone()), settlement);
+    Ended { webhook, attempt: Some(attempt), hold: came_to.hold, probe }
 }
 
 /// An attempt in flight, counted until it is dropped, however it ends.
@@ -166,7 +178,7 @@ struct CameTo {
     status: Option<u16>,
     excerpt: Bytes,
     not_before: Option<Timestamp>,
-    hold: Hold,
+    hold: Option<Timestamp>,
 }
 
 impl CameTo {

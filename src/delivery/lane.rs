@@ -12,10 +12,12 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::attempt::{self, Hold, Tools};
+use super::attempt::{self, Ended, Tools};
 use super::client::{Connecting, Made, Network};
 use super::memory::Window;
 use super::pace::Pace;
+use super::standing::Standing;
+use crate::domain::lane::{Event, May};
 use crate::domain::route::RoutingTable;
 use crate::domain::target::Target;
 use crate::store::{Lease, Pick, Store};
@@ -37,7 +39,8 @@ pub(super) struct Lane<S, N: Network> {
     made: Option<Made<N::Client>>,
     pace: Pace,
     window: Window,
-    attempts: JoinSet<Hold>,
+    standing: Standing,
+    attempts: JoinSet<Ended>,
     // The target asked for it, or a pause.
     held_until: Option<Instant>,
 }
@@ -45,7 +48,7 @@ pub(super) struct Lane<S, N: Network> {
 impl<S: Store, N: Network> Lane<S, N> {
     /// A lane that has done nothing yet.
     pub(super) fn new(
-        name: Arc<str>,
+        standing: Standing,
         tools: Tools<S>,
         network: Arc<N>,
         table: Table,
@@ -53,7 +56,7 @@ impl<S: Store, N: Network> Lane<S, N> {
         window: Window,
     ) -> Self {
         Self {
-            name,
+            name: Arc::clone(standing.name()),
             tools: Arc::new(tools),
             network,
             table,
@@ -62,6 +65,7 @@ impl<S: Store, N: Network> Lane<S, N> {
             made: None,
             pace: Pace::new(None),
             window,
+            standing,
             attempts: JoinSet::new(),
             held_until: None,
         }
@@ -80,6 +84,9 @@ impl<S: Store, N: Network> Lane<S, N> {
         while let Some(ended) = self.attempts.join_next().await {
             self.ended(ended);
         }
+        if self.target.is_none() {
+            self.standing.retire();
+        }
     }
 
     /// Waits for the next thing that happens and does what follows from it.
@@ -87,14 +94,23 @@ impl<S: Store, N: Network> Lane<S, N> {
         if self.target.is_none() && self.attempts.is_empty() {
             return ControlFlow::Break(());
         }
-        let room = self.room();
-        let until = self.held_until.max(self.pace.ready_at()).filter(|at| *at > Instant::now());
+        let (room, probe_at) = match self.standing.may() {
+            May::Attempts => (self.room(), None),
+            // One at a time, when none of those from before is in flight.
+            May::Probe(at) if self.attempts.is_empty() => (self.room().min(1), Some(at)),
+            May::Probe(_) | May::Nothing => (0, None),
+        };
+        let probe_after = probe_at.map(|at| Instant::now() + at.since(self.tools.clock.now()));
+        let until = self.held_until.max(self.pace.ready_at()).max(probe_after);
+        let until = until.filter(|at| *at > Instant::now());
+        let pick = if probe_at.is_some() { Pick::UntriedFirst } else { Pick::LongestDue };
         tokio::select! {
             // Leases come last: nothing that forbids one is overlooked, and none that was got is
             // dropped, for only the branch that is taken is ready.
             biased;
             () = self.stop.cancelled() => return ControlFlow::Break(()),
             () = super::changed(&mut self.table) => self.refresh(),
+            () = super::changed(&mut self.standing.marks) => self.standing.follow_marks(),
             Some(ended) = self.attempts.join_next(), if !self.attempts.is_empty() => {
                 self.ended(ended);
                 // Those that ended meanwhile make room for one larger lease.
@@ -103,8 +119,8 @@ impl<S: Store, N: Network> Lane<S, N> {
                 }
             }
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() && room > 0 => {}
-            leases = async { self.tools.store.lease(&self.name, room, Pick::LongestDue).await },
-                if until.is_none() && room > 0 => self.begin(leases),
+            leases = async { self.tools.store.lease(&self.name, room, pick).await },
+                if until.is_none() && room > 0 => self.begin(leases, probe_at.is_some()),
         }
         ControlFlow::Continue(())
     }
@@ -123,6 +139,7 @@ impl<S: Store, N: Network> Lane<S, N> {
         self.target = self.table.borrow_and_update().targets.get(&self.name).cloned();
         let Some(target) = &self.target else { return };
         self.pace.set(target.rate_limit);
+        self.standing.on(Event::Table { paused: target.paused });
         let from = Connecting::of(target);
         if self.made.as_ref().is_some_and(|made| made.from == from) {
             return;
@@ -130,11 +147,13 @@ impl<S: Store, N: Network> Lane<S, N> {
         // What another server asked for does not bind this one.
         if self.made.as_ref().is_some_and(|made| !made.from.same_server(&from)) {
             self.held_until = None;
+            self.standing.held(None);
+            self.standing.on(Event::Moved);
         }
         self.made = Some(Made { client: Arc::new(self.network.client(target)), from });
     }
 
-    fn begin(&mut self, leases: Vec<Lease>) {
+    fn begin(&mut self, leases: Vec<Lease>, probe: bool) {
         // The settings are those in force now, not those when the wait began.
         if self.table.has_changed().unwrap_or(true) {
             self.refresh();
@@ -147,6 +166,10 @@ impl<S: Store, N: Network> Lane<S, N> {
             // Gone this moment: the leases lapse, the deliveries wait in the store.
             return;
         };
+        if self.standing.may() == May::Nothing {
+            // Paused this moment: likewise.
+            return;
+        }
         self.pace.took(leases.len(), Instant::now());
         for lease in leases {
             let held = self.window.hold(lease.delivery.webhook.body.len());
@@ -154,17 +177,22 @@ impl<S: Store, N: Network> Lane<S, N> {
             let target = Arc::clone(target);
             self.attempts.spawn(async move {
                 let _held = held;
-                attempt::run(&tools, &*client, &target, lease).await
+                attempt::run(&tools, &*client, &target, lease, probe).await
             });
         }
     }
 
-    fn ended(&mut self, ended: Result<Hold, JoinError>) {
+    fn ended(&mut self, ended: Result<Ended, JoinError>) {
         match ended {
-            Ok(None) => {}
-            Ok(Some(until)) => {
-                let wait = until.since(self.tools.clock.now());
-                self.held_until = self.held_until.max(Instant::now().checked_add(wait));
+            Ok(Ended { webhook, attempt, hold, probe }) => {
+                if let Some(until) = hold {
+                    let wait = until.since(self.tools.clock.now());
+                    self.held_until = self.held_until.max(Instant::now().checked_add(wait));
+                    self.standing.held(Some(until));
+                }
+                if let Some(attempt) = attempt {
+                    self.standing.attempted(webhook, attempt, probe);
+                }
             }
             Err(error) => {
                 tracing::error!(target_name = &*self.name, %error, "an attempt broke; its delivery is due again");

@@ -16,23 +16,30 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::store::Store;
+use crate::store::marks::MarkKeeper;
 use crate::telemetry::metrics::SharedMetrics;
 
 use self::attempt::Tools;
+use self::board::Board;
 use self::client::{Clients, Network};
 use self::journal::Journal;
 use self::lane::Lane;
 use self::memory::{Memory, Window};
+use self::standing::{Keeper, Standing};
 use self::sweep::Sweep;
 
 mod attempt;
+pub mod board;
 pub mod client;
+#[cfg(test)]
+mod holding_tests;
 mod journal;
 mod lane;
 mod memory;
 mod pace;
 #[cfg(test)]
 mod sockets;
+mod standing;
 mod sweep;
 #[cfg(test)]
 mod testing;
@@ -56,6 +63,8 @@ pub struct Parts<S> {
     pub random: Random,
     /// Bytes of bodies that lanes may hold: `--delivery-memory`.
     pub memory_bytes_max: usize,
+    /// Where lanes say how they are.
+    pub board: Arc<Board>,
 }
 
 impl<S> fmt::Debug for Parts<S> {
@@ -78,7 +87,7 @@ impl<S, N> fmt::Debug for Dispatcher<S, N> {
     }
 }
 
-impl<S: Store, N: Network> Dispatcher<S, N> {
+impl<S: Store + MarkKeeper, N: Network> Dispatcher<S, N> {
     /// Does nothing before it is run.
     pub fn new(parts: Parts<S>, network: N) -> Self {
         Self { parts, network: Arc::new(network) }
@@ -91,6 +100,8 @@ impl<S: Store, N: Network> Dispatcher<S, N> {
         let mut table = self.parts.table.clone();
         let mut sweep = JoinSet::new();
         sweep.spawn(self.sweep(&stop).run(Instant::now()));
+        let mut keeper = JoinSet::new();
+        keeper.spawn(self.keeper(&stop).run());
         let mut running = Running {
             dispatcher: self,
             memory,
@@ -114,10 +125,25 @@ impl<S: Store, N: Network> Dispatcher<S, N> {
                     let again = Instant::now() + Duration::from_secs(60);
                     sweep.spawn(running.dispatcher.sweep(&running.stop).run(again));
                 }
+                Some(ended) = keeper.join_next(), if !keeper.is_empty() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "remembering suspended targets broke off");
+                    }
+                    keeper.spawn(running.dispatcher.keeper(&running.stop).run());
+                }
             }
         }
         while running.tasks.join_next().await.is_some() {}
         while sweep.join_next().await.is_some() {}
+        while keeper.join_next().await.is_some() {}
+    }
+
+    fn keeper(&self, stop: &CancellationToken) -> Keeper<S> {
+        Keeper {
+            store: Arc::clone(&self.parts.store),
+            board: Arc::clone(&self.parts.board),
+            stop: stop.clone(),
+        }
     }
 
     fn sweep(&self, stop: &CancellationToken) -> Sweep<S> {
@@ -140,7 +166,7 @@ struct Running<S, N> {
     tasks: JoinSet<()>,
 }
 
-impl<S: Store, N: Network> Running<S, N> {
+impl<S: Store + MarkKeeper, N: Network> Running<S, N> {
     /// Starts the lanes that the table asks for. Those it asks for no more end by themselves.
     fn follow(&mut self, table: &RoutingTable) {
         for name in table.targets.keys() {
@@ -160,11 +186,18 @@ impl<S: Store, N: Network> Running<S, N> {
             metrics: parts.metrics.target(name),
             journal: Journal::new(Arc::clone(name)),
         };
+        let standing = Standing::new(
+            name,
+            parts.store.marks(),
+            &parts.board,
+            parts.metrics.lane_state(name),
+            Arc::clone(&parts.clock),
+        );
         let network = Arc::clone(&self.dispatcher.network);
         let table = parts.table.clone();
         let window = Window::new(Arc::clone(&self.memory));
         let stop = self.stop.clone();
-        let lane = how(Lane::new(Arc::clone(name), tools, network, table, stop, window));
+        let lane = how(Lane::new(standing, tools, network, table, stop, window));
         let id = self.tasks.spawn(lane.run()).id();
         self.lanes.insert(Arc::clone(name), id);
     }

@@ -29,6 +29,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
 use crate::net::client::{Answer, SendFailure};
 use crate::store::claims::{Claim, Claimed};
+use crate::store::marks::{MarkError, MarkKeeper, Marks};
 use crate::store::{
     CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pick, Pulse, Sizes, Store,
 };
@@ -68,9 +69,11 @@ pub(super) struct Settled {
     pub(super) settlement: Settlement,
 }
 
+type Key = (Arc<str>, Timestamp, u64);
+
 #[derive(Default)]
 struct Held {
-    due: BTreeMap<(Arc<str>, Timestamp, u64), Delivery>,
+    due: BTreeMap<Key, Delivery>,
     settled: Vec<Settled>,
     leased: usize,
     count: u64,
@@ -80,6 +83,7 @@ struct Inner {
     clock: Arc<FakeClock>,
     held: Mutex<Held>,
     more: Notify,
+    marks: watch::Sender<Arc<Marks>>,
 }
 
 impl Inner {
@@ -135,7 +139,7 @@ impl Store for FakeStore {
         Err(CommitError::Closed)
     }
 
-    async fn lease(&self, target: &str, max: usize, _: Pick) -> Vec<Lease> {
+    async fn lease(&self, target: &str, max: usize, pick: Pick) -> Vec<Lease> {
         assert!(max > 0);
         assert!(
             *target != *"breaks" || self.0.clock.began.elapsed() > Duration::ZERO,
@@ -149,7 +153,15 @@ impl Store for FakeStore {
                 let mine: Vec<_> =
                     held.due.keys().filter(|key| *key.0 == *target).take(max).cloned().collect();
                 let first = mine.first().map(|key| key.1);
-                let due: Vec<_> = mine.into_iter().filter(|key| key.1 <= now).collect();
+                let mut due: Vec<_> = mine.into_iter().filter(|key| key.1 <= now).collect();
+                if pick == Pick::UntriedFirst && !due.is_empty() {
+                    let untried = |(key, delivery): (&Key, &Delivery)| {
+                        (key.0 == due[0].0 && key.1 <= now && delivery.attempts == 0)
+                            .then(|| key.clone())
+                    };
+                    due[0] = held.due.iter().find_map(untried).unwrap_or(due[0].clone());
+                    due.truncate(1);
+                }
                 if !due.is_empty() {
                     held.leased += due.len();
                     let take = |key| held.due.remove(&key).unwrap();
@@ -214,6 +226,20 @@ impl Store for FakeStore {
     }
 
     async fn close(&self) {}
+}
+
+impl MarkKeeper for FakeStore {
+    fn marks(&self) -> watch::Receiver<Arc<Marks>> {
+        self.0.marks.subscribe()
+    }
+
+    async fn mark(
+        &self,
+        change: impl FnOnce(&mut Marks) + Send + 'static,
+    ) -> Result<(), MarkError> {
+        self.0.marks.send_modify(|marks| change(Arc::make_mut(marks)));
+        Ok(())
+    }
 }
 
 /// What a target does with a request.
@@ -372,8 +398,12 @@ impl World {
             ahead: Mutex::default(),
             doubted: AtomicBool::new(false),
         });
-        let inner =
-            Inner { clock: Arc::clone(&clock), held: Mutex::default(), more: Notify::new() };
+        let inner = Inner {
+            clock: Arc::clone(&clock),
+            held: Mutex::default(),
+            more: Notify::new(),
+            marks: watch::Sender::default(),
+        };
         let store = Arc::new(FakeStore(Arc::new(inner)));
         let (table, receiver) = watch::channel(table(targets));
         let metrics = SharedMetrics::default();
@@ -384,6 +414,7 @@ impl World {
             metrics: Arc::clone(&metrics),
             random: || u64::MAX,
             memory_bytes_max: 64 << 20,
+            board: Arc::default(),
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -399,6 +430,16 @@ impl World {
     /// The wall clock is so far behind the times of records.
     pub(super) fn fall_behind(&self, by: Duration) {
         *self.store.0.clock.ahead.lock().unwrap() = by;
+    }
+
+    /// The time.
+    pub(super) fn now(&self) -> Timestamp {
+        self.store.0.clock.now()
+    }
+
+    /// Changes what operators said.
+    pub(super) fn mark(&self, change: impl FnOnce(&mut Marks)) {
+        self.store.0.marks.send_modify(|marks| change(Arc::make_mut(marks)));
     }
 
     /// Puts another table in force.

@@ -189,6 +189,15 @@ impl Metrics {
         }
     }
 
+    /// Whether a target's lane is held back.
+    pub fn lane_state(&self, target: &str) -> LaneMetrics {
+        let own = [("target", target)];
+        LaneMetrics {
+            suspended: self.gauge("relay_target_suspended", &own),
+            paused: self.gauge("relay_target_paused", &own),
+        }
+    }
+
     /// Counts headers of a target's or its routes' that were left out.
     pub fn headers_left_out(&self, target: &str, count: usize) {
         if count > 0 {
@@ -398,6 +407,21 @@ pub struct TargetMetrics {
     settled: [(&'static str, Counter); Settlement::NAMES.len()],
     in_flight: Gauge,
     left_out: Counter,
+}
+
+/// Whether a target's lane is held back.
+#[derive(Clone, Debug)]
+pub struct LaneMetrics {
+    suspended: Gauge,
+    paused: Gauge,
+}
+
+impl LaneMetrics {
+    /// How it is now.
+    pub fn lane_is(&self, suspended: bool, paused: bool) {
+        self.suspended.set(f64::from(u8::from(suspended)));
+        self.paused.set(f64::from(u8::from(paused)));
+    }
 }
 
 impl TargetMetrics {

@@ -77,6 +77,18 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         None,
         "Operator's headers left out, because a placeholder had no value or too long a one.",
     ),
+    (
+        "relay_target_suspended",
+        Kind::Gauge,
+        None,
+        "1 while the target keeps failing and is only probed.",
+    ),
+    (
+        "relay_target_paused",
+        Kind::Gauge,
+        None,
+        "1 while nothing is sent, by the table or an operator.",
+    ),
     ("relay_dead_letters", Kind::Gauge, Some(Unit::Count), "Dead letters kept, by cause."),
     (
         "relay_routes_last_reload_successful",

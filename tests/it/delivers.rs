@@ -200,13 +200,14 @@ fn a_target_that_is_down_for_many_attempts_and_comes_back_gets_everything_once()
     bad.stop();
     let relay = TestRelay::with(&beside_a_good_one(&bad, &good, &[SOON])).start();
     let began = Instant::now();
-    let ids = post(&relay, 20);
+    // Two of them suspend nothing, however often they fail.
+    let ids = post(&relay, 2);
     arrived_on_time(&good, &ids, began);
-    eventually("many attempts were refused", || outcomes(&relay, "bad", "refused") >= 100.0);
+    eventually("many attempts were refused", || outcomes(&relay, "bad", "refused") >= 20.0);
     assert_eq!(bad.count(), 0);
     bad.start_again();
-    let received = bad.wait_for(20);
-    settled(&relay, "bad", "delivered", 20);
+    let received = bad.wait_for(2);
+    settled(&relay, "bad", "delivered", 2);
     let mut arrived: Vec<_> = received.iter().map(|r| r.webhook_id().to_owned()).collect();
     arrived.sort();
     let mut ids = ids;
@@ -216,7 +217,7 @@ fn a_target_that_is_down_for_many_attempts_and_comes_back_gets_everything_once()
         delivery.assert_signed_for("bad");
         assert!(delivery.attempt() >= 2, "attempts are counted on");
     }
-    assert_eq!(bad.count(), 20, "delivered, and not sent again");
+    assert_eq!(bad.count(), 2, "delivered, and not sent again");
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod durability;
 mod explains;
 mod full_disk;
 mod hang_up;
+mod holding;
 mod hung_disk;
 mod language;
 mod rejects;

@@ -16,6 +16,7 @@ use crate::admin::api::{Answer, Asked, Call, Endpoint, Problem};
 use crate::app::diff::{self, Refused};
 use crate::app::watcher::Reloads;
 use crate::config::Problems;
+use crate::delivery::board::Board;
 use crate::domain::delivery::Settlement;
 use crate::domain::explain::Explanation;
 use crate::domain::limit::ROUTES_FILE_BYTES_MAX;
@@ -24,6 +25,7 @@ use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::store::Store as _;
 use crate::store::embedded::EmbeddedStore;
+use crate::store::marks::Word;
 
 mod targets;
 mod wanted;
@@ -58,6 +60,8 @@ pub(super) struct Answers {
     pub(super) clock: Arc<dyn Clock>,
     /// Has the files read again.
     pub(super) reloads: Reloads,
+    /// How the lanes are.
+    pub(super) board: Arc<Board>,
 }
 
 /// All that can be asked.
@@ -73,6 +77,8 @@ pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
         get("webhooks/{id}/body", bytes_or_json(answers, Answers::webhook_body)),
         get("dead-letters", bytes_or_json(answers, Answers::dead_letters)),
         get("targets", bytes_or_json(answers, Answers::targets)),
+        post("targets/{id}/pause", 1024, bytes_or_json(answers, Answers::pause)),
+        post("targets/{id}/resume", 1024, bytes_or_json(answers, Answers::resume)),
         post("dead-letters/redrive", DECISION_BYTES_MAX, call(answers, Answers::redrive)),
         post("dead-letters/discard", DECISION_BYTES_MAX, call(answers, Answers::discard)),
         post("reload", 1024, call(answers, Answers::reload)),
@@ -106,14 +112,7 @@ where
 
 impl Answers {
     async fn reload(self, body: Bytes) -> Result<Value, Problem> {
-        let members = match body.trim_ascii() {
-            b"" => Map::new(),
-            body => parse(body)?,
-        };
-        if !members.is_empty() {
-            let detail = "the body must be empty or {}";
-            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-        }
+        no_members(&body)?;
         self.reloads.report().await
     }
 
@@ -174,7 +173,24 @@ impl Answers {
     async fn targets(self, _: Asked) -> Result<Answer, Problem> {
         let lanes = self.store()?.lanes();
         let table = Arc::clone(&self.table.borrow());
-        Ok(Answer::Json(targets::list(&table, &lanes)))
+        let listed = targets::list(&table, &lanes, &self.board.all(), self.clock.now());
+        Ok(Answer::Json(listed))
+    }
+
+    async fn pause(self, asked: Asked) -> Result<Answer, Problem> {
+        let word = Word::Pause(self.clock.now());
+        self.say(asked, word).await
+    }
+
+    async fn resume(self, asked: Asked) -> Result<Answer, Problem> {
+        let word = Word::Resume(self.clock.now());
+        self.say(asked, word).await
+    }
+
+    async fn say(self, asked: Asked, word: Word) -> Result<Answer, Problem> {
+        no_members(&asked.body)?;
+        let (store, table) = (self.store()?, Arc::clone(&self.table.borrow()));
+        targets::say(&*store, &table, &self.board, &asked.about, word).await.map(Answer::Json)
     }
 
     async fn diff(self, body: Bytes) -> Result<Value, Problem> {
@@ -193,6 +209,18 @@ impl Answers {
             Refused::Store(_) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string()),
         })
     }
+}
+
+/// There is nothing more to say.
+fn no_members(body: &[u8]) -> Result<(), Problem> {
+    let members: Map<String, Value> = match body.trim_ascii() {
+        b"" => Map::new(),
+        body => parse(body)?,
+    };
+    if members.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(StatusCode::BAD_REQUEST, "the body must be empty or {}"))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {

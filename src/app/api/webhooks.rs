@@ -300,7 +300,7 @@ fn shown_dead(story: &Story, delivery: &DeliveryStory, cause: Cause) -> Value {
 }
 
 /// An attempt; the excerpt is what the target said, as far as it is text.
-fn shown_attempt(attempt: &Attempt) -> Value {
+pub(super) fn shown_attempt(attempt: &Attempt) -> Value {
     let excerpt = String::from_utf8_lossy(&attempt.excerpt);
     json!({
         "at": attempt.at.to_string(),
@@ -353,7 +353,7 @@ fn shown_record(webhook: &Webhook) -> Value {
 }
 
 /// An object with more members; they take the place of those of the same name.
-fn with(mut object: Value, more: Value) -> Value {
+pub(super) fn with(mut object: Value, more: Value) -> Value {
     if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
         object.extend(more);
     }
