@@ -186,6 +186,7 @@ mod tests {
 
     use crate::domain::delivery::Settlement;
     use crate::domain::webhook::Resource;
+    use crate::store::archive::Addition;
     use crate::store::listing::Page;
     use crate::store::story::{Filter, Order, Stories, Whole};
 
@@ -219,6 +220,10 @@ mod tests {
         }
 
         async fn whole(&self, _: WebhookId) -> Result<Option<Whole>, ReadError> {
+            Err(ReadError::Closed)
+        }
+
+        async fn add(&self, _: Vec<Addition>) -> Result<Vec<usize>, ReadError> {
             Err(ReadError::Closed)
         }
 

@@ -5,9 +5,20 @@ use std::future::Future;
 use bytes::Bytes;
 
 use crate::domain::delivery::Settlement;
-use crate::domain::webhook::WebhookId;
+use crate::domain::webhook::{NewDelivery, WebhookId};
 use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::story::{Filter, Order, Stories, Whole};
+
+/// Deliveries for a webhook that is stored.
+#[derive(Debug, Clone)]
+pub struct Addition {
+    /// Which webhook.
+    pub id: WebhookId,
+    /// As routed.
+    pub deliveries: Vec<NewDelivery>,
+    /// Also to targets that have one already.
+    pub again: bool,
+}
 
 /// What is stored, for an operator: all of it can be read, and dead letters can be brought back.
 ///
@@ -22,8 +33,8 @@ use crate::store::story::{Filter, Order, Stories, Whole};
 ///   lock, no snapshot. Each webhook that is stored from the first page to the last is seen exactly
 ///   once. What retention ends meanwhile may be missing. What is erased is never seen again.
 /// - **Nobody waits.** Reading delays no commit and no lease by more than a page.
-/// - **An operator's word is kept.** When [`settle_dead`](Self::settle_dead) answers, what it did
-///   survives `kill -9` and a power cut.
+/// - **An operator's word is kept.** When [`settle_dead`](Self::settle_dead) or [`add`](Self::add)
+///   answers, what it did survives `kill -9` and a power cut.
 pub trait Archive: Send + Sync + 'static {
     /// The webhooks behind a place, the oldest first, without their bodies: at least one if any
     /// follows, and at most `max`; a store may answer fewer. Damaged ones are left out and counted.
@@ -52,6 +63,15 @@ pub trait Archive: Send + Sync + 'static {
     /// One webhook with all that is stored of it; none if it is not stored.
     fn whole(&self, id: WebhookId)
     -> impl Future<Output = Result<Option<Whole>, ReadError>> + Send;
+
+    /// Adds deliveries to stored webhooks. To a target that has one of that webhook already none is
+    /// added, unless it is to be sent `again`: then it is a repeat on purpose, with a number of its own.
+    /// Answers how many were added to each, once they are durable; a webhook that is not stored gets
+    /// none. Nothing is added to one webhook twice in a call.
+    fn add(
+        &self,
+        additions: Vec<Addition>,
+    ) -> impl Future<Output = Result<Vec<usize>, ReadError>> + Send;
 
     /// Settles dead letters by an operator's word: [`Settlement::Redriven`] or
     /// [`Settlement::Discarded`]. Each is a webhook and which of its deliveries; what is no dead

@@ -318,7 +318,13 @@ impl Job {
         if self.scanned && !self.gone.is_empty() {
             let keys: Vec<u64> = self.gone.drain().collect();
             let (meta, change) = (encode_gone(&keys), Change::Gone(keys));
-            records.push(OwnRecord { kind: Kind::Gone, meta, body: Bytes::new(), change });
+            records.push(OwnRecord {
+                kind: Kind::Gone,
+                meta,
+                body: Bytes::new(),
+                change,
+                due: Vec::new(),
+            });
         }
         self.write(records, queue)
     }
@@ -502,7 +508,13 @@ fn copy_of(mut webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {
     let meta = encode_webhook(&webhook, Some(&standings));
     let row = WebhookRow::new(&webhook, Some(standings));
     let body = std::mem::take(&mut webhook.body);
-    OwnRecord { kind: Kind::Webhook, meta, body, change: Change::Webhook(Box::new(row)) }
+    OwnRecord {
+        kind: Kind::Webhook,
+        meta,
+        body,
+        change: Change::Webhook(Box::new(row)),
+        due: Vec::new(),
+    }
 }
 
 fn state_record(id: WebhookId, webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {
@@ -512,5 +524,5 @@ fn state_record(id: WebhookId, webhook: Webhook, standings: Vec<Standing>) -> Ow
         .collect();
     let meta = encode_deliveries(id, &deliveries);
     let change = Change::Deliveries(id, deliveries);
-    OwnRecord { kind: Kind::State, meta, body: Bytes::new(), change }
+    OwnRecord { kind: Kind::State, meta, body: Bytes::new(), change, due: Vec::new() }
 }

@@ -374,9 +374,10 @@ impl Committer {
         let mut own_replies = Vec::with_capacity(own.len());
         for Own { records, reply } in own {
             let written: Vec<Position> = positions.by_ref().take(records.len()).collect();
-            let changes = records.into_iter().map(|record| record.change);
-            let at = written.iter().copied().map(Some);
-            entries.extend(at.zip(changes).map(|(position, change)| Entry { position, change }));
+            for (OwnRecord { change, due, .. }, at) in records.into_iter().zip(&written) {
+                entries.push(Entry { position: Some(*at), change });
+                self.parts.lanes.add(due, *at);
+            }
             own_replies.push((reply, written));
         }
         let bytes = entries.iter().filter_map(|entry| entry.position).map(|at| at.length).sum();
@@ -446,6 +447,7 @@ impl Committer {
                 meta: Vec::new(),
                 body: Bytes::new(),
                 change: Change::None,
+                due: Vec::new(),
             }],
             reply: std::sync::mpsc::sync_channel(1).0,
         };

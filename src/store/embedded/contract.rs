@@ -11,7 +11,7 @@ use crate::domain::outcome::Attempt;
 use crate::domain::source::DuplicateWindows;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId};
-use crate::store::archive::Archive;
+use crate::store::archive::{Addition, Archive};
 use crate::store::claims::{Claim, Claimed};
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::queue::Waiting;
@@ -196,6 +196,14 @@ impl Archive for EmbeddedStore {
     ) -> impl Future<Output = Result<Option<Whole>, ReadError>> + Send {
         let shared = Arc::clone(&self.shared);
         async move { shared.whole(id).await }
+    }
+
+    fn add(
+        &self,
+        additions: Vec<Addition>,
+    ) -> impl Future<Output = Result<Vec<usize>, ReadError>> + Send {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.add(additions).await }
     }
 
     fn settle_dead(

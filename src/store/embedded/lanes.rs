@@ -27,6 +27,7 @@ use crate::store::embedded::indexer::{Inbox, Request};
 use crate::store::embedded::memory::{Hold, Memory, Share};
 use crate::store::embedded::offer::{Body, Offer, Routed};
 use crate::store::embedded::queue::Queue;
+use crate::store::embedded::segment::Position;
 use crate::store::{Delivery, LaneCounts, LeaseOwner, Pick};
 
 /// How many deliveries a window takes from the index; it holds twice as many at most.
@@ -98,6 +99,13 @@ impl Lanes {
                 None => last.insert(self.lane(&delivery.target)),
             };
             lane.push(row, &webhook, delivery.headers);
+        }
+    }
+
+    /// Puts what was added to a webhook into its lanes; `at` is the record that says so.
+    pub fn add(&self, due: Vec<(Arc<str>, DueRow)>, at: Position) {
+        for (target, row) in due {
+            self.lane(&target).add(DueRow { defined_at: Some(at), ..row });
         }
     }
 
@@ -199,6 +207,16 @@ impl Lane {
         let body =
             hold.is_some().then(|| Body { webhook: Arc::clone(webhook), headers: headers.into() });
         let wake = state.put(Entry { row, body, hold });
+        drop(state);
+        if wake {
+            self.changed.notify_one();
+        }
+    }
+
+    fn add(&self, row: DueRow) {
+        let mut state = self.lock();
+        state.pending += 1;
+        let wake = state.put(Entry { row, body: None, hold: None });
         drop(state);
         if wake {
             self.changed.notify_one();

@@ -35,6 +35,7 @@ use crate::store::embedded::past::{IsWhole, Past, Rest};
 use crate::store::embedded::queue::Queue;
 use crate::store::embedded::recent::RecentSet;
 
+mod adding;
 mod assembly;
 pub mod busy;
 pub mod change;
@@ -225,6 +226,8 @@ struct Shared {
     unreadable: Unreadable,
     index_file: PathBuf,
     past_is_whole: IsWhole,
+    // Held by whoever adds deliveries.
+    adding: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
@@ -368,6 +371,7 @@ impl Shared {
             newest: Arc::new(past.by_source),
             index_file,
             past_is_whole: past.is_whole,
+            adding: tokio::sync::Mutex::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::domain::webhook::{NewDelivery, Webhook};
 use crate::store::CommitError;
 use crate::store::claims::Claimed;
 use crate::store::embedded::change::Change;
+use crate::store::embedded::index::queries::DueRow;
 use crate::store::embedded::indexer::Request;
 use crate::store::embedded::record::{Kind, Settled};
 use crate::store::embedded::segment::Position;
@@ -66,6 +67,8 @@ pub struct OwnRecord {
     pub body: Bytes,
     /// What it means to the index.
     pub change: Change,
+    /// What of it is due: into the lanes of these targets, once it is durable.
+    pub due: Vec<(Arc<str>, DueRow)>,
 }
 
 /// All that waits.

@@ -1,7 +1,6 @@
 //! Telling an operator what became of webhooks, and doing what he says with dead letters.
 
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 
 use crate::domain::delivery::Settlement;
 use crate::domain::webhook::WebhookId;
@@ -11,7 +10,6 @@ use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::stories::Found;
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::listing::{TRIALS, note_unfit, read_webhook_and_added};
-use crate::store::embedded::queue::Own;
 use crate::store::embedded::reader::Unfit;
 use crate::store::listing::{Place, ReadError};
 use crate::store::story::{Filter, Order, Stories, Whole};
@@ -81,14 +79,10 @@ impl Shared {
 
     /// Answers when all that was settled before is durable.
     async fn synced(&self) -> Result<(), ReadError> {
-        let (reply, answer) = sync_channel(1);
-        self.queue.write(Own { records: Vec::new(), reply });
-        let answered = tokio::task::spawn_blocking(move || answer.recv()).await;
-        // No answer: the disk failed, or the store is closing.
-        answered.ok().and_then(Result::ok).map(|_| ()).ok_or(ReadError::Unavailable)
+        self.written(Vec::new()).await
     }
 
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         ask: impl FnMut(&mut Indexer) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {

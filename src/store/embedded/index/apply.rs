@@ -332,6 +332,9 @@ impl Index {
     ) -> rusqlite::Result<()> {
         let known = self.standing(key, number)?;
         if let Some((target, old)) = &known {
+            if let Some(at) = at {
+                self.define_at(key, number, at)?;
+            }
             if old.version >= standing.version {
                 return Ok(());
             }
@@ -343,6 +346,17 @@ impl Index {
             return self.update_delivery(key, number, standing);
         }
         self.insert_delivery(key, number, target, standing, at)
+    }
+
+    /// A delivery that was added was written down again: the record before may go.
+    fn define_at(&self, key: u64, number: i64, at: Position) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "UPDATE delivery SET segment=?3, start=?4, length=?5
+                 WHERE webhook=?1 AND number=?2 AND (segment, start) < (?3, ?4)",
+            )?
+            .execute(params![int(key), number, int(at.segment), int(at.offset), int(at.length)])?;
+        Ok(())
     }
 
     fn settle(&self, settled: &Settled, sums: &mut Sums) -> rusqlite::Result<()> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::domain::delivery::Cause;
-use crate::store::archive::Archive;
+use crate::store::archive::{Addition, Archive};
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::sim::Faults;
 
@@ -258,6 +258,46 @@ async fn what_was_copied_forward_keeps_its_place_in_pages_and_its_body() {
     assert_ne!(page.webhooks[0].kept_at, old.kept_at);
     for summary in [&old, &page.webhooks[0]] {
         assert_eq!(store.body(summary).await, Ok(Some(first.body.clone())));
+    }
+}
+
+#[tokio::test]
+async fn what_was_added_to_a_webhook_outlives_the_segment_that_says_so() {
+    for restart in [false, true] {
+        let world = small();
+        let store = world.open();
+        let (webhook, result) = world.commit(&store, &[1; 1500], &[]).await;
+        result.unwrap();
+        // Its segment stays: more than a quarter of it lives.
+        for n in 2..6 {
+            world.commit(&store, &[n; 1500], &["away"]).await.1.unwrap();
+        }
+        deliver(&world, &store).await;
+        let deliveries = world.webhook(b"", &["late"]).deliveries;
+        let added = store.add(vec![Addition { id: webhook.id, deliveries, again: false }]).await;
+        assert_eq!(added, Ok(vec![1]));
+        let defined_in = |store: &EmbeddedStore| {
+            let key = webhook.id.key();
+            let (request, answer) = Request::ask(move |indexer| indexer.index.due_one(key, 0));
+            store.shared.inbox.request(request);
+            async move { answer.await.unwrap().unwrap().defined_at.unwrap().segment }
+        };
+        let first = defined_in(&store).await;
+        clean_away(&world, &store, first).await;
+        assert_ne!(defined_in(&store).await, first);
+        let store = if restart {
+            store.close().await;
+            drop(store);
+            world.delete_index();
+            world.open()
+        } else {
+            store
+        };
+        let leases = lease(&store, "late", 8).await;
+        assert_eq!(leases.len(), 1);
+        assert_eq!(leases[0].delivery.webhook.body, webhook.body);
+        assert_eq!(*leases[0].delivery.headers, [header("x-route", "late")]);
+        assert_eq!(store.health().damaged_records, 0);
     }
 }
 

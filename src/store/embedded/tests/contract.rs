@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::Pick;
-use crate::store::archive::Archive;
+use crate::store::archive::{Addition, Archive};
 use crate::store::listing::{Place, Routed, Summary};
 use crate::store::marks::{MarkError, MarkKeeper, Word};
 
@@ -19,6 +19,7 @@ async fn suite<S: Store + Archive + MarkKeeper>(world: &World, open: impl Fn() -
     retries_come_when_they_are_due(world, &open()).await;
     those_never_tried_come_first_if_that_is_asked(world, &open()).await;
     what_is_marked_outlives_a_restart(world, &open).await;
+    what_is_added_is_due_and_no_target_gets_it_twice_unasked(world, &open).await;
     dead_letters_are_counted(world, &open).await;
     a_commit_needs_nobody_to_wait(world, &open()).await;
     expired_ones_end(world, &open()).await;
@@ -199,6 +200,52 @@ async fn what_is_marked_outlives_a_restart<S: Store + MarkKeeper>(
     assert_eq!(store.marks().borrow()["m"].word, paused);
     store.mark(|marks| marks.clear()).await.unwrap();
     assert!(store.marks().borrow().is_empty());
+}
+
+async fn what_is_added_is_due_and_no_target_gets_it_twice_unasked<S: Store + Archive>(
+    world: &World,
+    open: impl Fn() -> S,
+) {
+    let store = open();
+    let (unrouted, result) = world.commit(&store, b"added to", &[]).await;
+    result.unwrap();
+    let (routed, result) = world.commit(&store, b"routed", &["q1"]).await;
+    result.unwrap();
+    let unknown = world.webhook(b"unknown", &[]).id;
+    let add = |again| {
+        let of =
+            |id| Addition { id, deliveries: world.webhook(b"", &["q1", "q2"]).deliveries, again };
+        store.add([unrouted.id, unknown, routed.id].map(of).into())
+    };
+    assert_eq!(add(false).await, Ok(vec![2, 0, 1]));
+    assert_eq!(add(false).await, Ok(vec![0, 0, 0]), "each has one already");
+    assert_eq!(add(true).await, Ok(vec![2, 0, 2]));
+    let whole = store.whole(unrouted.id).await.unwrap().unwrap();
+    let told = whole.story.deliveries.iter().map(|d| (&*d.target, d.again));
+    assert_eq!(told.collect::<Vec<_>>(), [("q1", 0), ("q2", 0), ("q1", 1), ("q2", 1)]);
+    assert_eq!(whole.record.unwrap().deliveries.len(), 4);
+    within(PATIENCE, store.close()).await;
+    drop(store);
+    let store = open();
+    for target in ["q1", "q2"] {
+        let mut leases = Vec::new();
+        while leases.len() < 4 {
+            leases.extend(lease(&store, target, 8).await);
+        }
+        let mut found: Vec<_> = leases
+            .iter()
+            .map(|lease| (lease.delivery.webhook.body.to_vec(), lease.delivery.again))
+            .collect();
+        found.sort();
+        let expected = [(&b"added to"[..], 0), (b"added to", 1), (b"routed", 0), (b"routed", 1)];
+        assert_eq!(found, expected.map(|(body, again)| (body.to_vec(), again)));
+        for lease in leases {
+            assert_eq!(*lease.delivery.headers, [header("x-route", target)]);
+            store.settle(lease, None, Settlement::Delivered);
+        }
+        assert!(lease_now(&store, target, 8).await.is_empty());
+    }
+    assert!(store.lanes().is_empty());
 }
 
 async fn dead_letters_are_counted<S: Store>(world: &World, open: impl Fn() -> S) {

@@ -1,0 +1,97 @@
+//! Deliveries for webhooks that are stored: replays, and dead letters for another target.
+
+use std::sync::mpsc::sync_channel;
+
+use bytes::Bytes;
+
+use crate::domain::time::Timestamp;
+use crate::store::archive::Addition;
+use crate::store::embedded::Shared;
+use crate::store::embedded::change::Change;
+use crate::store::embedded::index::queries::{DueKey, DueRow};
+use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::queue::{Own, OwnRecord};
+use crate::store::embedded::record::{FullDelivery, Kind, Standing, encode_deliveries};
+use crate::store::listing::ReadError;
+
+// So many webhooks at once: others wait for the index and the queue too.
+const ADDED_AT_ONCE: usize = 200;
+
+impl Shared {
+    /// Adds deliveries; of each how many.
+    pub(super) async fn add(&self, additions: Vec<Addition>) -> Result<Vec<usize>, ReadError> {
+        let mut counts = Vec::with_capacity(additions.len());
+        // One after the other: each delivery of a webhook has a number, and the index says which is free.
+        let _alone = self.adding.lock().await;
+        for some in additions.chunks(ADDED_AT_ONCE) {
+            let (some, now) = (some.to_vec(), self.clock.0.now());
+            let records = self.ask(move |indexer| indexer.to_add(&some, now)).await?;
+            counts.extend(records.iter().map(|record| record.as_ref().map_or(0, |r| r.due.len())));
+            let records: Vec<OwnRecord> = records.into_iter().flatten().collect();
+            if !records.is_empty() {
+                self.written(records).await?;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Writes records, and answers when they are durable; they are in their lanes by then.
+    pub(super) async fn written(&self, records: Vec<OwnRecord>) -> Result<(), ReadError> {
+        let (reply, answer) = sync_channel(1);
+        self.queue.write(Own { records, reply });
+        let answered = tokio::task::spawn_blocking(move || answer.recv()).await;
+        // No answer: the disk failed, or the store is closing.
+        answered.ok().and_then(Result::ok).map(|_| ()).ok_or(ReadError::Unavailable)
+    }
+}
+
+impl Indexer {
+    /// What is to be written for each; nothing for a webhook that is gone or lacks nothing.
+    fn to_add(
+        &self,
+        additions: &[Addition],
+        now: Timestamp,
+    ) -> rusqlite::Result<Vec<Option<OwnRecord>>> {
+        additions.iter().map(|addition| self.one_to_add(addition, now)).collect()
+    }
+
+    fn one_to_add(
+        &self,
+        addition: &Addition,
+        now: Timestamp,
+    ) -> rusqlite::Result<Option<OwnRecord>> {
+        let (id, key) = (addition.id, addition.id.key());
+        let story = self.index.story(key)?.filter(|story| story.id == id);
+        let (Some(story), Some(webhook_at)) = (story, self.index.position(key)?) else {
+            return Ok(None);
+        };
+        let (mut added, mut due) = (Vec::new(), Vec::new());
+        for delivery in &addition.deliveries {
+            let earlier = story.deliveries.iter().filter(|known| known.target == delivery.target);
+            let again = match earlier.map(|known| known.again).max() {
+                None => 0,
+                Some(_) if !addition.again => continue,
+                Some(last) => last.saturating_add(1),
+            };
+            let Ok(number) = u16::try_from(story.deliveries.len() + added.len()) else { break };
+            let standing = Standing { again, ..Standing::new(now) };
+            let row = DueRow {
+                key: DueKey { due_at: now, webhook: key, number },
+                again,
+                version: 0,
+                attempts: 0,
+                started_at: now,
+                webhook_at,
+                defined_at: None,
+            };
+            due.push((delivery.target.clone(), row));
+            added.push(FullDelivery { number, delivery: delivery.clone(), standing });
+        }
+        if added.is_empty() {
+            return Ok(None);
+        }
+        let meta = encode_deliveries(id, &added);
+        let change = Change::Deliveries(id, added);
+        Ok(Some(OwnRecord { kind: Kind::Deliveries, meta, body: Bytes::new(), change, due }))
+    }
+}
