@@ -32,7 +32,7 @@ pub enum Command {
     /// Tell everything about a webhook's dead letters
     Show(Show),
     /// Make dead letters due again: same bytes, same id, the target as it is now
-    Redrive(Decide),
+    Redrive(Redrive),
     /// End dead letters for good
     Discard(Decide),
 }
@@ -84,6 +84,17 @@ pub struct Show {
     pub asking: Asking,
 }
 
+/// The flags of `dead-letters redrive`.
+#[derive(Debug, clap::Args)]
+pub struct Redrive {
+    /// Which.
+    #[command(flatten)]
+    pub decide: Decide,
+    /// To this target instead; the dead letter ends when that one has its delivery
+    #[arg(long, value_name = "NAME")]
+    pub to: Option<String>,
+}
+
 /// The flags of `dead-letters redrive` and `discard`.
 #[derive(Debug, clap::Args)]
 pub struct Decide {
@@ -115,8 +126,10 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     match &args.command {
         Command::List(args) => block_on(list(args))?,
         Command::Show(args) => block_on(show(args))?,
-        Command::Redrive(args) => block_on(decide(args, "redrive", "redriven"))?,
-        Command::Discard(args) => block_on(decide(args, "discard", "discarded"))?,
+        Command::Redrive(Redrive { decide: args, to }) => {
+            block_on(decide(args, "redrive", "redriven", to.as_deref()))?
+        }
+        Command::Discard(args) => block_on(decide(args, "discard", "discarded", None))?,
     }
 }
 
@@ -172,7 +185,12 @@ struct Sum {
     settled: u64,
 }
 
-async fn decide(args: &Decide, verb: &str, done: &str) -> anyhow::Result<Verdict> {
+async fn decide(
+    args: &Decide,
+    verb: &str,
+    done: &str,
+    to: Option<&str>,
+) -> anyhow::Result<Verdict> {
     let mut members = members(&args.filter, args.cause);
     if members.is_empty() && args.ids.is_empty() && !args.all {
         let text =
@@ -181,6 +199,7 @@ async fn decide(args: &Decide, verb: &str, done: &str) -> anyhow::Result<Verdict
     }
     members.insert("all".to_owned(), args.all.into());
     members.insert("dry_run".to_owned(), args.dry_run.into());
+    members.extend(to.map(|to| ("to".to_owned(), to.into())));
     let client = AdminClient::new(&args.asking.admin)?;
     let path = format!("/api/v1/dead-letters/{verb}");
     let mut sum = Sum::default();
@@ -198,6 +217,10 @@ async fn decide(args: &Decide, verb: &str, done: &str) -> anyhow::Result<Verdict
         (Format::Json, _) => output.line(json!({ "found": found, done: settled })),
         (Format::Text, true) => output.line(format_args!("{} would be {done}", dead(found))),
         (Format::Text, false) => output.line(format_args!("{} {done}", dead(settled))),
+    }
+    if let (Some(to), false, 1..) = (to, args.dry_run, found - settled) {
+        let rest = dead(found - settled);
+        output::note(format_args!("{rest} stay: {to} has a delivery of them already"));
     }
     Ok(if found == 0 { Verdict::No } else { Verdict::Yes })
 }

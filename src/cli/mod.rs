@@ -20,6 +20,7 @@ pub mod filter;
 pub mod output;
 pub mod receive;
 pub mod receiver;
+pub mod replay;
 pub mod route;
 pub mod sample;
 pub mod schema;

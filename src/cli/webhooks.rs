@@ -10,12 +10,14 @@ use crate::cli::admin::AdminClient;
 use crate::cli::check::Format;
 use crate::cli::filter::{Asking, Filter, with_query};
 use crate::cli::output::{Output, Style};
+use crate::cli::replay::{Replay, replay};
 use crate::cli::story::{items, print_line, print_whole, text};
 use crate::cli::{Verdict, block_on};
 
 /// What `--help` says before the flags.
 pub const ABOUT: &str = "\
-Ask a running relay what became of webhooks: which came, where they went, each attempt.";
+Ask a running relay what became of webhooks: which came, where they went, each attempt; and route them
+again.";
 
 /// Items of one answer.
 const PAGE: usize = 500;
@@ -35,6 +37,8 @@ pub enum Command {
     List(List),
     /// Tell everything about one webhook
     Show(Show),
+    /// Route stored webhooks again: to targets that have not had them yet
+    Replay(Replay),
 }
 
 /// The flags of `webhooks list`.
@@ -90,6 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     match &args.command {
         Command::List(args) => block_on(list(args))?,
         Command::Show(args) => block_on(show(args))?,
+        Command::Replay(args) => block_on(replay(args))?,
     }
 }
 

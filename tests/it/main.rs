@@ -51,6 +51,7 @@ mod language;
 mod rejects;
 mod reload;
 mod reload_load;
+mod replays;
 mod restarts;
 mod shipped;
 mod starts_and_stops;

@@ -27,6 +27,8 @@ use crate::store::Store as _;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::marks::Word;
 
+mod choice;
+mod replay;
 mod targets;
 mod wanted;
 mod webhooks;
@@ -37,7 +39,7 @@ const ROUTES_REQUEST_BYTES_MAX: usize = 6 * ROUTES_FILE_BYTES_MAX + 4096;
 /// The largest body that a source takes, in base64, and what stands beside it.
 const BODY_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What is to be done with dead letters: at most a thousand ids.
+/// What is to be done with webhooks or dead letters: at most a thousand ids.
 const DECISION_BYTES_MAX: usize = 64 * 1024;
 
 /// What `routes/explain` is asked.
@@ -79,6 +81,7 @@ pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
         get("targets", bytes_or_json(answers, Answers::targets)),
         post("targets/{id}/pause", 1024, bytes_or_json(answers, Answers::pause)),
         post("targets/{id}/resume", 1024, bytes_or_json(answers, Answers::resume)),
+        post("webhooks/replay", DECISION_BYTES_MAX, call(answers, Answers::replay)),
         post("dead-letters/redrive", DECISION_BYTES_MAX, call(answers, Answers::redrive)),
         post("dead-letters/discard", DECISION_BYTES_MAX, call(answers, Answers::discard)),
         post("reload", 1024, call(answers, Answers::reload)),
@@ -161,12 +164,19 @@ impl Answers {
     async fn redrive(self, body: Bytes) -> Result<Value, Problem> {
         let now = self.clock.now();
         let settlement = Settlement::Redriven { at: now };
-        webhooks::decide(&*self.store()?, &parse(&body)?, settlement, now).await
+        let table = Arc::clone(&self.table.borrow());
+        webhooks::decide(&*self.store()?, &table, &body, settlement, now).await
     }
 
     async fn discard(self, body: Bytes) -> Result<Value, Problem> {
         let (store, now) = (self.store()?, self.clock.now());
-        webhooks::decide(&*store, &parse(&body)?, Settlement::Discarded, now).await
+        let table = Arc::clone(&self.table.borrow());
+        webhooks::decide(&*store, &table, &body, Settlement::Discarded, now).await
+    }
+
+    async fn replay(self, body: Bytes) -> Result<Value, Problem> {
+        let (store, table) = (self.store()?, Arc::clone(&self.table.borrow()));
+        replay::replay(&*store, &table, &body, self.clock.now()).await
     }
 
     #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]

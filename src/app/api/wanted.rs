@@ -54,17 +54,6 @@ impl Wanted {
             .map_err(|error| wrong(format!("the query: {error}")))
     }
 
-    /// From words that were said, each under its name.
-    pub(super) fn of_words<const N: usize>(
-        words: [(&str, &Option<String>); N],
-    ) -> Result<Self, Problem> {
-        let said = words.into_iter().filter_map(|(name, word)| {
-            word.as_ref().map(|word| (name.to_owned(), word.clone().into()))
-        });
-        Self::deserialize(serde_json::Value::Object(said.collect()))
-            .map_err(|error| wrong(error.to_string()))
-    }
-
     /// Whether it says nothing of which webhooks.
     pub(super) fn is_empty(&self) -> bool {
         let words = [

@@ -8,9 +8,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::admin::api::Problem;
+use crate::app::api::choice::Choice;
+use crate::app::api::replay::{known_target, redirected};
 use crate::app::api::wanted::{LIMIT_MAX, Wanted, cursor, webhook_id};
 use crate::domain::delivery::{Cause, Settlement, State};
 use crate::domain::outcome::Attempt;
+use crate::domain::route::RoutingTable;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{Header, Webhook, WebhookId};
 use crate::store::archive::Archive;
@@ -19,6 +22,9 @@ use crate::store::story::{DeliveryFilter, DeliveryStory, Filter, Order, Stories,
 
 /// Of one answer: then it says where to go on.
 const TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Webhooks of dead letters that go to another target: each is read.
+const REDIRECTED_AT_ONCE: usize = 16;
 
 /// A page of webhooks.
 pub(super) async fn list<S: Archive>(
@@ -74,7 +80,7 @@ async fn whole<S: Archive>(store: &S, id: WebhookId) -> Result<Whole, Problem> {
 }
 
 /// How far a webhook has come, also where its record can't be read.
-async fn story<S: Archive>(store: &S, id: WebhookId) -> Result<Story, Problem> {
+pub(super) async fn story<S: Archive>(store: &S, id: WebhookId) -> Result<Story, Problem> {
     let before = Some(Place::at_key(id.key().saturating_sub(1)));
     let found = store.stories(Filter::default(), before, Order::OldestFirst, 1).await;
     let first = found.map_err(unread)?.stories.pop();
@@ -86,22 +92,12 @@ fn not_stored(id: WebhookId) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, detail)
 }
 
-/// What is to be done with dead letters, and with which.
+/// What is to be done with dead letters.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Decision {
-    /// These webhooks' only.
-    webhook_ids: Option<Vec<String>>,
-    source: Option<String>,
-    activity: Option<String>,
-    resource: Option<String>,
-    target: Option<String>,
-    cause: Option<String>,
-    since: Option<String>,
-    until: Option<String>,
-    /// All dead letters: so that nobody says it by leaving something out.
-    #[serde(default)]
-    all: bool,
+struct Decision {
+    /// Redriven to this target instead.
+    to: Option<String>,
     /// Only counts.
     #[serde(default)]
     dry_run: bool,
@@ -109,62 +105,38 @@ pub(super) struct Decision {
     cursor: Option<String>,
 }
 
-impl Decision {
-    /// The filter, and the ids if they were named.
-    fn filter(&self, now: Timestamp) -> Result<(Filter, Vec<WebhookId>), Problem> {
-        let wanted = Wanted::of_words([
-            ("source", &self.source),
-            ("activity", &self.activity),
-            ("resource", &self.resource),
-            ("target", &self.target),
-            ("cause", &self.cause),
-            ("since", &self.since),
-            ("until", &self.until),
-        ])?;
-        let ids = self.webhook_ids.iter().flatten().map(|id| webhook_id(id));
-        let ids = ids.collect::<Result<Vec<_>, _>>()?;
-        if ids.len() > LIMIT_MAX {
-            let detail = format!("no more than {LIMIT_MAX} webhook_ids at once");
-            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-        }
-        if self.webhook_ids.is_none() && wanted.is_empty() && !self.all {
-            let detail = "say which dead letters, by webhook_ids or a filter, or \"all\": true";
-            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-        }
-        let mut filter = wanted.filter(now)?;
-        dead_only(&mut filter)?;
-        Ok((filter, ids))
-    }
-}
-
 /// Redrives or discards dead letters, for a second: then the answer says where to go on. Those that
 /// are done are no dead letters any more, so that whoever begins anew does nothing twice.
 pub(super) async fn decide<S: Archive>(
     store: &S,
-    decision: &Decision,
+    table: &RoutingTable,
+    body: &[u8],
     settlement: Settlement,
     now: Timestamp,
 ) -> Result<Value, Problem> {
-    let (filter, ids) = decision.filter(now)?;
+    let (mut choice, decision) = Choice::read::<Decision>(body, "dead letters", now)?;
+    dead_only(&mut choice.filter)?;
+    if let Some(to) = &decision.to {
+        if settlement == Settlement::Discarded {
+            let detail = "what is discarded goes to no target: leave \"to\" out";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+        }
+        known_target(table, to)?;
+    }
     let mut behind = cursor(decision.cursor.as_deref())?;
     let deadline = Instant::now() + TIME_MAX;
     let (mut found, mut settled) = (0, 0);
+    let lot = if decision.to.is_some() { REDIRECTED_AT_ONCE } else { LIMIT_MAX };
     let next = loop {
-        let some = if decision.webhook_ids.is_some() {
-            named(store, &ids, &filter).await?
-        } else {
-            store
-                .stories(filter.clone(), behind, Order::OldestFirst, LIMIT_MAX)
-                .await
-                .map_err(unread)?
-        };
-        let dead = some.stories.iter().flat_map(|story| {
-            dead(story, &filter.delivery).map(|(delivery, _)| (story.id, delivery.number))
-        });
-        let dead: Vec<_> = dead.collect();
-        found += dead.len();
-        if !decision.dry_run && !dead.is_empty() {
-            settled += store.settle_dead(dead, settlement).await.map_err(unread)?;
+        let some = choice.some(store, behind, lot).await?;
+        for story in &some.stories {
+            found += dead(story, &choice.filter.delivery).count();
+        }
+        if !decision.dry_run {
+            settled += match &decision.to {
+                None => settle(store, &some.stories, &choice.filter.delivery, settlement).await?,
+                Some(to) => redirect(store, &some.stories, &choice.filter.delivery, to).await?,
+            };
         }
         match some.next {
             Some(next) if Instant::now() < deadline => behind = Some(next),
@@ -174,20 +146,45 @@ pub(super) async fn decide<S: Archive>(
     Ok(json!({ "found": found, settlement.name(): settled, "next": shown_place(next) }))
 }
 
-/// The webhooks that were named and have dead letters.
-async fn named<S: Archive>(
+async fn settle<S: Archive>(
     store: &S,
-    ids: &[WebhookId],
-    filter: &Filter,
-) -> Result<Stories, Problem> {
-    let mut stories = Vec::with_capacity(ids.len());
-    for id in ids {
-        let story = story(store, *id).await?;
-        if filter.wants(&story) {
-            stories.push(story);
+    stories: &[Story],
+    filter: &DeliveryFilter,
+    settlement: Settlement,
+) -> Result<usize, Problem> {
+    let one = |story: &Story, delivery: &DeliveryStory| (story.id, delivery.number);
+    let all = stories
+        .iter()
+        .flat_map(|story| dead(story, filter).map(move |(delivery, _)| one(story, delivery)));
+    let all: Vec<_> = all.collect();
+    if all.is_empty() {
+        return Ok(0);
+    }
+    store.settle_dead(all, settlement).await.map_err(unread)
+}
+
+/// First the other target has it, then the dead letter ends. One that the other target has a delivery of
+/// already stays.
+async fn redirect<S: Archive>(
+    store: &S,
+    stories: &[Story],
+    filter: &DeliveryFilter,
+    to: &str,
+) -> Result<usize, Problem> {
+    let mut moved = Vec::new();
+    for story in stories {
+        for (delivery, _) in dead(story, filter) {
+            let addition = redirected(store, story, delivery.number, to).await?;
+            let added = store.add(addition.into_iter().collect()).await.map_err(unread)?;
+            if added.iter().sum::<usize>() > 0 {
+                moved.push((story.id, delivery.number));
+            }
         }
     }
-    Ok(Stories { stories, next: None })
+    if moved.is_empty() {
+        return Ok(0);
+    }
+    store.settle_dead(moved, Settlement::Discarded).await.map_err(unread)
 }
 
 /// What a filter wants, until there is enough or it has taken its time.
@@ -234,7 +231,7 @@ fn dead<'a>(
     wanted.filter_map(|delivery| Some((delivery, delivery.state.cause()?)))
 }
 
-fn unread(error: ReadError) -> Problem {
+pub(super) fn unread(error: ReadError) -> Problem {
     let status = match error {
         ReadError::Closed | ReadError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         ReadError::Damaged => StatusCode::INTERNAL_SERVER_ERROR,
@@ -253,7 +250,7 @@ fn page(items: &[Value], next: Option<Place>) -> Value {
     json!({ "items": items, "next": shown_place(next) })
 }
 
-fn shown_place(place: Option<Place>) -> Option<String> {
+pub(super) fn shown_place(place: Option<Place>) -> Option<String> {
     place.map(|place| place.key().to_string())
 }
 
