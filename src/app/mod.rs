@@ -24,6 +24,7 @@ use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::listener;
 use crate::net::tls::TlsError;
+use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
 
@@ -93,6 +94,8 @@ pub struct StoreSettings {
     pub duplicates_max: usize,
     /// Bytes of bodies in lanes.
     pub delivery_memory: usize,
+    /// How much of the disk its segments may take; four fifths of what is free without.
+    pub limit: Option<u64>,
 }
 
 impl Default for Settings {
@@ -126,6 +129,7 @@ impl Default for StoreSettings {
             retain_dead_letters: Duration::from_secs(90 * 86_400),
             duplicates_max: 1_000_000,
             delivery_memory: 64 * 1024 * 1024,
+            limit: None,
         }
     }
 }
@@ -332,6 +336,7 @@ async fn open_store(
         retain_dead_letters: settings.retain_dead_letters,
         duplicates_max: settings.duplicates_max,
         delivery_memory: settings.delivery_memory / 2,
+        limit: settings.limit.map_or(Limit::OfFree, Limit::Bytes),
         observer: Arc::new(commits),
         ..embedded::Settings::new(settings.data.clone())
     };

@@ -167,6 +167,16 @@ pub struct StorageArgs {
         value_parser = value::duration
     )]
     pub retain_dead_letters: Duration,
+    /// How much of the disk stored webhooks may take, at least 64MiB; beyond it new ones are refused
+    /// [default: four fifths of what is free, its own counted in]
+    #[arg(
+        long,
+        env = "RELAY_STORE_LIMIT",
+        hide_env_values = true,
+        value_name = "SIZE",
+        value_parser = store_limit
+    )]
+    pub store_limit: Option<u64>,
     /// How many webhooks are remembered to recognise a repeat; then the oldest go first
     #[arg(
         long,
@@ -370,6 +380,7 @@ impl Args {
                 retain_dead_letters: self.storage.retain_dead_letters,
                 duplicates_max: self.storage.duplicates_max.get(),
                 delivery_memory: bytes(self.limits.delivery_memory, "--delivery-memory")?,
+                limit: self.storage.store_limit,
             },
             connections_max: self.limits.connections_max.get(),
             in_flight_max: self.limits.in_flight_max.get(),
@@ -379,6 +390,16 @@ impl Args {
             body_timeout: self.timeouts.body_timeout,
             shutdown_timeout: self.timeouts.shutdown_timeout,
         })
+    }
+}
+
+/// A segment of the store is as large.
+const STORE_LIMIT_MIN: u64 = 64 << 20;
+
+fn store_limit(text: &str) -> Result<u64, String> {
+    match value::size(text)? {
+        bytes if bytes < STORE_LIMIT_MIN => Err("it must be 64MiB or more".to_owned()),
+        bytes => Ok(bytes),
     }
 }
 
@@ -404,6 +425,8 @@ mod tests {
         assert_eq!(args.storage.retain.as_secs(), 72 * 3600);
         assert_eq!(args.storage.retain_unrouted.as_secs(), 14 * 86_400);
         assert_eq!(args.storage.retain_dead_letters.as_secs(), 90 * 86_400);
+        assert_eq!(args.storage.store_limit, None);
+        assert!(parsed(&["--store-limit", "63MiB"]).is_err());
         assert_eq!(args.storage.duplicates_max.get(), 1_000_000);
         assert_eq!(args.limits.connections_max.get(), 10_000);
         assert_eq!(args.limits.in_flight_max.get(), 1024);
@@ -438,7 +461,7 @@ mod tests {
                     --retain-dead-letters 5s --duplicates-max 6 --connections-max 7 \
                     --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
                     --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
-                    --shutdown-timeout 14s --log-format json --log-level warn";
+                    --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn";
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
         assert_eq!((args.log_format, args.log_level), (LogFormat::Json, LevelFilter::WARN));
@@ -473,7 +496,9 @@ mod tests {
             retain_dead_letters,
             duplicates_max,
             delivery_memory,
+            limit,
         } = store;
+        assert_eq!(limit, Some(1 << 30));
         assert_eq!((data, allow_volatile), (PathBuf::from("d"), true));
         assert_eq!([retain, retain_unrouted, retain_dead_letters], [3, 4, 5].map(secs));
         assert_eq!((duplicates_max, delivery_memory), (6, 10));

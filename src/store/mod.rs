@@ -163,7 +163,7 @@ pub struct Health {
 pub struct Sizes {
     /// Bytes that the store takes on its disk.
     pub bytes: u64,
-    /// Bytes that its disk has left.
+    /// Bytes that it may still take: what its disk has left, or less by its limit.
     pub available_bytes: u64,
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Writer {
     pub(super) synced: u64,
     pub(super) batch: u32,
     pub(super) room: u64,
+    // Made beyond the limit: for what frees room, not for webhooks.
+    pub(super) is_reserve: bool,
 }
 
 /// One write in the making; used again for the next one, so that its memory is there already.

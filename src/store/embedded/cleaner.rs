@@ -34,6 +34,11 @@ const PASS_WAIT_MAX: Duration = Duration::from_secs(60);
 const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 // A segment that could not be cleaned is not looked at again for so long.
 const STAYS_FOR: Duration = Duration::from_secs(3600);
+// Between passes while room is short, of which each halves the time that settled webhooks are kept, but
+// not below what an operator who looks at once may want to see.
+const SHORT_PASS_WAIT: Duration = Duration::from_secs(5);
+const HALVINGS_MAX: u32 = 16;
+const SHORTEST: Duration = Duration::from_secs(300);
 const REPLY_WAIT: Duration = Duration::from_secs(10);
 
 /// The state between two steps.
@@ -45,6 +50,9 @@ pub struct Cleaner {
     next_pass: Option<Instant>,
     // Segments that could not be cleaned, and until when they are left alone. They are told of once.
     staying: HashMap<u64, Instant>,
+    // How often what is settled has been given half the time, because room is short.
+    halvings: u32,
+    segment_bytes: u64,
     // Segments of which the disk did not take what is to be copied: after another one is freed, or in
     // the next pass, they are tried again.
     without_room: HashSet<u64>,
@@ -106,6 +114,7 @@ impl Cleaner {
                 dead: settings.retain_dead_letters,
             }),
             queue,
+            segment_bytes: settings.segment_bytes,
             ..Self::default()
         }
     }
@@ -121,7 +130,7 @@ impl Cleaner {
         let now = indexer.clock.now();
         match std::mem::take(&mut self.stage) {
             Stage::Idle => {
-                if self.may_begin(retention) {
+                if self.may_begin(retention, &indexer.parts.log) {
                     self.stage = Stage::Expiring(0);
                 }
                 Ok(())
@@ -130,7 +139,7 @@ impl Cleaner {
                 // The clock is in doubt: the next pass tries again.
                 let Some(certain) = indexer.clock.certain() else { return Ok(()) };
                 let expiry = Expiry {
-                    settled: certain.minus(retention.settled),
+                    settled: certain.minus(self.kept_for(retention)),
                     unrouted: certain.minus(retention.unrouted),
                     dead: certain.minus(retention.dead),
                 };
@@ -174,14 +183,43 @@ impl Cleaner {
     }
 
     /// Whether a pass may begin: not too often.
-    fn may_begin(&mut self, retention: Retention) -> bool {
+    fn may_begin(&mut self, retention: Retention, log: &Log) -> bool {
         let present = Instant::now();
         if self.next_pass.is_some_and(|next| present < next) {
             return false;
         }
-        self.next_pass = Some(present + (retention.settled / 64).min(PASS_WAIT_MAX));
+        let mut wait = (retention.settled / 64).min(PASS_WAIT_MAX);
+        if log.is_short(self.segment_bytes) {
+            if self.halve(retention) {
+                wait = wait.min(SHORT_PASS_WAIT);
+            }
+        } else {
+            self.halvings = self.halvings.saturating_sub(1);
+        }
+        self.next_pass = Some(present + wait);
         self.without_room.clear();
         true
+    }
+
+    /// Room is short: what is delivered goes sooner rather than that a new webhook is refused. Answers
+    /// whether it went sooner than before.
+    fn halve(&mut self, retention: Retention) -> bool {
+        let before = self.kept_for(retention);
+        self.halvings = (self.halvings + 1).min(HALVINGS_MAX);
+        let now = self.kept_for(retention);
+        if self.halvings == 1 && now < before {
+            tracing::warn!(
+                retain_secs = retention.settled.as_secs(),
+                "room is short: settled webhooks go before --retain is over, the oldest first"
+            );
+        }
+        now < before
+    }
+
+    /// For how long settled webhooks are kept now.
+    fn kept_for(&self, retention: Retention) -> Duration {
+        let shortest = SHORTEST.min(retention.settled);
+        (retention.settled / (1 << self.halvings)).max(shortest)
     }
 
     /// Finds a segment of which less than a quarter lives.

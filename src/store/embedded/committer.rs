@@ -400,7 +400,7 @@ impl Committer {
                 return Err(error);
             }
             match self.current.change(demand, now) {
-                Ok(()) => self.parts.failing.set(None),
+                Ok(()) => self.parts.failing.set(self.current.problem()),
                 Err(error) if self.current.exists() => {
                     tracing::debug!(%error, "no further segment could be made");
                 }

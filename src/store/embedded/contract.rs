@@ -126,7 +126,7 @@ impl Store for EmbeddedStore {
         };
         Sizes {
             bytes: shared.log.bytes() + size("") + size("-wal"),
-            available_bytes: shared.log.available_bytes(),
+            available_bytes: shared.log.available_bytes().min(shared.log.left_of_limit()),
         }
     }
 

@@ -31,6 +31,12 @@ pub(super) struct Demand {
     pub(super) webhooks: u64,
 }
 
+impl Demand {
+    fn without_webhooks(self) -> Self {
+        Self { first: 0, webhooks: 0, ..self }
+    }
+}
+
 /// The current segment.
 #[derive(Debug)]
 pub(super) struct Current {
@@ -129,7 +135,7 @@ impl Current {
         let writer = self.writer.as_ref().ok_or_else(|| self.refusal())?;
         let left = writer.room.saturating_sub(writer.offset);
         let left = left.checked_sub(demand.firm).ok_or_else(|| self.refusal())?;
-        Ok(left.saturating_sub(reserve(writer.room)))
+        Ok(if writer.is_reserve { 0 } else { left.saturating_sub(reserve(writer.room)) })
     }
 
     /// Why something has no room.
@@ -144,6 +150,13 @@ impl Current {
     /// another, this one goes on; trials are a while apart.
     pub(super) fn change(&mut self, demand: Demand, now: Timestamp) -> io::Result<()> {
         match self.make(demand, now) {
+            Ok(writer) if writer.is_reserve => {
+                self.close();
+                self.writer = Some(writer);
+                self.problem = Some(CommitError::DiskFull);
+                self.next_trial = Some(Instant::now() + TRIAL_WAIT);
+                Ok(())
+            }
             Ok(writer) => {
                 self.close();
                 self.writer = Some(writer);
@@ -165,10 +178,22 @@ impl Current {
         // By a sixteenth of it all more than is to be written: for the reserve.
         let with_reserve = |bytes: u64| HEADER_BYTES + bytes + (HEADER_BYTES + bytes).div_ceil(15);
         let first = demand.first.max(self.refused.unwrap_or(0));
-        let least = with_reserve(demand.firm + first).max(ROOM_MIN.min(self.segment_bytes));
+        let smallest = ROOM_MIN.min(self.segment_bytes);
+        let mut least = with_reserve(demand.firm + first).max(smallest);
+        let within = self.log.left_of_limit();
+        let is_reserve = within < least;
+        if is_reserve {
+            // Beyond the limit only for what frees room again, and only where it has none.
+            if demand.firm == 0
+                || self.writer.as_ref().is_some_and(|w| fits(w, demand.without_webhooks()))
+            {
+                return Err(Errno::NOSPC.into());
+            }
+            least = with_reserve(demand.firm).max(smallest);
+        }
         let wanted = with_reserve(demand.firm + demand.webhooks).max(self.segment_bytes);
         // Half of what is left, so that the index has room for what is in it.
-        let mut room = wanted.min(self.log.available_bytes() / 2).max(least);
+        let mut room = wanted.min(self.log.available_bytes() / 2).min(within).max(least);
         let segment = loop {
             match self.log.create(salt, now, self.void, room) {
                 Err(error) if is_full(&error) && room > least => room = (room / 2).max(least),
@@ -181,7 +206,14 @@ impl Current {
         {
             tracing::warn!(%error, "a failed segment could not be cut to its sound part");
         }
-        Ok(Writer { segment, offset: HEADER_BYTES, synced: HEADER_BYTES, batch: 1, room })
+        Ok(Writer {
+            segment,
+            offset: HEADER_BYTES,
+            synced: HEADER_BYTES,
+            batch: 1,
+            room,
+            is_reserve,
+        })
     }
 
     /// Closes it; it has to be synced.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use crate::domain::time::Timestamp;
 use crate::store::embedded::change::Entry;
@@ -29,8 +29,21 @@ pub struct Log {
     // Behind the last record that may be read.
     end: Mutex<LogPoint>,
     next_number: AtomicU64,
+    // What all segments together may take.
+    limit: OnceLock<Limit>,
     /// What was found damaged since the start.
     pub damage: Damage,
+}
+
+/// How much all segments together may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// All that the disk has.
+    None,
+    /// So many bytes.
+    Bytes(u64),
+    /// Four fifths of what the disk has free, what is taken already counted in.
+    OfFree,
 }
 
 /// What becomes of a read that fails while the log is followed.
@@ -81,6 +94,7 @@ impl Log {
             doubtful: BTreeSet::new(),
             end: Mutex::default(),
             next_number: AtomicU64::new(1),
+            limit: OnceLock::new(),
             damage: Damage::default(),
         };
         let mut segments = BTreeMap::new();
@@ -322,9 +336,38 @@ impl Log {
         self.all().iter().map(|segment| segment.file.bytes().unwrap_or(0)).sum()
     }
 
-    /// What is left.
+    /// What the disk has left.
     pub fn available_bytes(&self) -> u64 {
         self.disk.available_bytes(&self.dir).unwrap_or(0)
+    }
+
+    /// All segments together are to take no more. It is said once.
+    pub fn set_limit(&self, limit: Limit) {
+        self.limit.get_or_init(|| limit);
+    }
+
+    /// What is left of the limit, and the limit.
+    fn limit(&self) -> (u64, u64) {
+        let bytes_max = match self.limit.get() {
+            None | Some(Limit::None) => return (u64::MAX, u64::MAX),
+            Some(Limit::Bytes(bytes)) => *bytes,
+            // Asked anew each time: others take and free room on the disk too.
+            Some(Limit::OfFree) => self.bytes().saturating_add(self.available_bytes()) / 5 * 4,
+        };
+        (bytes_max.saturating_sub(self.bytes()), bytes_max)
+    }
+
+    /// What is left of the limit.
+    pub fn left_of_limit(&self) -> u64 {
+        self.limit().0
+    }
+
+    /// Whether new webhooks will soon have no room, of the disk or of the limit.
+    pub fn is_short(&self, segment_bytes: u64) -> bool {
+        let (left, bytes_max) = self.limit();
+        let is_limited = bytes_max < u64::MAX;
+        (is_limited && left < segment_bytes.max(bytes_max / 16))
+            || self.available_bytes() < segment_bytes
     }
 
     /// Whether a point can be gone on from: its segment exists, or none before it does.

@@ -26,7 +26,7 @@ use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lanes::{Lane, Lanes};
 use crate::store::embedded::leasing::Unreadable;
 use crate::store::embedded::lock::DirectoryLock;
-use crate::store::embedded::log::{Log, LogError};
+use crate::store::embedded::log::{Limit, Log, LogError};
 use crate::store::embedded::marks::MarkFile;
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
@@ -98,6 +98,8 @@ pub struct Settings {
     pub duplicates_max: usize,
     /// Bytes of bodies in lanes.
     pub delivery_memory: usize,
+    /// How much its segments may take of the disk.
+    pub limit: Limit,
     /// How long what can't be read is waited for, before the rest is read without it.
     pub read_patience: Duration,
     /// The size at which a segment is closed.
@@ -124,6 +126,7 @@ impl Settings {
             retain_dead_letters: Duration::from_secs(90 * DAY),
             duplicates_max: 1_000_000,
             delivery_memory: 64 << 20,
+            limit: Limit::None,
             read_patience: READ_PATIENCE,
             segment_bytes: SEGMENT_BYTES,
             catch_up_wait: CATCH_UP_WAIT,
@@ -255,6 +258,7 @@ impl EmbeddedStore {
                     LogError::Newer(file, format) => OpenError::Newer { file, format },
                 },
             )?;
+        log.set_limit(settings.limit);
         let index_file = dir.join("index.sqlite");
         let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
         let mut index = index.map_err(|source| OpenError::Index { dir: dir.clone(), source })?;

@@ -255,6 +255,12 @@ impl SimDisk {
         }
     }
 
+    /// The length of a file.
+    pub fn bytes(&self, path: &Path) -> u64 {
+        let state = lock(&self.state);
+        state.files.get(path).map_or(0, |content| lock(content).now.len() as u64)
+    }
+
     /// The names of all files.
     pub fn files(&self) -> Vec<PathBuf> {
         lock(&self.state).files.keys().cloned().collect()
