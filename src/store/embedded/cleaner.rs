@@ -1,34 +1,24 @@
 //! Retention: what is past its time goes, in small steps that stall nobody.
 //!
-//! A segment of which little lives is copied forward and unlinked. Nothing that a rebuild of the
-//! index would need may go with it: of settlements in it, those of webhooks in earlier segments are
-//! written down again as states; webhooks that are over, but whose record an earlier segment still
-//! has, are written down as gone.
+//! A segment of which little lives is copied [`forward`](super::forward) and unlinked.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::domain::time::Timestamp;
-use crate::domain::webhook::{Webhook, WebhookId};
 use crate::store::embedded::Settings;
-use crate::store::embedded::change::{Change, WebhookRow};
+use crate::store::embedded::forward::{Job, Problem};
 use crate::store::embedded::index::trim::{Expiry, Holding};
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::log::Log;
-use crate::store::embedded::queue::{Own, OwnRecord, Queue};
-use crate::store::embedded::record::{
-    FullDelivery, Kind, Record, Standing, decode, encode_deliveries, encode_gone, encode_webhook,
-};
-use crate::store::embedded::scanner::Scanner;
-use crate::store::embedded::segment::{Frame, HEADER_BYTES, LogPoint, Position, Segment};
+use crate::store::embedded::queue::Queue;
+use crate::store::embedded::segment::{HEADER_BYTES, Segment};
 
-const ROWS_PER_STEP: usize = 200;
-const BYTES_PER_STEP: usize = 1 << 20;
+/// So much is looked at between two others' turns.
+pub(super) const ROWS_PER_STEP: usize = 200;
 const PASS_WAIT_MAX: Duration = Duration::from_secs(60);
 // Duplicate keys older than this are of no window.
 const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -39,7 +29,6 @@ const STAYS_FOR: Duration = Duration::from_secs(3600);
 const SHORT_PASS_WAIT: Duration = Duration::from_secs(5);
 const HALVINGS_MAX: u32 = 16;
 const SHORTEST: Duration = Duration::from_secs(300);
-const REPLY_WAIT: Duration = Duration::from_secs(10);
 
 /// The state between two steps.
 #[derive(Debug, Default)]
@@ -71,37 +60,6 @@ enum Stage {
     Idle,
     Expiring(u64),
     Copying(Box<Job>),
-}
-
-/// A segment on its way out.
-#[derive(Debug)]
-struct Job {
-    segment: Arc<Segment>,
-    scanner: Scanner,
-    scanned: bool,
-    // Segments before it, by the keys that they hold.
-    earlier: Vec<(u64, u64)>,
-    // What was copied, at which versions.
-    copied: HashMap<u64, Vec<u32>>,
-    stated: HashSet<u64>,
-    gone: HashSet<u64>,
-    written: LogPoint,
-}
-
-enum Problem {
-    Index(rusqlite::Error),
-    // Not now: the next pass tries again.
-    Later,
-    // The disk does not take what must be written first: others may need nothing written.
-    NoRoom,
-    // The segment holds what can't be copied: others may go.
-    Stays,
-}
-
-impl From<rusqlite::Error> for Problem {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Index(error)
-    }
 }
 
 impl Cleaner {
@@ -167,11 +125,11 @@ impl Cleaner {
                 }
                 Err(Problem::Later) => Ok(()),
                 Err(Problem::NoRoom) => {
-                    self.without_room.insert(job.segment.header.number);
+                    self.without_room.insert(job.number());
                     self.choose(indexer, now, retention)
                 }
                 Err(Problem::Stays) => {
-                    let number = job.segment.header.number;
+                    let number = job.number();
                     if self.staying.insert(number, Instant::now() + STAYS_FOR).is_none() {
                         tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
                     }
@@ -272,295 +230,4 @@ fn is_removable(segment: &Segment, log: &Log, holdings: &BTreeMap<u64, Holding>)
             || log.is_unread(end.segment)
     });
     live.saturating_mul(4) < bytes(segment) && !needed
-}
-
-impl Job {
-    fn new(segment: &Arc<Segment>, log: &Log, holdings: &BTreeMap<u64, Holding>) -> Option<Self> {
-        let scanner = Scanner::new(Arc::clone(segment), 0, u64::MAX).ok()?;
-        let before = holdings.range(..segment.header.number);
-        Some(Self {
-            segment: Arc::clone(segment),
-            scanner,
-            scanned: false,
-            earlier: before.filter(|(n, _)| log.exists(**n)).map(|(_, h)| h.span).collect(),
-            copied: HashMap::new(),
-            stated: HashSet::new(),
-            gone: HashSet::new(),
-            written: LogPoint::default(),
-        })
-    }
-
-    /// Answers whether the segment is gone.
-    fn step(&mut self, indexer: &Indexer, queue: &Queue) -> Result<bool, Problem> {
-        if !self.scanned {
-            self.copy_some(indexer, queue)?;
-            return Ok(false);
-        }
-        // What was written must be in the index before anybody looks there again.
-        if indexer.index.applied() < self.written {
-            return Ok(false);
-        }
-        if self.state_again(indexer, queue)? {
-            return Ok(false);
-        }
-        let number = self.segment.header.number;
-        let live = indexer.index.holdings()?.get(&number).map_or(0, |holding| holding.live);
-        if live > 0 {
-            return Err(Problem::Stays);
-        }
-        self.sync_voided(&indexer.parts.log)?;
-        if !indexer.index.before_unlink()? {
-            return Err(Problem::Later);
-        }
-        if let Err(error) = indexer.parts.log.remove(number) {
-            tracing::warn!(%error, segment = number, "a segment could not be removed");
-            return Err(Problem::Later);
-        }
-        indexer.index.forget_segment(number)?;
-        Ok(true)
-    }
-
-    /// Makes durable that the segment before was cut to its sound part: so far this one's header said
-    /// where that ends, and a power cut would give back what was refused.
-    fn sync_voided(&self, log: &Log) -> Result<(), Problem> {
-        let end = self.segment.header.previous_end;
-        let Some(before) = end.and_then(|end| log.get(end.segment)) else { return Ok(()) };
-        before.file.sync_all().map_err(|error| {
-            let segment = before.header.number;
-            tracing::warn!(%error, segment, "a segment's end can't be made durable");
-            Problem::Stays
-        })
-    }
-
-    /// Copies what lives, a little of it.
-    fn copy_some(&mut self, indexer: &Indexer, queue: &Queue) -> Result<(), Problem> {
-        let (mut records, mut bytes, mut looked) = (Vec::new(), 0, 0);
-        while bytes < BYTES_PER_STEP && looked < ROWS_PER_STEP {
-            looked += 1;
-            let frame = match self.scanner.next_frame() {
-                Ok(Some(frame)) => frame,
-                Ok(None) => {
-                    self.scanned = true;
-                    break;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "a segment can't be read");
-                    return Err(Problem::Stays);
-                }
-            };
-            let before = records.len();
-            self.look_at(&frame, indexer, &mut records)?;
-            let added = records.iter().skip(before);
-            bytes += added.map(|r: &OwnRecord| r.meta.len() + r.body.len()).sum::<usize>();
-        }
-        if self.scanned && !self.gone.is_empty() {
-            let keys: Vec<u64> = self.gone.drain().collect();
-            let (meta, change) = (encode_gone(&keys), Change::Gone(keys));
-            records.push(OwnRecord {
-                kind: Kind::Gone,
-                meta,
-                body: Bytes::new(),
-                change,
-                due: Vec::new(),
-            });
-        }
-        self.write(records, queue)
-    }
-
-    fn write(&mut self, records: Vec<OwnRecord>, queue: &Queue) -> Result<(), Problem> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        let (reply, answer) = sync_channel(1);
-        queue.write(Own { records, reply });
-        let positions = answer.recv_timeout(REPLY_WAIT).map_err(|error| match error {
-            RecvTimeoutError::Disconnected => Problem::NoRoom,
-            // The disk hangs: nobody is to wait for another one.
-            RecvTimeoutError::Timeout => Problem::Later,
-        })?;
-        for position in positions {
-            self.written = self.written.max(position.end());
-        }
-        Ok(())
-    }
-
-    fn look_at(
-        &mut self,
-        frame: &Frame,
-        indexer: &Indexer,
-        records: &mut Vec<OwnRecord>,
-    ) -> Result<(), Problem> {
-        // Whole, but not understood: another version wrote it, and may read it again.
-        let record =
-            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Problem::Stays)?;
-        match record {
-            Record::Webhook(webhook, _) => {
-                let key = webhook.id.key();
-                match indexer.index.position(key)? {
-                    Some(at) if at == frame.position => {
-                        let (webhook, standings) = full(indexer, webhook)?;
-                        self.copied.insert(key, standings.iter().map(|s| s.version).collect());
-                        records.push(copy_of(webhook, standings));
-                        Ok(())
-                    }
-                    // A copy whose original stayed must not leave it behind as if it were new. And it
-                    // may be older than settlements before it, which go with the original.
-                    Some(at) if at.segment > self.segment.header.number => {
-                        self.state(key, at, indexer, records)
-                    }
-                    _ => self.look_at_state(key, indexer, records),
-                }
-            }
-            Record::Settlement(settled) => {
-                self.look_at_state(settled.webhook.key(), indexer, records)
-            }
-            Record::Deliveries(id, _) | Record::State(id, _) => {
-                self.look_at_state(id.key(), indexer, records)
-            }
-            Record::Erase(id) => self.look_at_state(id.key(), indexer, records),
-            Record::Gone(keys) => {
-                for key in keys {
-                    self.look_at_state(key, indexer, records)?;
-                }
-                Ok(())
-            }
-            Record::Close => Ok(()),
-        }
-    }
-
-    fn look_at_state(
-        &mut self,
-        key: u64,
-        indexer: &Indexer,
-        records: &mut Vec<OwnRecord>,
-    ) -> Result<(), Problem> {
-        match indexer.index.position(key)? {
-            Some(at) if at.segment < self.segment.header.number => {
-                self.state(key, at, indexer, records)
-            }
-            // It was copied forward, and the original stayed, perhaps: then the copy may be older than
-            // what is said of it here.
-            Some(at) if at.segment > self.segment.header.number && self.may_be_earlier(key) => {
-                self.state(key, at, indexer, records)
-            }
-            Some(_) => Ok(()),
-            None => {
-                if self.may_be_earlier(key) {
-                    self.gone.insert(key);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether an earlier segment may have a webhook's record.
-    fn may_be_earlier(&self, key: u64) -> bool {
-        self.earlier.iter().any(|(first, last)| (*first..=*last).contains(&key))
-    }
-
-    /// Writes down where a webhook's deliveries stand, once.
-    fn state(
-        &mut self,
-        key: u64,
-        at: Position,
-        indexer: &Indexer,
-        records: &mut Vec<OwnRecord>,
-    ) -> Result<(), Problem> {
-        if self.stated.insert(key) {
-            records.push(self.state_of(key, at, indexer)?);
-        }
-        Ok(())
-    }
-
-    fn state_of(
-        &mut self,
-        key: u64,
-        at: Position,
-        indexer: &Indexer,
-    ) -> Result<OwnRecord, Problem> {
-        let (webhook, standings) = full(indexer, read_webhook(indexer, at)?)?;
-        self.copied.insert(key, standings.iter().map(|s| s.version).collect());
-        Ok(state_record(webhook.id, webhook, standings))
-    }
-
-    /// Writes down again what was settled while it was copied; answers whether something was.
-    fn state_again(&mut self, indexer: &Indexer, queue: &Queue) -> Result<bool, Problem> {
-        let mut records = Vec::new();
-        let keys: Vec<u64> = self.copied.keys().copied().collect();
-        for key in keys {
-            let standings = indexer.index.standings(key)?;
-            let versions: Vec<u32> = standings.iter().map(|(_, s, _)| s.version).collect();
-            if self.copied.get(&key) == Some(&versions) {
-                continue;
-            }
-            if let Some(at) = indexer.index.position(key)? {
-                records.push(self.state_of(key, at, indexer)?);
-            } else {
-                self.copied.remove(&key);
-            }
-        }
-        let any = !records.is_empty();
-        self.write(records, queue)?;
-        Ok(any)
-    }
-}
-
-fn read_webhook(indexer: &Indexer, at: Position) -> Result<Webhook, Problem> {
-    match read_record(indexer, at)? {
-        Record::Webhook(webhook, _) => Ok(webhook),
-        _ => Err(Problem::Stays),
-    }
-}
-
-fn read_record(indexer: &Indexer, at: Position) -> Result<Record, Problem> {
-    let segment = indexer.parts.log.get(at.segment).ok_or(Problem::Stays)?;
-    let frame = segment.read(at).ok().flatten().ok_or(Problem::Stays)?;
-    decode(frame.kind, frame.version, &frame.payload).map_err(|_| Problem::Stays)
-}
-
-/// A webhook with all its deliveries, also those that were added to it, and where they stand.
-fn full(indexer: &Indexer, mut webhook: Webhook) -> Result<(Webhook, Vec<Standing>), Problem> {
-    let mut standings = Vec::new();
-    for (number, standing, defined_at) in indexer.index.standings(webhook.id.key())? {
-        if usize::from(number) != standings.len() {
-            return Err(Problem::Stays);
-        }
-        standings.push(standing);
-        if webhook.deliveries.len() < standings.len() {
-            let record = read_record(indexer, defined_at.ok_or(Problem::Stays)?)?;
-            let (Record::Deliveries(_, added) | Record::State(_, added)) = record else {
-                return Err(Problem::Stays);
-            };
-            let found = added.into_iter().find(|full| full.number == number);
-            webhook.deliveries.push(found.ok_or(Problem::Stays)?.delivery);
-        }
-    }
-    if webhook.deliveries.len() == standings.len() {
-        Ok((webhook, standings))
-    } else {
-        Err(Problem::Stays)
-    }
-}
-
-fn copy_of(mut webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {
-    let meta = encode_webhook(&webhook, Some(&standings));
-    let row = WebhookRow::new(&webhook, Some(standings));
-    let body = std::mem::take(&mut webhook.body);
-    OwnRecord {
-        kind: Kind::Webhook,
-        meta,
-        body,
-        change: Change::Webhook(Box::new(row)),
-        due: Vec::new(),
-    }
-}
-
-fn state_record(id: WebhookId, webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {
-    let deliveries: Vec<FullDelivery> = (0u16..)
-        .zip(webhook.deliveries.into_iter().zip(standings))
-        .map(|(number, (delivery, standing))| FullDelivery { number, delivery, standing })
-        .collect();
-    let meta = encode_deliveries(id, &deliveries);
-    let change = Change::Deliveries(id, deliveries);
-    OwnRecord { kind: Kind::State, meta, body: Bytes::new(), change, due: Vec::new() }
 }

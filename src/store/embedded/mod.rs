@@ -47,6 +47,7 @@ mod current;
 pub mod damage;
 mod directory;
 pub mod disk;
+mod forward;
 pub mod inbox;
 pub mod index;
 pub mod indexer;
