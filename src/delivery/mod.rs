@@ -32,6 +32,8 @@ mod attempt;
 pub mod board;
 pub mod client;
 #[cfg(test)]
+mod fake_store;
+#[cfg(test)]
 mod holding_tests;
 mod journal;
 mod lane;

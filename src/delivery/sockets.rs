@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::client::Clients;
-use super::testing::{FakeNetwork, Settled, World, status, target};
+use super::fake_store::Settled;
+use super::testing::{FakeNetwork, World, status, target};
 use crate::domain::delivery::Settlement;
 use crate::domain::outcome::Outcome;
 use crate::domain::signature::{Scheme, Secret, Signing};

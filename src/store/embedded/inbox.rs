@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::store::embedded::change::Entry;
 use crate::store::embedded::index::queries::DueKey;
 use crate::store::embedded::indexer::Indexer;
-use crate::store::embedded::lanes::Lane;
+use crate::store::embedded::lane::Lane;
 
 // More than this is read from the log instead.
 const ENTRIES_MAX: usize = 16_384;

@@ -11,7 +11,7 @@ use crate::domain::webhook::WebhookId;
 use crate::store::embedded::Shared;
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::queries::{DueRow, Identity};
-use crate::store::embedded::lanes::Lane;
+use crate::store::embedded::lane::Lane;
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::reader::{Readback, read_back};
 use crate::store::embedded::segment::Position;

@@ -15,6 +15,7 @@ use crate::store::embedded::segment::LogPoint;
 pub mod apply;
 pub mod queries;
 pub mod stories;
+mod sums;
 pub mod trim;
 
 const FORMAT: i64 = 2;

@@ -7,7 +7,7 @@ use rusqlite::OptionalExtension;
 
 use crate::domain::delivery::{Cause, State};
 use crate::domain::time::Timestamp;
-use crate::store::embedded::index::apply::{Sums, state_of};
+use crate::store::embedded::index::sums::{Sums, state_of};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::record::Standing;
 use crate::store::embedded::segment::Position;

@@ -27,6 +27,7 @@ mod damage;
 mod decay;
 mod everywhere;
 mod faults;
+mod limit;
 mod random;
 mod recalling;
 mod retention;
