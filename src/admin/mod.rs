@@ -16,18 +16,21 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::api::{Endpoint, Turns};
+use crate::admin::guard::Guard;
 use crate::admin::readiness::Readiness;
+use crate::domain::signature::Secret;
 use crate::domain::time::Clock;
 use crate::store::{Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
 pub mod api;
+mod guard;
 pub mod readiness;
 
 /// Probes and scrapers at the same time; for one more the oldest has to go.
@@ -47,7 +50,7 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// What the operator's address answers from.
 pub struct Admin<S> {
     /// The store, once it is open.
-    pub store: tokio::sync::watch::Receiver<Option<Arc<S>>>,
+    pub store: watch::Receiver<Option<Arc<S>>>,
     /// All metrics.
     pub metrics: SharedMetrics,
     /// What the parts say of themselves.
@@ -58,12 +61,21 @@ pub struct Admin<S> {
     pub targets: Arc<dyn Fn() -> Vec<Arc<str>> + Send + Sync>,
     /// What else can be asked.
     pub endpoints: Vec<Endpoint>,
+    /// What has to be brought for that; without one, it can be asked on this machine only.
+    pub token: Option<watch::Receiver<Secret>>,
 }
 
 impl<S> std::fmt::Debug for Admin<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Admin")
     }
+}
+
+/// What the API is answered by, beside its endpoints.
+#[derive(Clone)]
+struct Api {
+    guard: Guard,
+    turns: Turns,
 }
 
 /// The running admin thread.
@@ -124,7 +136,9 @@ impl<S: Store> Admin<S> {
     async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener, stop: CancellationToken) {
         let Ok(own) = listener.local_addr() else { return };
         let mut connections = Connections::default();
-        let turns = Turns::default();
+        let is_local = own.ip().to_canonical().is_loopback();
+        let api =
+            Api { guard: Guard { is_local, token: self.token.clone() }, turns: Turns::default() };
         // One at a time: where the disk hangs, one thread waits for it.
         let measuring = Arc::new(Semaphore::new(1));
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
@@ -139,25 +153,20 @@ impl<S: Store> Admin<S> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (turns, measuring) = (turns.clone(), Arc::clone(&measuring));
-            connections.serve(Arc::clone(&self).exchange(stream, own, turns, measuring));
+            let (api, measuring) = (api.clone(), Arc::clone(&measuring));
+            connections.serve(Arc::clone(&self).exchange(stream, api, measuring));
         }
     }
 
     /// One request and its answer; whoever wants more connects again.
-    async fn exchange(
-        self: Arc<Self>,
-        stream: TcpStream,
-        own: SocketAddr,
-        turns: Turns,
-        measuring: Arc<Semaphore>,
-    ) {
+    async fn exchange(self: Arc<Self>, stream: TcpStream, api: Api, measuring: Arc<Semaphore>) {
         let service = service_fn(|request: Request<Incoming>| {
-            let (admin, turns) = (Arc::clone(&self), turns.clone());
+            let (admin, api) = (Arc::clone(&self), api.clone());
             let measuring = Arc::clone(&measuring);
             async move {
                 if request.uri().path().starts_with(api::PREFIX) {
-                    return Ok(api::serve(&admin.endpoints, &turns, request, own.ip()).await);
+                    let Api { guard, turns } = &api;
+                    return Ok(api::serve(&admin.endpoints, turns, guard, request).await);
                 }
                 if request.uri().path() == "/metrics" {
                     admin.measure(measuring).await;
@@ -309,12 +318,13 @@ mod tests {
         let readiness = Arc::new(Readiness::default());
         readiness.started();
         let admin = Admin::<EmbeddedStore> {
-            store: tokio::sync::watch::channel(None).1,
+            store: watch::channel(None).1,
             metrics: SharedMetrics::default(),
             readiness,
             clock: Arc::new(Standing),
             targets: Arc::new(Vec::new),
             endpoints: Vec::new(),
+            token: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         // Where `app` builds it: within the runtime of the data path.
@@ -350,12 +360,13 @@ mod tests {
         let readiness = Arc::new(Readiness::default());
         readiness.started();
         let admin = Admin {
-            store: tokio::sync::watch::channel(Some(Arc::clone(&store))).1,
+            store: watch::channel(Some(Arc::clone(&store))).1,
             metrics: SharedMetrics::default(),
             readiness,
             clock: Arc::new(Standing),
             targets: Arc::new(Vec::new),
             endpoints: Vec::new(),
+            token: None,
         };
         let admin = admin.spawn(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
         disk.set_faults(Faults { hung_sizes: true, ..Faults::default() });

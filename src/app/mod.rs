@@ -1,7 +1,7 @@
 //! The composition root: builds everything, binds before it says ready, stops in order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::app::clock::SystemClock;
 use crate::app::follower::Follower;
 use crate::app::observe::Commits;
 use crate::app::reload::{Tables, Taken};
+use crate::app::token::Tokens;
 use crate::app::watcher::{Followed, Reloads, Watcher};
 use crate::config::Environment;
 use crate::delivery::board::Board;
@@ -36,6 +37,7 @@ mod follower;
 mod observe;
 mod reload;
 mod running;
+mod token;
 pub mod watcher;
 
 /// Everything that `serve` can be told, already checked for its form.
@@ -47,6 +49,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where operators connect.
     pub admin: SocketAddr,
+    /// The file of the token that they bring; without one they must be on this machine.
+    pub admin_token: Option<PathBuf>,
     /// Certificate and key; plain HTTP without.
     pub tls: Option<TlsFiles>,
     /// The store.
@@ -106,6 +110,7 @@ impl Default for Settings {
             routes: PathBuf::from("routes.yaml"),
             listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8443)),
             admin: SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9464)),
+            admin_token: None,
             tls: Some(TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }),
             store: StoreSettings::default(),
             connections_max: 10_000,
@@ -174,6 +179,7 @@ impl App {
         let (table, targets) = (tables.table.clone(), tables.table.subscribe());
         let certificates = load_certificate(&settings, &clock, &metrics)?;
         let certificate = certificates.as_ref().map(|(held, _)| held.config.clone());
+        let tokens = settings.admin_token.as_deref().map(load_token).transpose()?;
         let (reloads, requests) = Reloads::channel();
 
         let listener = listener::bind(settings.listen)
@@ -198,6 +204,7 @@ impl App {
             readiness: Arc::clone(&readiness),
             clock: clock.clone(),
             targets: Arc::new(move || targets.borrow().targets.keys().cloned().collect()),
+            token: tokens.as_ref().map(|(held, _)| held.subscribe()),
         };
         let admin = admin.spawn(socket)?;
 
@@ -221,7 +228,7 @@ impl App {
             settings,
             address,
             listener: Some(listener),
-            watcher: Some(Watcher { requests, tables, routes, certificates }),
+            watcher: Some(Watcher { requests, tables, routes, certificates, tokens }),
             certificate,
             table,
             store,
@@ -304,6 +311,13 @@ fn load_certificate(
         refused: None,
     };
     Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
+}
+
+fn load_token(path: &Path) -> anyhow::Result<(Tokens, Followed<token::Outcome>)> {
+    let mut read = token::reader(path.to_owned());
+    let (outcome, files) = read();
+    let token = outcome.map_err(|error| anyhow!("--admin-token-file: {error}"))?;
+    Ok((Tokens::new(token, files.clone()), Followed::new(Follower::new(files, read))))
 }
 
 /// Each connection is a descriptor, and so is each segment and each delivery.

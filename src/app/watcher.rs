@@ -16,6 +16,7 @@ use crate::admin::api::Problem;
 use crate::app::certificate::{self, Certificates};
 use crate::app::follower::{Follower, LOOK_EVERY, Look};
 use crate::app::reload::{self, Tables, Taken};
+use crate::app::token::{self, Tokens};
 
 /// Who wait for a reload at the same time; one more is told to come again.
 const REQUESTS_MAX: usize = 16;
@@ -71,6 +72,7 @@ pub(super) struct Watcher {
     pub(super) tables: Tables,
     pub(super) routes: Followed<reload::Outcome>,
     pub(super) certificates: Option<(Certificates, Followed<certificate::Outcome>)>,
+    pub(super) tokens: Option<(Tokens, Followed<token::Outcome>)>,
 }
 
 impl Watcher {
@@ -105,16 +107,24 @@ impl Watcher {
     /// something is about to settle.
     async fn look(&mut self, closely: bool, asked: bool) -> Option<Instant> {
         let mut moving = None;
+        let mut moves = |at: Instant| moving = Some(moving.map_or(at, |other| at.min(other)));
         match self.routes.look(closely).await {
             Look::AtRest => {}
-            Look::Moving(at) => moving = Some(at),
+            Look::Moving(at) => moves(at),
             Look::Settled(outcome, files) => self.tables.take(outcome, files, asked),
         }
         if let Some((certificates, followed)) = &mut self.certificates {
             match followed.look(closely).await {
                 Look::AtRest => {}
-                Look::Moving(at) => moving = Some(moving.map_or(at, |other| at.min(other))),
+                Look::Moving(at) => moves(at),
                 Look::Settled(outcome, files) => certificates.take(outcome, files, asked),
+            }
+        }
+        if let Some((tokens, followed)) = &mut self.tokens {
+            match followed.look(closely).await {
+                Look::AtRest => {}
+                Look::Moving(at) => moves(at),
+                Look::Settled(outcome, files) => tokens.take(outcome, files, asked),
             }
         }
         moving
@@ -123,17 +133,22 @@ impl Watcher {
     fn report(&self) -> Report {
         let mut problems = self.tables.problems();
         let of_certificate = self.certificates.as_ref().and_then(|(held, _)| held.problem());
+        let of_token = self.tokens.as_ref().and_then(|(held, _)| held.problem());
         let mut members = self.tables.report();
-        let detail = match (&self.tables.last, &of_certificate) {
-            (Taken::Refused, _) => {
-                "the routes file can't be used: the table from before stays in force"
+        let (detail, is_good) = match (&self.tables.last, &of_certificate, &of_token) {
+            (Taken::Refused, _, _) => {
+                ("the routes file can't be used: the table from before stays in force", false)
             }
-            (_, Some(_)) => "the listener's certificate can't be renewed: the one before is served",
-            (Taken::Changed(_), None) => "changed",
-            (Taken::Unchanged, None) => "unchanged",
+            (_, Some(_), _) => {
+                ("the listener's certificate can't be renewed: the one before is served", false)
+            }
+            (_, _, Some(_)) => {
+                ("the admin token can't be renewed: the one before is wanted", false)
+            }
+            (Taken::Changed(_), None, None) => ("changed", true),
+            (Taken::Unchanged, None, None) => ("unchanged", true),
         };
-        let is_good = of_certificate.is_none() && !matches!(self.tables.last, Taken::Refused);
-        problems.extend(of_certificate);
+        problems.extend(of_certificate.into_iter().chain(of_token));
         members.insert("problems".to_owned(), problems.into());
         if is_good {
             members.insert("status".to_owned(), json!(detail));

@@ -1,17 +1,20 @@
 //! Asks a running relay through its admin address.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
+use crate::config::token_from_file;
 use crate::net::resolve::{CONNECT_SLICE, Resolver, connect};
 
 /// Where a relay on this machine listens for its operator.
@@ -23,11 +26,42 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// No answer of the relay is larger.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Which relay is asked.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Relay {
+    /// The relay's admin address
+    #[arg(long = "admin", value_name = "URL", default_value = DEFAULT_URL)]
+    pub url: String,
+    /// The file of its admin token, where it wants one
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+}
+
 /// A relay's admin address.
 #[derive(Debug, Clone)]
 pub struct AdminClient {
     url: Uri,
+    token: Option<Token>,
     resolver: Resolver,
+}
+
+/// What a relay wants to be shown; `Debug` leaves it out.
+#[derive(Debug, Clone)]
+struct Token {
+    line: HeaderValue,
+    file: PathBuf,
+}
+
+impl Token {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let token = token_from_file(path, &mut Vec::new())
+            .map_err(|error| anyhow::anyhow!("--admin-token-file: {error}"))?;
+        let mut line = Zeroizing::new(b"Bearer ".to_vec());
+        line.extend_from_slice(&token);
+        let mut line = HeaderValue::from_bytes(&line)?;
+        line.set_sensitive(true);
+        Ok(Self { line, file: path.to_owned() })
+    }
 }
 
 /// What the relay said no to.
@@ -41,12 +75,14 @@ pub struct Refusal {
 
 impl AdminClient {
     /// Connects to nothing yet. The URL is `http://HOST:PORT`.
-    pub fn new(url: &str) -> anyhow::Result<Self> {
+    pub fn new(relay: &Relay) -> anyhow::Result<Self> {
+        let url = &relay.url;
+        let token = relay.admin_token_file.as_deref().map(Token::read).transpose()?;
         let url: Uri = url.parse().with_context(|| format!("--admin {url} is not a URL"))?;
         if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
             bail!("--admin takes a URL such as {DEFAULT_URL}");
         }
-        Ok(Self { url, resolver: Resolver::default() })
+        Ok(Self { url, token, resolver: Resolver::default() })
     }
 
     /// Posts JSON to `path` of the API; a refusal is an answer too.
@@ -78,6 +114,14 @@ impl AdminClient {
         if status.is_success() {
             return Ok(Ok(body));
         }
+        if status == StatusCode::UNAUTHORIZED {
+            match &self.token {
+                None => bail!("{} wants its admin token: --admin-token-file FILE", self.url),
+                Some(Token { file, .. }) => {
+                    bail!("{} does not take the admin token of {}", self.url, file.display())
+                }
+            }
+        }
         let problem = serde_json::from_slice(&body).unwrap_or(Value::Null);
         Ok(Err(Refusal { status, problem }))
     }
@@ -101,6 +145,7 @@ impl AdminClient {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers.extend(self.token.iter().map(|token| (AUTHORIZATION, token.line.clone())));
         let request = request.map(|()| Full::new(body));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let exchange = async move {

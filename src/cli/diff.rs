@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::cli::admin::{AdminClient, DEFAULT_URL};
+use crate::cli::admin::{AdminClient, Relay};
 use crate::cli::check::Format;
 use crate::cli::output::{Output, Style};
 use crate::cli::{Verdict, block_on, value};
@@ -29,9 +29,9 @@ pub struct Args {
     /// How far back
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = value::duration_text)]
     pub since: String,
-    /// The relay's admin address
-    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
-    pub admin: String,
+    /// Which relay.
+    #[command(flatten)]
+    pub admin: Relay,
     /// How many of the webhooks that would go elsewhere are listed
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub examples: usize,

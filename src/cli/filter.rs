@@ -2,15 +2,15 @@
 
 use serde_json::{Map, Value};
 
-use crate::cli::admin::DEFAULT_URL;
+use crate::cli::admin::Relay;
 use crate::cli::check::Format;
 
 /// Where the relay is, and how it answers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Asking {
-    /// The relay's admin address
-    #[arg(long, value_name = "URL", default_value = DEFAULT_URL)]
-    pub admin: String,
+    /// Which.
+    #[command(flatten)]
+    pub admin: Relay,
     /// How the result is printed
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub format: Format,

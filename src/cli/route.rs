@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
-use crate::cli::admin::AdminClient;
+use crate::cli::admin::{AdminClient, Relay};
 use crate::cli::check::{Format, print_problem};
 use crate::cli::output::{Output, Style};
 use crate::cli::{Usage, Verdict, block_on};
@@ -52,6 +52,9 @@ pub struct Args {
     /// Ask the running relay with this admin address
     #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
+    /// The file of its admin token, where it wants one
+    #[arg(long, value_name = "FILE", requires = "admin")]
+    pub admin_token_file: Option<PathBuf>,
     /// How the result is printed
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub format: Format,
@@ -65,7 +68,10 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     }
     let output = Output::new();
     let explained = match &args.admin {
-        Some(url) => Some(block_on(ask(&AdminClient::new(url)?, args, body.as_deref()))??),
+        Some(url) => {
+            let relay = Relay { url: url.clone(), admin_token_file: args.admin_token_file.clone() };
+            Some(block_on(ask(&AdminClient::new(&relay)?, args, body.as_deref()))??)
+        }
         None => explain(&output, args, body.as_deref())?,
     };
     let Some(explanation) = explained else { return Ok(Verdict::No) };

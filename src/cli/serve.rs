@@ -61,6 +61,10 @@ pub struct Args {
         default_value = "127.0.0.1:9464"
     )]
     pub admin: SocketAddr,
+    /// The file of the token that the API wants, as in `Authorization: Bearer …`. Without one the API
+    /// answers only where --admin is a loopback address
+    #[arg(long, env = "RELAY_ADMIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
 
     /// The certificate and its chain, PEM. Aryeo verifies the whole chain
     #[arg(
@@ -371,6 +375,7 @@ impl Args {
             routes: self.routes.clone(),
             listen: self.listen,
             admin: self.admin,
+            admin_token: self.admin_token_file.clone(),
             tls: (!self.plain_http).then_some(tls),
             store: StoreSettings {
                 data: self.storage.data.clone(),
@@ -456,7 +461,7 @@ mod tests {
 
     #[test]
     fn each_flag_sets_what_it_is_called_after() {
-        let line = "--routes a --listen 127.0.0.1:1 --admin 127.0.0.1:2 --tls-cert b --tls-key c \
+        let line = "--routes a --listen 127.0.0.1:1 --admin 127.0.0.1:2 --admin-token-file t --tls-cert b --tls-key c \
                     --data d --allow-volatile-data --retain 3s --retain-unrouted 4s \
                     --retain-dead-letters 5s --duplicates-max 6 --connections-max 7 \
                     --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
@@ -475,6 +480,7 @@ mod tests {
             routes,
             listen,
             admin,
+            admin_token,
             tls,
             store,
             connections_max,
@@ -486,6 +492,7 @@ mod tests {
             shutdown_timeout,
         } = args.settings().unwrap();
         assert_eq!((routes, listen.port(), admin.port()), (PathBuf::from("a"), 1, 2));
+        assert_eq!(admin_token, Some(PathBuf::from("t")));
         let TlsFiles { certificate, key } = tls.unwrap();
         assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
         let StoreSettings {

@@ -57,7 +57,9 @@ pub use crate::config::quote::Quote;
 pub use crate::config::routing_test::{
     Body, ExpectedHeader, RoutingTest, RoutingTests, UNROUTED, load_tests,
 };
-pub use crate::config::secret::{Environment, ProcessEnvironment, Secrets, from_env, from_file};
+pub use crate::config::secret::{
+    Environment, ProcessEnvironment, Secrets, from_env, from_file, token_from_file,
+};
 pub use crate::config::value::{duration, size};
 
 /// A file that can be used.

@@ -90,7 +90,20 @@ pub fn from_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     without_newline(path, read_file(path, SECRET_BYTES_MAX, &mut Vec::new())?)
 }
 
-/// The same, remembered in `files`.
+/// The bytes of a token in a file: a secret that a header can carry. What was read is remembered in
+/// `files`.
+pub fn token_from_file(
+    path: &Path,
+    files: &mut Vec<FileRead>,
+) -> Result<Zeroizing<Vec<u8>>, String> {
+    let token = from_file_remembered(path, files)?;
+    if token.iter().all(u8::is_ascii_graphic) {
+        return Ok(token);
+    }
+    Err(format!("{} is no token: it has spaces or more than one line", path.display()))
+}
+
+/// A secret as [`from_file`] reads it, remembered in `files`.
 pub(super) fn from_file_remembered(
     path: &Path,
     files: &mut Vec<FileRead>,
@@ -158,6 +171,26 @@ mod tests {
         let path = folder.path().join("large");
         std::fs::write(&path, vec![b'x'; SECRET_BYTES_MAX + 1]).unwrap();
         assert!(from_file(&path).unwrap_err().contains("larger than"));
+    }
+
+    #[test]
+    fn a_token_is_what_a_header_can_carry() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        for (content, is_good) in [
+            ("s3cr3t-._~+/=\n", true),
+            ("two words\n", false),
+            ("uno\ndos\n", false),
+            ("tab\t", false),
+            ("schlüssel", false),
+            ("\n", false),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let token = token_from_file(&path, &mut Vec::new());
+            assert_eq!(token.is_ok(), is_good, "{content:?}");
+            let error = token.err().unwrap_or_default();
+            assert!(!content.lines().any(|line| line.len() > 1 && error.contains(line)), "{error}");
+        }
     }
 
     #[test]

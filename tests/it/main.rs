@@ -16,6 +16,7 @@
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
+//! - `guards`: who may ask that: the token, and what a request must and must not bring
 //! - `stories`: what became of a webhook, and dead letters brought back
 //! - `explains`: what a table does, told without sending anything
 //! - `shipped`: the files in the repository are good
@@ -44,6 +45,7 @@ mod delivers;
 mod durability;
 mod explains;
 mod full_disk;
+mod guards;
 mod hang_up;
 mod holding;
 mod hung_disk;
