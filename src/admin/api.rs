@@ -34,6 +34,8 @@ pub struct Endpoint {
     pub path: &'static str,
     /// The largest body of a request, in bytes.
     pub body_bytes_max: usize,
+    /// It reads what stands behind a `?`; where it does not, nothing may stand there.
+    pub takes_query: bool,
     /// Answers it.
     pub call: Call,
 }
@@ -162,13 +164,21 @@ where
     if head.method == Method::POST {
         must_be_json(&head.headers)?;
     }
-    let turn = turns.next().await?;
-    let body = Limited::new(body, endpoint.body_bytes_max).collect().await.map_err(|_| {
-        let max = endpoint.body_bytes_max;
+    let query = head.uri.query().unwrap_or_default().to_owned();
+    if !endpoint.takes_query && !query.is_empty() {
+        let detail = "the query: nothing may stand behind a ? here";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+    }
+    let max = endpoint.body_bytes_max;
+    let too_large = || {
         let detail = format!("the body broke off, or is larger than {max} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
-    })?;
-    let query = head.uri.query().unwrap_or_default().to_owned();
+    };
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_large());
+    }
+    let turn = turns.next().await?;
+    let body = Limited::new(body, max).collect().await.map_err(|_| too_large())?;
     let asked = Asked { about: about.to_owned(), query, body: body.to_bytes() };
     aside((endpoint.call)(asked), turn).await
 }
@@ -278,6 +288,10 @@ mod tests {
 
     const LOCAL: Guard = Guard { is_local: true, token: None };
 
+    fn endpoint(method: Method, path: &'static str, call: Call) -> Endpoint {
+        Endpoint { method, path, body_bytes_max: 8, takes_query: false, call }
+    }
+
     fn endpoints() -> Vec<Endpoint> {
         let call: Call = Arc::new(|asked: Asked| {
             Box::pin(async move {
@@ -292,8 +306,8 @@ mod tests {
             Box::pin(async move { Ok(Answer::Bytes(Bytes::from(told))) })
         });
         vec![
-            Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call },
-            Endpoint { method: Method::GET, path: "of/{id}/it", body_bytes_max: 0, call: tell },
+            endpoint(Method::POST, "do/it", call),
+            Endpoint { takes_query: true, ..endpoint(Method::GET, "of/{id}/it", tell) },
         ]
     }
 
@@ -340,6 +354,8 @@ mod tests {
         let (status, text) = ask(&lines, Method::GET, "/api/v1/do/it", "");
         assert!(status == 405 && text.contains("only POST here"), "{text}");
         assert_eq!(ask(&lines, Method::POST, "/api/v1/do/it", "123456789").0, 413);
+        let (status, text) = ask(&lines, Method::POST, "/api/v1/do/it?dry_run=true", "{}");
+        assert!(status == 400 && text.contains("the query:"), "{text}");
         let (status, text) = ask(&lines, Method::POST, "/api/v1/do/it", "no");
         assert_eq!(
             (status, text.as_str()),
@@ -397,7 +413,7 @@ mod tests {
                 }
             })
         });
-        let endpoints = [Endpoint { method: Method::POST, path: "do/it", body_bytes_max: 8, call }];
+        let endpoints = [endpoint(Method::POST, "do/it", call)];
         let turns = Turns::default();
         let ((first, first_read), (second, second_read)) = (watched(), watched());
         let answers = runtime().block_on(async {

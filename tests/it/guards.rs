@@ -153,3 +153,164 @@ fn every_command_that_asks_a_relay_brings_the_token_of_a_file() {
     let missing = typed(&["targets", "list"], &["--admin-token-file", "none"]);
     assert!(missing.stderr.contains("--admin-token-file: none can't be read"), "{missing:?}");
 }
+
+/// Sends these bytes as they are.
+fn raw(relay: &TestRelay, text: &str) -> Answer {
+    let mut connection = Connection::open(relay.admin(), None).unwrap();
+    connection.write(text.as_bytes()).unwrap();
+    connection.read_answer().unwrap()
+}
+
+/// A request with these lines, and a body if there is one.
+fn request(first: &str, lines: &[&str], body: &str) -> String {
+    let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+    let length =
+        if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    format!("{first} HTTP/1.1\r\n{lines}{length}\r\n{body}")
+}
+
+const JSON: &str = "Content-Type: application/json";
+const LOCALHOST: &str = "Host: localhost";
+const PAUSE: &str = "POST /api/v1/targets/crm/pause";
+
+fn is_paused(relay: &TestRelay) -> bool {
+    raw(relay, &request("GET /api/v1/targets", &[LOCALHOST], "")).json()["items"][0]["state"]
+        == "paused"
+}
+
+#[test]
+fn a_page_that_gives_its_own_name_this_address_is_refused() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm).start();
+    for host in [
+        "evil.test",
+        "evil.test:9464",
+        "localhost.evil.test",
+        "127.0.0.1.evil.test",
+        "0x7f000001",
+        "2130706433.",
+        "",
+    ] {
+        let host = format!("Host: {host}");
+        raw(&relay, &request("GET /api/v1/webhooks", &[&host], "")).problem(403);
+        raw(&relay, &request(PAUSE, &[&host, JSON], "{}")).problem(403);
+    }
+    // Another name in the request's own target does not help, nor does a second one.
+    for lines in [&["Host: evil.test", LOCALHOST][..], &[]] {
+        let answer = raw(&relay, &request(PAUSE, &[lines, &[JSON]].concat(), "{}"));
+        assert!([400, 403].contains(&answer.status), "{lines:?}: {answer:?}");
+    }
+    let absolute = request("GET http://evil.test/api/v1/webhooks", &["Host: evil.test"], "");
+    raw(&relay, &absolute).problem(403);
+    assert!(!is_paused(&relay));
+    for host in ["localhost", "LocalHost:1", "127.0.0.1:9464", "[::1]:9464"] {
+        let host = format!("Host: {host}");
+        assert_eq!(raw(&relay, &request("GET /api/v1/webhooks", &[&host], "")).status, 200);
+    }
+}
+
+#[test]
+fn a_page_of_another_site_is_refused_whatever_it_can_send() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm).start();
+    for line in [
+        "Origin: https://evil.test",
+        "Origin: null",
+        "Origin: http://localhost:9464",
+        "Sec-Fetch-Site: cross-site",
+        "Sec-Fetch-Site: same-site",
+    ] {
+        for first in ["GET /api/v1/webhooks", "GET /api/v1/openapi.json"] {
+            raw(&relay, &request(first, &[LOCALHOST, line], "")).problem(403);
+        }
+        raw(&relay, &request(PAUSE, &[LOCALHOST, JSON, line], "{}")).problem(403);
+        let preflight = request("OPTIONS /api/v1/targets/crm/pause", &[LOCALHOST, line], "");
+        let preflight = raw(&relay, &preflight);
+        preflight.problem(403);
+        let allows = |(name, _): &(String, String)| name.starts_with("access-control-");
+        assert!(!preflight.headers.iter().any(allows), "{preflight:?}");
+    }
+    // What a form can send without asking first.
+    for kind in
+        ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=a"]
+    {
+        let kind = format!("Content-Type: {kind}");
+        raw(&relay, &request(PAUSE, &[LOCALHOST, &kind], "{}")).problem(415);
+    }
+    raw(&relay, &request(PAUSE, &[LOCALHOST], "{}")).problem(415);
+    assert!(!is_paused(&relay));
+    assert_eq!(raw(&relay, &request(PAUSE, &[LOCALHOST, JSON], "{}")).status, 200);
+    assert!(is_paused(&relay));
+}
+
+#[test]
+fn another_method_is_refused_with_those_that_are_taken() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm).start();
+    for (path, allowed) in [
+        ("webhooks", "GET"),
+        ("webhooks/01a213ed-646b-7000-80b3-4e15e05fd840", "GET"),
+        ("targets", "GET"),
+        ("targets/crm/pause", "POST"),
+        ("webhooks/01a213ed-646b-7000-80b3-4e15e05fd840/body", "GET"),
+        ("dead-letters/redrive", "POST"),
+        ("reload", "POST"),
+    ] {
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"] {
+            if method == allowed {
+                continue;
+            }
+            let first = format!("{method} /api/v1/{path}");
+            let answer = raw(&relay, &request(&first, &[LOCALHOST, JSON], ""));
+            answer.problem(405);
+            assert_eq!(answer.header("allow"), Some(allowed), "{first}");
+        }
+    }
+    raw(&relay, &request("GET /api/v1/", &[LOCALHOST], "")).problem(404);
+    raw(&relay, &request("GET /api/v1/targets/", &[LOCALHOST], "")).problem(404);
+    assert!(!is_paused(&relay));
+}
+
+#[test]
+fn what_nobody_reads_may_not_stand_in_a_query_or_a_body() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm).start();
+    for (first, part) in [
+        ("GET /api/v1/webhooks?colour=red", "unknown field `colour`"),
+        ("GET /api/v1/dead-letters?Target=crm", "unknown field `Target`"),
+        ("GET /api/v1/targets?limit=1", "nothing may stand behind a ?"),
+        ("GET /api/v1/webhooks/01a213ed-646b-7000-80b3-4e15e05fd840?body=1", "nothing may stand"),
+    ] {
+        let answer = raw(&relay, &request(first, &[LOCALHOST], ""));
+        answer.problem(400);
+        assert!(answer.json()["detail"].to_string().contains(part), "{first}: {answer:?}");
+    }
+    for (first, body) in [
+        ("POST /api/v1/targets/crm/pause?dry_run=true", "{}"),
+        (PAUSE, r#"{"dry_run": true}"#),
+        (PAUSE, "[]"),
+        ("POST /api/v1/dead-letters/redrive", r#"{"all": true, "dry-run": true}"#),
+        ("POST /api/v1/webhooks/replay", r#"{"all": true, "targt": "crm"}"#),
+        ("POST /api/v1/reload", "not json"),
+    ] {
+        raw(&relay, &request(first, &[LOCALHOST, JSON], body)).problem(400);
+    }
+    assert!(!is_paused(&relay));
+}
+
+#[test]
+fn a_body_is_read_as_far_as_it_may_be_and_no_further() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm).start();
+    let large = format!("{{}}{}", " ".repeat(1023));
+    raw(&relay, &request(PAUSE, &[LOCALHOST, JSON], &large)).problem(413);
+    let announced = request(PAUSE, &[LOCALHOST, JSON, "Content-Length: 99999999999"], "");
+    raw(&relay, &announced).problem(413);
+    let chunked = request(PAUSE, &[LOCALHOST, JSON, "Transfer-Encoding: chunked"], "");
+    let endless = format!("{chunked}{}", format!("400\r\n{}\r\n", " ".repeat(1024)).repeat(2));
+    raw(&relay, &endless).problem(413);
+    raw(&relay, &request("GET /api/v1/targets", &[LOCALHOST], "{}")).problem(413);
+    assert!(!is_paused(&relay));
+    let just = format!("{{}}{}", " ".repeat(1022));
+    assert_eq!(raw(&relay, &request(PAUSE, &[LOCALHOST, JSON], &just)).status, 200);
+}

@@ -68,16 +68,20 @@ pub(super) struct Answers {
 
 /// All that can be asked.
 pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
-    let get = |path, call| Endpoint { method: Method::GET, path, body_bytes_max: 0, call };
+    let get = |path, call| {
+        let method = Method::GET;
+        Endpoint { method, path, body_bytes_max: 0, takes_query: false, call }
+    };
+    let list = |path, call| Endpoint { takes_query: true, ..get(path, call) };
     let post = |path, body_bytes_max, call| {
         let method = Method::POST;
-        Endpoint { method, path, body_bytes_max, call }
+        Endpoint { method, path, body_bytes_max, takes_query: false, call }
     };
     vec![
-        get("webhooks", bytes_or_json(answers, Answers::webhooks)),
+        list("webhooks", bytes_or_json(answers, Answers::webhooks)),
         get("webhooks/{id}", bytes_or_json(answers, Answers::webhook)),
         get("webhooks/{id}/body", bytes_or_json(answers, Answers::webhook_body)),
-        get("dead-letters", bytes_or_json(answers, Answers::dead_letters)),
+        list("dead-letters", bytes_or_json(answers, Answers::dead_letters)),
         get("targets", bytes_or_json(answers, Answers::targets)),
         post("targets/{id}/pause", 1024, bytes_or_json(answers, Answers::pause)),
         post("targets/{id}/resume", 1024, bytes_or_json(answers, Answers::resume)),
