@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::api::{Endpoint, Turns};
 use crate::admin::guard::Guard;
 use crate::admin::readiness::Readiness;
+use crate::admin::sizes::Measuring;
 use crate::domain::signature::Secret;
 use crate::domain::time::Clock;
 use crate::store::{Pulse, Store};
@@ -32,6 +33,7 @@ use crate::telemetry::metrics::SharedMetrics;
 pub mod api;
 mod guard;
 pub mod readiness;
+pub mod sizes;
 
 /// Probes and scrapers at the same time; for one more the oldest has to go.
 const CONNECTIONS_MAX: usize = 64;
@@ -39,10 +41,6 @@ const CONNECTIONS_MAX: usize = 64;
 /// For a connection, from its first byte to the last one of its only answer: as long as Prometheus
 /// waits for a page.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a scrape waits for the sizes of the store, and for its turn to ask for them: a disk that
-/// hangs has none, and leaves them as they were.
-const SIZES_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How often histograms are folded together when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -139,8 +137,7 @@ impl<S: Store> Admin<S> {
         let is_local = own.ip().to_canonical().is_loopback();
         let api =
             Api { guard: Guard { is_local, token: self.token.clone() }, turns: Turns::default() };
-        // One at a time: where the disk hangs, one thread waits for it.
-        let measuring = Arc::new(Semaphore::new(1));
+        let measuring = Measuring::default();
         let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
         loop {
             let accepted = tokio::select! {
@@ -153,23 +150,23 @@ impl<S: Store> Admin<S> {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (api, measuring) = (api.clone(), Arc::clone(&measuring));
+            let (api, measuring) = (api.clone(), measuring.clone());
             connections.serve(Arc::clone(&self).exchange(stream, api, measuring));
         }
     }
 
     /// One request and its answer; whoever wants more connects again.
-    async fn exchange(self: Arc<Self>, stream: TcpStream, api: Api, measuring: Arc<Semaphore>) {
+    async fn exchange(self: Arc<Self>, stream: TcpStream, api: Api, measuring: Measuring) {
         let service = service_fn(|request: Request<Incoming>| {
             let (admin, api) = (Arc::clone(&self), api.clone());
-            let measuring = Arc::clone(&measuring);
+            let measuring = measuring.clone();
             async move {
                 if request.uri().path().starts_with(api::PREFIX) {
                     let Api { guard, turns } = &api;
                     return Ok(api::serve(&admin.endpoints, turns, guard, request).await);
                 }
                 if request.uri().path() == "/metrics" {
-                    admin.measure(measuring).await;
+                    admin.measure(&measuring).await;
                 }
                 Ok::<_, Infallible>(admin.answer(&request))
             }
@@ -214,18 +211,10 @@ impl<S: Store> Admin<S> {
     }
 
     /// Asks how large the store is, beside this thread: what the disk has to say may never come, and
-    /// the probes are answered here.
-    async fn measure(&self, measuring: Arc<Semaphore>) {
+    /// the probes are answered here. What is not said stays as it was.
+    async fn measure(&self, measuring: &Measuring) {
         let Some(store) = self.store.borrow().clone() else { return };
-        let sizes = async {
-            let turn = measuring.acquire_owned().await.ok()?;
-            let asked = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                store.sizes()
-            });
-            asked.await.ok()
-        };
-        if let Ok(Some(sizes)) = tokio::time::timeout(SIZES_WAIT_MAX, sizes).await {
+        if let Some(sizes) = measuring.sizes(store).await {
             self.metrics.store_sizes(sizes.bytes, sizes.available_bytes);
         }
     }

@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
 use crate::admin::readiness::Readiness;
+use crate::admin::sizes::Measuring;
 use crate::admin::{Admin, AdminThread};
 use crate::app::api::Answers;
 use crate::app::certificate::Certificates;
@@ -196,6 +197,7 @@ impl App {
             clock: clock.clone(),
             reloads: reloads.clone(),
             board: Arc::clone(&board),
+            measuring: Measuring::default(),
         };
         let admin = Admin {
             store,

@@ -217,6 +217,12 @@ impl Patterns {
         &self.include
     }
 
+    /// Each as it is written: what includes, then what excludes.
+    pub fn written(&self) -> impl Iterator<Item = String> {
+        let include = self.include.iter().map(|pattern| pattern.to_string());
+        include.chain(self.exclude.iter().map(|pattern| format!("!{pattern}")))
+    }
+
     /// How many patterns it has.
     pub const fn len(&self) -> usize {
         self.include.len() + self.exclude.len()

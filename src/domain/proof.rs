@@ -70,6 +70,11 @@ impl Proof {
         self.signature.as_ref().map_or(&[], |signature| &signature.secrets)
     }
 
+    /// How the signature is computed, where one is demanded.
+    pub fn scheme(&self) -> Option<Scheme> {
+        self.signature.as_ref().map(|signature| signature.scheme)
+    }
+
     /// The header that carries the signature, where one is demanded.
     pub fn signature_header(&self) -> Option<&HeaderName> {
         self.signature.as_ref().map(|signature| &signature.header)

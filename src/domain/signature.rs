@@ -81,6 +81,16 @@ pub enum Scheme {
     AryeoTimestamped,
 }
 
+impl Scheme {
+    /// Its name in the routes file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aryeo => "aryeo",
+            Self::AryeoTimestamped => "aryeo-timestamped",
+        }
+    }
+}
+
 /// The default header of both schemes.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 
@@ -274,6 +284,14 @@ pub enum Signing {
 }
 
 impl Signing {
+    /// How the signature is computed, where there is one.
+    pub const fn scheme(&self) -> Option<Scheme> {
+        match self {
+            Self::None => None,
+            Self::With { scheme, .. } => Some(*scheme),
+        }
+    }
+
     /// The headers that prove these bytes: exactly one signature line.
     pub fn sign(&self, body: &[u8], now: Timestamp) -> Vec<Header> {
         match self {

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use crate::admin::api::{Answer, Asked, Call, Endpoint, Problem};
+use crate::admin::sizes::Measuring;
 use crate::app::diff::{self, Refused};
 use crate::app::watcher::Reloads;
 use crate::config::Problems;
@@ -29,6 +30,8 @@ use crate::store::marks::Word;
 
 mod choice;
 mod replay;
+mod store;
+mod table;
 mod targets;
 mod wanted;
 mod webhooks;
@@ -64,6 +67,8 @@ pub(super) struct Answers {
     pub(super) reloads: Reloads,
     /// How the lanes are.
     pub(super) board: Arc<Board>,
+    /// Asks how large the store is.
+    pub(super) measuring: Measuring,
 }
 
 /// All that can be asked.
@@ -83,6 +88,8 @@ pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
         get("webhooks/{id}/body", bytes_or_json(answers, Answers::webhook_body)),
         list("dead-letters", bytes_or_json(answers, Answers::dead_letters)),
         get("targets", bytes_or_json(answers, Answers::targets)),
+        get("routes", bytes_or_json(answers, Answers::routes)),
+        get("store", bytes_or_json(answers, Answers::store_known)),
         post("targets/{id}/pause", 1024, bytes_or_json(answers, Answers::pause)),
         post("targets/{id}/resume", 1024, bytes_or_json(answers, Answers::resume)),
         post("webhooks/replay", DECISION_BYTES_MAX, call(answers, Answers::replay)),
@@ -189,6 +196,18 @@ impl Answers {
         let table = Arc::clone(&self.table.borrow());
         let listed = targets::list(&table, &lanes, &self.board.all(), self.clock.now());
         Ok(Answer::Json(listed))
+    }
+
+    #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
+    async fn routes(self, _: Asked) -> Result<Answer, Problem> {
+        Ok(Answer::Json(table::shown(&self.table.borrow())))
+    }
+
+    async fn store_known(self, _: Asked) -> Result<Answer, Problem> {
+        let store = self.store()?;
+        let (pulse, health, lanes) = (store.pulse(), store.health(), store.lanes());
+        let sizes = self.measuring.sizes(store).await;
+        Ok(Answer::Json(store::shown(&store::Known { pulse, health, lanes, sizes })))
     }
 
     async fn pause(self, asked: Asked) -> Result<Answer, Problem> {
