@@ -17,6 +17,7 @@
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
+//! - `openapi`: what is answered is what the document of the API says
 //! - `stories`: what became of a webhook, and dead letters brought back
 //! - `explains`: what a table does, told without sending anything
 //! - `shipped`: the files in the repository are good
@@ -50,6 +51,7 @@ mod hang_up;
 mod holding;
 mod hung_disk;
 mod language;
+mod openapi;
 mod rejects;
 mod reload;
 mod reload_load;

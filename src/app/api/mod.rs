@@ -29,6 +29,7 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::marks::Word;
 
 mod choice;
+mod openapi;
 mod replay;
 mod store;
 mod table;
@@ -95,6 +96,7 @@ pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
         post("webhooks/replay", DECISION_BYTES_MAX, call(answers, Answers::replay)),
         post("dead-letters/redrive", DECISION_BYTES_MAX, call(answers, Answers::redrive)),
         post("dead-letters/discard", DECISION_BYTES_MAX, call(answers, Answers::discard)),
+        get("openapi.json", bytes_or_json(answers, Answers::openapi)),
         post("reload", 1024, call(answers, Answers::reload)),
         post("routes/diff", ROUTES_REQUEST_BYTES_MAX, call(answers, Answers::diff)),
         post("routes/explain", BODY_REQUEST_BYTES_MAX, call(answers, Answers::explain)),
@@ -201,6 +203,11 @@ impl Answers {
     #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
     async fn routes(self, _: Asked) -> Result<Answer, Problem> {
         Ok(Answer::Json(table::shown(&self.table.borrow())))
+    }
+
+    #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
+    async fn openapi(self, _: Asked) -> Result<Answer, Problem> {
+        openapi::document().map(Answer::Json)
     }
 
     async fn store_known(self, _: Asked) -> Result<Answer, Problem> {
