@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,7 +14,6 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +25,7 @@ use crate::admin::readiness::Readiness;
 use crate::admin::sizes::Measuring;
 use crate::domain::signature::Secret;
 use crate::domain::time::Clock;
+use crate::net::address::{Address, Bound, Listening, Stream};
 use crate::store::{Pulse, Store};
 use crate::telemetry::metrics::SharedMetrics;
 
@@ -79,15 +78,15 @@ struct Api {
 /// The running admin thread.
 #[derive(Debug)]
 pub struct AdminThread {
-    address: SocketAddr,
+    address: Address,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
 impl AdminThread {
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub const fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Ends it and waits for its thread.
@@ -112,16 +111,16 @@ impl Drop for AdminThread {
 
 impl<S: Store> Admin<S> {
     /// Serves on a bound socket, on a thread of its own.
-    pub fn spawn(self, listener: TcpListener) -> io::Result<AdminThread> {
-        let address = listener.local_addr()?;
-        listener.set_nonblocking(true)?;
+    pub fn spawn(self, bound: Bound) -> io::Result<AdminThread> {
+        let address = bound.address().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
+        let is_local = address.is_local();
         let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
             runtime.block_on(async move {
-                match tokio::net::TcpListener::from_std(listener) {
-                    Ok(listener) => Arc::new(self).serve(listener, stopped).await,
+                match bound.listen() {
+                    Ok(listener) => Arc::new(self).serve(listener, is_local, stopped).await,
                     Err(error) => tracing::error!(%error, "The admin address is not served."),
                 }
             });
@@ -131,10 +130,8 @@ impl<S: Store> Admin<S> {
         Ok(AdminThread { address, stop, thread: Some(thread) })
     }
 
-    async fn serve(self: Arc<Self>, listener: tokio::net::TcpListener, stop: CancellationToken) {
-        let Ok(own) = listener.local_addr() else { return };
+    async fn serve(self: Arc<Self>, listener: Listening, is_local: bool, stop: CancellationToken) {
         let mut connections = Connections::default();
-        let is_local = own.ip().to_canonical().is_loopback();
         let api =
             Api { guard: Guard { is_local, token: self.token.clone() }, turns: Turns::default() };
         let measuring = Measuring::default();
@@ -145,7 +142,7 @@ impl<S: Store> Admin<S> {
                 _ = upkeep.tick() => { self.metrics.upkeep(); continue }
                 accepted = listener.accept() => accepted,
             };
-            let Ok((stream, _)) = accepted else {
+            let Ok(stream) = accepted else {
                 // Out of descriptors, most likely: the data path needs the next ones more.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -156,7 +153,7 @@ impl<S: Store> Admin<S> {
     }
 
     /// One request and its answer; whoever wants more connects again.
-    async fn exchange(self: Arc<Self>, stream: TcpStream, api: Api, measuring: Measuring) {
+    async fn exchange(self: Arc<Self>, stream: Stream, api: Api, measuring: Measuring) {
         let service = service_fn(|request: Request<Incoming>| {
             let (admin, api) = (Arc::clone(&self), api.clone());
             let measuring = measuring.clone();
@@ -292,8 +289,13 @@ mod tests {
         }
     }
 
+    fn any() -> Address {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
     /// Fails rather than hangs where nobody answers.
-    fn get(address: SocketAddr, path: &str) -> String {
+    fn get(address: &Address, path: &str) -> String {
+        let Address::Tcp(address) = address else { panic!("{address}") };
         let mut stream = std::net::TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
@@ -315,7 +317,7 @@ mod tests {
             endpoints: Vec::new(),
             token: None,
         };
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = any().bind().unwrap();
         // Where `app` builds it: within the runtime of the data path.
         let data = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let admin = data.block_on(async { admin.spawn(listener) }).unwrap();
@@ -357,7 +359,7 @@ mod tests {
             endpoints: Vec::new(),
             token: None,
         };
-        let admin = admin.spawn(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+        let admin = admin.spawn(any().bind().unwrap()).unwrap();
         disk.set_faults(Faults { hung_sizes: true, ..Faults::default() });
         for path in ["/metrics", "/readyz", "/livez", "/metrics"] {
             let answer = get(admin.address(), path);

@@ -24,6 +24,7 @@ use crate::delivery::board::Board;
 use crate::domain::route::RoutingTable;
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
+use crate::net::address::{Address, Bound};
 use crate::net::listener;
 use crate::net::tls::TlsError;
 use crate::store::embedded::log::Limit;
@@ -49,7 +50,7 @@ pub struct Settings {
     /// Where senders connect.
     pub listen: SocketAddr,
     /// Where operators connect.
-    pub admin: SocketAddr,
+    pub admin: Address,
     /// The file of the token that they bring; without one they must be on this machine.
     pub admin_token: Option<PathBuf>,
     /// Certificate and key; plain HTTP without.
@@ -110,7 +111,7 @@ impl Default for Settings {
         Self {
             routes: PathBuf::from("routes.yaml"),
             listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8443)),
-            admin: SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9464)),
+            admin: Address::Tcp(SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9464))),
             admin_token: None,
             tls: Some(TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }),
             store: StoreSettings::default(),
@@ -188,8 +189,7 @@ impl App {
         let address = listener.local_addr()?;
         let readiness = Arc::new(Readiness::default());
         let (opened, store) = watch::channel(None);
-        let socket = std::net::TcpListener::bind(settings.admin)
-            .with_context(|| format!("--admin {} can't be bound", settings.admin))?;
+        let socket = bind_admin(&settings.admin)?;
         let board = Arc::<Board>::default();
         let answers = Answers {
             store: store.clone(),
@@ -255,7 +255,7 @@ impl App {
     }
 
     /// Where operators connect.
-    pub fn admin_address(&self) -> SocketAddr {
+    pub const fn admin_address(&self) -> &Address {
         self.admin.address()
     }
 }
@@ -320,6 +320,10 @@ fn load_token(path: &Path) -> anyhow::Result<(Tokens, Followed<token::Outcome>)>
     let (outcome, files) = read();
     let token = outcome.map_err(|error| anyhow!("--admin-token-file: {error}"))?;
     Ok((Tokens::new(token, files.clone()), Followed::new(Follower::new(files, read))))
+}
+
+fn bind_admin(address: &Address) -> anyhow::Result<Bound> {
+    address.bind().with_context(|| format!("--admin {address} can't be bound"))
 }
 
 /// Each connection is a descriptor, and so is each segment and each delivery.

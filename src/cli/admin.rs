@@ -1,5 +1,7 @@
 //! Asks a running relay through its admin address.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,10 +13,12 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::config::token_from_file;
+use crate::net::address::{Stream, UNIX};
 use crate::net::resolve::{CONNECT_SLICE, Resolver, connect};
 
 /// Where a relay on this machine listens for its operator.
@@ -29,7 +33,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Which relay is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Relay {
-    /// The relay's admin address
+    /// The relay's admin address; unix:PATH for a socket
     #[arg(long = "admin", value_name = "URL", default_value = DEFAULT_URL)]
     pub url: String,
     /// The file of its admin token, where it wants one
@@ -40,9 +44,60 @@ pub struct Relay {
 /// A relay's admin address.
 #[derive(Debug, Clone)]
 pub struct AdminClient {
-    url: Uri,
+    place: Place,
     token: Option<Token>,
     resolver: Resolver,
+}
+
+/// Where it listens.
+#[derive(Debug, Clone)]
+enum Place {
+    Http(Uri),
+    Unix(PathBuf),
+}
+
+impl Place {
+    fn new(text: &str) -> anyhow::Result<Self> {
+        if let Some(path) = text.strip_prefix(UNIX) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let url: Uri = text.parse().with_context(|| format!("--admin {text} is not a URL"))?;
+        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
+            bail!("--admin takes a URL such as {DEFAULT_URL}, or unix:PATH");
+        }
+        Ok(Self::Http(url))
+    }
+
+    /// A connection, and the host that the relay is to be called: it takes no name but localhost.
+    async fn connect(&self, resolver: &Resolver) -> anyhow::Result<(Stream, String)> {
+        let nobody =
+            || format!("no relay answers at {self}: is it running, and is this its --admin?");
+        match self {
+            Self::Http(url) => {
+                let host = url.host().unwrap_or_default();
+                let port = url.port_u16().unwrap_or(80);
+                let addresses = resolver.resolve(host, port).await?;
+                let stream = connect(&addresses, CONNECT_SLICE).await.with_context(nobody)?;
+                // Without the scope of an IPv6 address, which says something to this machine only.
+                let peer = stream.peer_addr()?;
+                let called = SocketAddr::new(peer.ip(), peer.port()).to_string();
+                Ok((Box::new(stream), called))
+            }
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path).await.with_context(nobody)?;
+                Ok((Box::new(stream), "localhost".to_owned()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(url) => url.fmt(f),
+            Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
+        }
+    }
 }
 
 /// What a relay wants to be shown; `Debug` leaves it out.
@@ -74,15 +129,11 @@ pub struct Refusal {
 }
 
 impl AdminClient {
-    /// Connects to nothing yet. The URL is `http://HOST:PORT`.
+    /// Connects to nothing yet. The URL is `http://HOST:PORT`, or `unix:PATH`.
     pub fn new(relay: &Relay) -> anyhow::Result<Self> {
-        let url = &relay.url;
         let token = relay.admin_token_file.as_deref().map(Token::read).transpose()?;
-        let url: Uri = url.parse().with_context(|| format!("--admin {url} is not a URL"))?;
-        if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
-            bail!("--admin takes a URL such as {DEFAULT_URL}");
-        }
-        Ok(Self { url, token, resolver: Resolver::default() })
+        let place = Place::new(&relay.url)?;
+        Ok(Self { place, token, resolver: Resolver::default() })
     }
 
     /// Posts JSON to `path` of the API; a refusal is an answer too.
@@ -110,15 +161,15 @@ impl AdminClient {
     ) -> anyhow::Result<Result<Bytes, Refusal>> {
         let (status, body) = timeout(TIMEOUT, self.exchange(method, path, body))
             .await
-            .with_context(|| format!("{} did not answer in time", self.url))??;
+            .with_context(|| format!("{} did not answer in time", self.place))??;
         if status.is_success() {
             return Ok(Ok(body));
         }
         if status == StatusCode::UNAUTHORIZED {
             match &self.token {
-                None => bail!("{} wants its admin token: --admin-token-file FILE", self.url),
+                None => bail!("{} wants its admin token: --admin-token-file FILE", self.place),
                 Some(Token { file, .. }) => {
-                    bail!("{} does not take the admin token of {}", self.url, file.display())
+                    bail!("{} does not take the admin token of {}", self.place, file.display())
                 }
             }
         }
@@ -132,16 +183,10 @@ impl AdminClient {
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let host = self.url.host().unwrap_or_default();
-        let port = self.url.port_u16().unwrap_or(80);
-        let addresses = self.resolver.resolve(host, port).await?;
-        let stream = connect(&addresses, CONNECT_SLICE).await.with_context(|| {
-            format!("no relay answers at {}: is it running, and is this its --admin?", self.url)
-        })?;
+        let (stream, host) = self.place.connect(&self.resolver).await?;
         let mut request = Request::builder().method(method).uri(path).body(())?;
-        let authority = self.url.authority().map_or("", |authority| authority.as_str());
         let headers = request.headers_mut();
-        headers.insert(HOST, HeaderValue::try_from(authority)?);
+        headers.insert(HOST, HeaderValue::try_from(host)?);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));

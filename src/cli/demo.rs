@@ -29,6 +29,7 @@ use crate::cli::signal::stop_requested;
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Verification};
 use crate::domain::time::Clock;
+use crate::net::address::Address;
 use crate::telemetry::logging;
 
 /// What `help` says first.
@@ -95,7 +96,7 @@ async fn show(args: &Args) -> anyhow::Result<Verdict> {
     }
     let app = relay(folder.path(), &addresses, &clock).await?;
     let url = format!("https://localhost:{}/webhooks/aryeo", app.address().port());
-    let admin = app.admin_address();
+    let admin = app.admin_address().clone();
     output.line(format_args!("  relay           {url}"));
     output.line(format_args!("  metrics         http://{admin}/metrics\n"));
     let relay_stop = CancellationToken::new();
@@ -104,7 +105,7 @@ async fn show(args: &Args) -> anyhow::Result<Verdict> {
     let arrived = perform(&output, &url, folder.path(), &ledger).await;
     let verdict = finish(&output, &ledger, &arrived);
     if !args.once && arrived.is_ok() {
-        output.line(how_to_play(&output, folder.path(), &url, admin));
+        output.line(how_to_play(&output, folder.path(), &url, &admin));
         let _signal = stop_requested().await?;
     }
     relay_stop.cancel();
@@ -148,7 +149,7 @@ async fn relay(
     let settings = Settings {
         routes: folder.join("routes.yaml"),
         listen: any_port(),
-        admin: any_port(),
+        admin: Address::Tcp(any_port()),
         tls: Some(TlsFiles { certificate: files.certificate, key: files.key }),
         store: StoreSettings {
             data: folder.join("data"),
@@ -356,7 +357,7 @@ fn finish(output: &Output, ledger: &Ledger, arrived: &anyhow::Result<()>) -> Ver
     }
 }
 
-fn how_to_play(output: &Output, folder: &Path, url: &str, admin: SocketAddr) -> String {
+fn how_to_play(output: &Output, folder: &Path, url: &str, admin: &Address) -> String {
     let secret = recorded().first().map(|sample| sample.secret.clone()).unwrap_or_default();
     let program = std::env::args_os().next().unwrap_or_else(|| "aryeo-relay".into());
     let program = Path::new(&program).display().to_string();

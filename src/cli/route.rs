@@ -49,7 +49,7 @@ pub struct Args {
     /// The targets that are expected, as in crm,billing; `unrouted` for none
     #[arg(long, value_name = "TARGETS", value_delimiter = ',')]
     pub expect: Option<Vec<String>>,
-    /// Ask the running relay with this admin address
+    /// Ask the running relay with this admin address; unix:PATH for a socket
     #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
     /// The file of its admin token, where it wants one

@@ -19,6 +19,7 @@ use crate::app::{App, Settings, StoreSettings, TlsFiles};
 use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Verdict, value};
 use crate::config::ProcessEnvironment;
+use crate::net::address::Address;
 use crate::telemetry::logging;
 
 /// What `help` says first.
@@ -52,7 +53,8 @@ pub struct Args {
         default_value = "[::]:8443"
     )]
     pub listen: SocketAddr,
-    /// Where probes and metrics are served; keep it off the public network
+    /// Where probes, metrics and the API are served: an address to be kept off the public network, or
+    /// unix:PATH for a socket that only this user can connect to
     #[arg(
         long,
         env = "RELAY_ADMIN",
@@ -60,9 +62,9 @@ pub struct Args {
         value_name = "ADDRESS:PORT",
         default_value = "127.0.0.1:9464"
     )]
-    pub admin: SocketAddr,
+    pub admin: Address,
     /// The file of the token that the API wants, as in `Authorization: Bearer …`. Without one the API
-    /// answers only where --admin is a loopback address
+    /// answers only where --admin is a loopback address or a socket
     #[arg(long, env = "RELAY_ADMIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 
@@ -374,7 +376,7 @@ impl Args {
         Ok(Settings {
             routes: self.routes.clone(),
             listen: self.listen,
-            admin: self.admin,
+            admin: self.admin.clone(),
             admin_token: self.admin_token_file.clone(),
             tls: (!self.plain_http).then_some(tls),
             store: StoreSettings {
@@ -451,6 +453,7 @@ mod tests {
         assert_eq!(args.log_level, LevelFilter::DEBUG);
         for wrong in [
             ["--listen", "8443"],
+            ["--admin", "unix:"],
             ["--in-flight-max", "0"],
             ["--body-timeout", "0s"],
             ["--log-level", "loud"],
@@ -491,7 +494,8 @@ mod tests {
             body_timeout,
             shutdown_timeout,
         } = args.settings().unwrap();
-        assert_eq!((routes, listen.port(), admin.port()), (PathBuf::from("a"), 1, 2));
+        assert_eq!((routes, listen.port()), (PathBuf::from("a"), 1));
+        assert_eq!(admin.to_string(), "127.0.0.1:2");
         assert_eq!(admin_token, Some(PathBuf::from("t")));
         let TlsFiles { certificate, key } = tls.unwrap();
         assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));

@@ -1,7 +1,11 @@
 //! What protects the API: the token, and what a request must and must not bring.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use crate::support::relay::{BINARY, Builder, Ended, command, run};
 use crate::support::sender::{Answer, Connection};
@@ -313,4 +317,96 @@ fn a_body_is_read_as_far_as_it_may_be_and_no_further() {
     assert!(!is_paused(&relay));
     let just = format!("{{}}{}", " ".repeat(1022));
     assert_eq!(raw(&relay, &request(PAUSE, &[LOCALHOST, JSON], &just)).status, 200);
+}
+
+/// In the relay's folder: a path from the root may be longer than a socket's can be.
+const SOCKET: &str = "unix:admin.sock";
+
+/// A relay at [`SOCKET`], whose process makes files that all may use where it says nothing else.
+fn at_a_socket(builder: Builder) -> TestRelay {
+    let umask = "umask 0000; exec \"$0\" \"$@\"";
+    builder.override_flag("--admin", SOCKET).under(&["sh", "-c", umask]).start()
+}
+
+fn typed_at_a_socket(relay: &TestRelay, words: &[&str]) -> Ended {
+    run(command(BINARY).args(words).args(["--admin", SOCKET]).current_dir(relay.path("")))
+}
+
+/// Sends these bytes to a socket, and answers what comes until it is closed.
+fn raw_at(path: &Path, text: &str) -> String {
+    // Its path from the root may be too long.
+    let fd = fs::File::open(path.parent().unwrap()).unwrap();
+    let place = format!("/proc/self/fd/{}/admin.sock", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let mut stream = UnixStream::connect(place).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_socket_answers_its_owner_as_loopback_does() {
+    let crm = Receiver::willing();
+    let mut relay = at_a_socket(relay(&crm));
+    let path = relay.path("admin.sock");
+    let file = fs::symlink_metadata(&path).unwrap();
+    assert!(file.file_type().is_socket());
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    for words in [&["targets", "list"][..], &["webhooks", "list"], &["route", "--activity", "A"]] {
+        let ended = typed_at_a_socket(&relay, words);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+    for plain in ["/livez", "/readyz", "/metrics"] {
+        let answer = raw_at(&path, &request(&format!("GET {plain}"), &[], ""));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    let from_a_page = request(PAUSE, &[LOCALHOST, JSON, "Origin: null"], "{}");
+    assert!(raw_at(&path, &from_a_page).starts_with("HTTP/1.1 403 "));
+    relay.terminate();
+    assert!(!path.exists(), "it is gone with the relay");
+    let nobody = typed_at_a_socket(&relay, &["targets", "list"]);
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.contains("no relay answers at unix:admin.sock"), "{nobody:?}");
+}
+
+#[test]
+fn the_socket_of_a_killed_relay_is_replaced_and_that_of_a_running_one_is_not() {
+    let crm = Receiver::willing();
+    let mut relay = at_a_socket(relay(&crm));
+    let second = relay.second();
+    assert!(second.stderr.contains("--admin unix:admin.sock can't be bound"), "{second:?}");
+    assert!(second.stderr.contains("another process listens there"), "{second:?}");
+    assert_eq!(typed_at_a_socket(&relay, &["targets", "list"]).code, Some(0));
+    relay.kill9();
+    assert!(relay.path("admin.sock").exists());
+    relay.start_again();
+    assert_eq!(typed_at_a_socket(&relay, &["targets", "list"]).code, Some(0));
+}
+
+#[test]
+fn a_token_is_wanted_at_a_socket_too_and_a_file_that_is_no_socket_stays() {
+    let crm = Receiver::willing();
+    let relay = at_a_socket(with_token(&crm));
+    let nothing = typed_at_a_socket(&relay, &["targets", "list"]);
+    assert!(nothing.stderr.contains("unix:admin.sock wants its admin token"), "{nothing:?}");
+    let brought = ["targets", "list", "--admin-token-file", "token"];
+    assert_eq!(typed_at_a_socket(&relay, &brought).code, Some(0));
+    let other = self::relay(&crm).file("admin.sock", "precious").override_flag("--admin", SOCKET);
+    let refused = other.refused();
+    assert!(refused.stderr.contains("there is a file of that name"), "{refused:?}");
+    assert_eq!(fs::read_to_string(other.path("admin.sock")).unwrap(), "precious");
+}
+
+#[test]
+fn a_relay_is_asked_by_any_name_that_leads_to_it() {
+    let crm = Receiver::willing();
+    let relay = relay(&crm).start();
+    let hosts = fs::read_to_string("/etc/hosts").unwrap();
+    let lines = hosts.lines().filter_map(|line| line.strip_prefix("127.0.0.1"));
+    let names = lines.flat_map(str::split_whitespace).take_while(|name| !name.starts_with('#'));
+    for host in names.chain(["127.0.0.1", "localhost"]) {
+        let admin = format!("http://{host}:{}", relay.admin().port());
+        let ended = run(command(BINARY).args(["targets", "list", "--admin", &admin]));
+        assert_eq!(ended.code, Some(0), "{host}: {ended:?}");
+    }
 }

@@ -248,7 +248,7 @@ pub(crate) struct TestRelay {
 struct Running {
     child: Guard,
     listen: SocketAddr,
-    admin: SocketAddr,
+    admin: String,
     logs: Logs,
 }
 
@@ -326,8 +326,8 @@ impl TestRelay {
             let lines = logs.all();
             let found = lines.iter().find_map(|line| {
                 let event: Value = serde_json::from_str(line).ok()?;
-                let address = |name: &str| event[name].as_str()?.parse::<SocketAddr>().ok();
-                address("listen").zip(address("admin"))
+                let listen = event["listen"].as_str()?.parse::<SocketAddr>().ok()?;
+                Some((listen, event["admin"].as_str()?.to_owned()))
             });
             found.ok_or_else(|| format!("it says only: {}", lines.join("\n")))
         });
@@ -338,6 +338,11 @@ impl TestRelay {
     #[track_caller]
     pub(crate) fn wait_until_ready(&self) {
         eventually("the relay is ready", || {
+            if self.admin_text().starts_with("unix:") {
+                let lines = self.logs();
+                let is_ready = |line: &String| line.contains("Ready: accepting and delivering.");
+                return if lines.iter().any(is_ready) { Ok(()) } else { Err(lines.join("\n")) };
+            }
             let answer = get(self.admin(), "/readyz").map_err(|error| error.to_string())?;
             let text = String::from_utf8_lossy(&answer.body).into_owned();
             if answer.status == 200 { Ok(()) } else { Err(text) }
@@ -358,7 +363,13 @@ impl TestRelay {
     /// The operators' address.
     #[track_caller]
     pub(crate) fn admin(&self) -> SocketAddr {
-        self.running().admin
+        self.admin_text().parse().expect("it listens on TCP")
+    }
+
+    /// The same as the relay says it.
+    #[track_caller]
+    pub(crate) fn admin_text(&self) -> &str {
+        &self.running().admin
     }
 
     pub(crate) fn is_tls(&self) -> bool {
