@@ -338,7 +338,12 @@ impl Write for Wire {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls { stream, .. } => Pin::new(stream).poll_shutdown(context),
+            // A target that reads nothing more would keep it waiting to say goodbye, without end and
+            // without a deadline: the attempt is over. It is said if that is possible now.
+            Self::Tls { stream, .. } => match Pin::new(stream).poll_shutdown(context) {
+                Poll::Pending => Poll::Ready(Ok(())),
+                ended => ended,
+            },
         }
     }
 
@@ -365,6 +370,8 @@ impl Write for Wire {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
     use crate::net::listener::{ListenerObserver, Server, bind};
     use crate::net::testing::{Authority, Pair, client, deadline, limits, post, settings};
@@ -471,6 +478,35 @@ mod tests {
         let mut short = settings(Some(authority.client_config()));
         short.connect_timeout = Duration::from_millis(100);
         assert_eq!(failure(&Client::new(short), &url).await, SendFailure::Timeout);
+    }
+
+    #[tokio::test]
+    async fn a_target_that_stops_reading_does_not_hold_up_the_end_of_its_connection() {
+        let authority = Authority::new();
+        let pair = authority.issue(&["127.0.0.1"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let acceptor = TlsAcceptor::from(pair.server_config());
+        let accept = async { acceptor.accept(listener.accept().await.unwrap().0).await.unwrap() };
+        let settings = settings(Some(authority.client_config()));
+        let (wire, reads_nothing) = tokio::join!(connect(&settings, &url), accept);
+        let mut wire = wire.unwrap();
+        // Until nothing more goes, however often it is tried.
+        let mut refused = 0;
+        while refused < 100 {
+            let written = poll_fn(|context| {
+                Poll::Ready(Pin::new(&mut wire).poll_write(context, &[0; 65_536]))
+            });
+            match written.await {
+                Poll::Ready(written) => refused = usize::from(written.unwrap() == 0),
+                Poll::Pending => refused += 1,
+            }
+            tokio::task::yield_now().await;
+        }
+        let ended =
+            poll_fn(|context| Poll::Ready(Pin::new(&mut wire).poll_shutdown(context))).await;
+        assert!(ended.is_ready(), "it waits for a target that does not read");
+        drop(reads_nothing);
     }
 
     #[tokio::test]
