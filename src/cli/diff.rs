@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cli::admin::{AdminClient, Relay};
-use crate::cli::check::Format;
+use crate::cli::check::{Format, print_problem};
 use crate::cli::output::{Output, Style};
 use crate::cli::{Verdict, block_on, value};
+use crate::config::{self, ProcessEnvironment, Secrets};
 
 /// What `--help` says before the flags.
 pub const ABOUT: &str = "\
@@ -102,7 +103,7 @@ async fn ask(
         let answer = match client.post("/api/v1/routes/diff", &asked).await? {
             Ok(answer) => answer,
             Err(refusal) if refusal.problem.get("problems").is_some() => {
-                print_problems(args, &refusal.problem);
+                explain(args, candidate, &refusal.problem);
                 return Ok(None);
             }
             Err(refusal) => bail!(refusal.detail()),
@@ -117,9 +118,20 @@ async fn ask(
     }
 }
 
-/// What is wrong with the candidate, as `check` says it.
-fn print_problems(args: &Args, refusal: &Value) {
+/// What is wrong with the candidate, as `check` says it: the file is here, the relay has no quotes.
+fn explain(args: &Args, candidate: &str, refusal: &Value) {
     let output = Output::new();
+    let path = &args.candidate;
+    let own = config::check_bytes(candidate.as_bytes(), path, &ProcessEnvironment, Secrets::Ignore);
+    if own.errors() == 0 {
+        // A relay of another version knows another language.
+        return print_problems(&output, args, refusal);
+    }
+    own.iter().for_each(|problem| print_problem(&output, problem));
+}
+
+/// The same in the relay's words.
+fn print_problems(output: &Output, args: &Args, refusal: &Value) {
     let problems = refusal.get("problems").and_then(Value::as_array);
     for problem in problems.into_iter().flatten() {
         let text = |key: &str| problem.get(key).and_then(Value::as_str).unwrap_or_default();

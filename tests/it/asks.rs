@@ -114,6 +114,8 @@ fn a_candidate_that_can_not_be_used_is_told_as_check_tells_it() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stdout.contains("new.yaml:"), "{ended:?}");
     assert!(ended.stdout.contains("error: unknown target \"biling\""), "{ended:?}");
+    assert!(ended.stdout.contains("| "), "the line is quoted: {ended:?}");
+    assert!(ended.stdout.contains("^^^^^^"), "{ended:?}");
     let nobody = run(command(BINARY).args([
         "diff",
         file.to_str().unwrap(),
