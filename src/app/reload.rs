@@ -153,8 +153,8 @@ impl Tables {
     /// Everything that is wrong with what is there, warnings included.
     pub(super) fn problems(&self) -> Vec<Value> {
         match &self.refused {
-            Some(refused) => refused.problems.iter().map(problem).collect(),
-            None => self.warnings.iter().map(problem).collect(),
+            Some(refused) => refused.problems.iter().map(Problem::json).collect(),
+            None => self.warnings.iter().map(Problem::json).collect(),
         }
     }
 
@@ -173,17 +173,6 @@ impl Tables {
         ];
         members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
-}
-
-/// One problem as the API says it.
-fn problem(problem: &Problem) -> Value {
-    json!({
-        "severity": problem.severity.name(),
-        "file": problem.file.display().to_string(),
-        "line": problem.position.map(|position| position.line),
-        "column": problem.position.map(|position| position.column),
-        "message": problem.message,
-    })
 }
 
 fn names(names: &[Arc<str>]) -> Option<String> {

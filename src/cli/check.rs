@@ -118,24 +118,14 @@ fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-fn json(file: &Path, problems: &Problems) -> serde_json::Value {
-    let one = |problem: &Problem| {
-        serde_json::json!({
-            "severity": problem.severity.name(),
-            "file": problem.file.display().to_string(),
-            "line": problem.position.map(|place| place.line),
-            "column": problem.position.map(|place| place.column),
-            "end_column": problem.end_column,
-            "message": problem.message,
-            "help": problem.help,
-        })
-    };
+/// What is wrong with a file, for a program.
+pub(super) fn json(file: &Path, problems: &Problems) -> serde_json::Value {
     serde_json::json!({
         "file": file.display().to_string(),
         "errors": problems.errors(),
         "warnings": problems.warnings(),
         "unlisted": problems.unlisted(),
-        "problems": problems.iter().map(one).collect::<Vec<_>>(),
+        "problems": problems.iter().map(Problem::json).collect::<Vec<_>>(),
     })
 }
 

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
 use crate::cli::admin::{AdminClient, Relay};
-use crate::cli::check::{Format, print_problem};
+use crate::cli::check::{Format, json as problems_json, print_problem};
 use crate::cli::output::{Output, Style};
 use crate::cli::{Usage, Verdict, block_on};
 use crate::config::{self, ProcessEnvironment, Secrets};
@@ -122,7 +122,10 @@ fn explain(
     let loaded = match config::load(&args.routes, &ProcessEnvironment, Secrets::Ignore) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            problems.iter().for_each(|problem| print_problem(output, problem));
+            match args.format {
+                Format::Json => output.line(problems_json(&args.routes, &problems)),
+                Format::Text => problems.iter().for_each(|one| print_problem(output, one)),
+            }
             return Ok(None);
         }
     };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::cli::Verdict;
-use crate::cli::check::{Format, print_problem};
+use crate::cli::check::{self, Format, print_problem};
 use crate::cli::output::{Output, Style};
 use crate::cli::route::named;
 use crate::config::{self, Body, Problems, ProcessEnvironment, RoutingTest, RoutingTests, Secrets};
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     let output = Output::new();
     let mut tables: BTreeMap<PathBuf, Covered> = BTreeMap::new();
     let mut sum = Sum::default();
-    let mut broken = false;
+    let mut broken = Vec::new();
     for file in &args.files {
         match load(file, &mut tables) {
             Ok(tests) => {
@@ -94,8 +94,10 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
                 }
             }
             Err(problems) => {
-                problems.iter().for_each(|problem| print_problem(&output, problem));
-                broken = true;
+                if args.format == Format::Text {
+                    problems.iter().for_each(|problem| print_problem(&output, problem));
+                }
+                broken.push(check::json(file, &problems));
             }
         }
     }
@@ -106,12 +108,15 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
             "passed": sum.passed,
             "failed": sum.failures.len(),
             "failures": sum.failures,
+            "broken": broken,
             "routes": coverage.routes.json(),
             "activities": coverage.activities.json(),
         })),
+        // Where no file could be used there is nothing to sum up.
+        Format::Text if tables.is_empty() => {}
         Format::Text => coverage.print(&output, &sum, args.fail_under.filter(|_| !enough)),
     }
-    let good = !broken && enough && sum.failures.is_empty();
+    let good = broken.is_empty() && enough && sum.failures.is_empty();
     Ok(if good { Verdict::Yes } else { Verdict::No })
 }
 

@@ -127,6 +127,21 @@ pub struct Problem {
     pub quote: Option<Quote>,
 }
 
+impl Problem {
+    /// For a program: the same everywhere.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "severity": self.severity.name(),
+            "file": self.file.display().to_string(),
+            "line": self.position.map(|place| place.line),
+            "column": self.position.map(|place| place.column),
+            "end_column": self.end_column,
+            "message": self.message,
+            "help": self.help,
+        })
+    }
+}
+
 impl fmt::Display for Problem {
     /// `routes.yaml:34:9: error: unknown target "biling"`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

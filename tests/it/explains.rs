@@ -168,3 +168,24 @@ fn the_shipped_tests_cover_the_shipped_table() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stdout.contains("0 failed"), "{ended:?}");
 }
+
+#[test]
+fn a_file_that_can_not_be_used_is_told_as_json_where_that_is_asked() {
+    let folder = folder();
+    let routes = folder.path().join("routes.yaml");
+    std::fs::write(&routes, "sources: {}\ntargets: {}\nroutes: []\nunrouted: kepp\n").unwrap();
+    let routes = routes.to_str().unwrap();
+    let value = |words: &[&str]| -> serde_json::Value {
+        let ended = relay(words);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+    };
+    let checked = value(&["check", routes, "--format", "json"]);
+    assert_eq!(checked["problems"][3]["help"], "did you mean \"keep\"?");
+    let told = value(&["route", "--routes", routes, "--activity", "A", "--format", "json"]);
+    assert_eq!(told, checked);
+    let missing = value(&["test", "no-such-file.yaml", "--format", "json"]);
+    assert_eq!(missing["broken"][0]["file"], "no-such-file.yaml");
+    let text = relay(&["test", "no-such-file.yaml"]);
+    assert!(!text.stdout.contains("100 %"), "nothing is summed up: {text:?}");
+}

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::admin::api::{Answer, Asked, Call, Endpoint, Problem};
@@ -270,13 +270,5 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 
 /// What is wrong with a routes file, for a program.
 fn list(problems: &Problems) -> Value {
-    let one = |problem: &crate::config::Problem| {
-        json!({
-            "severity": problem.severity.name(),
-            "line": problem.position.map(|place| place.line),
-            "column": problem.position.map(|place| place.column),
-            "message": problem.message,
-        })
-    };
-    problems.iter().map(one).collect()
+    problems.iter().map(crate::config::Problem::json).collect()
 }
