@@ -342,7 +342,7 @@ impl Write for Wire {
             // without a deadline: the attempt is over. It is said if that is possible now.
             Self::Tls { stream, .. } => match Pin::new(stream).poll_shutdown(context) {
                 Poll::Pending => Poll::Ready(Ok(())),
-                ended => ended,
+                ended @ Poll::Ready(_) => ended,
             },
         }
     }

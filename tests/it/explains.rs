@@ -173,7 +173,7 @@ fn the_shipped_tests_cover_the_shipped_table() {
 fn a_file_that_can_not_be_used_is_told_as_json_where_that_is_asked() {
     let folder = folder();
     let routes = folder.path().join("routes.yaml");
-    std::fs::write(&routes, "sources: {}\ntargets: {}\nroutes: []\nunrouted: kepp\n").unwrap();
+    fs::write(&routes, "sources: {}\ntargets: {}\nroutes: []\nunrouted: kepp\n").unwrap();
     let routes = routes.to_str().unwrap();
     let value = |words: &[&str]| -> serde_json::Value {
         let ended = relay(words);
