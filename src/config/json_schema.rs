@@ -196,6 +196,7 @@ mod tests {
         "unquoted-exclusion",
         "unquoted-star-in-list",
         "unquoted-star",
+        "unquoted-stars-and-more",
         "utf-16",
         "wrong-indentation",
     ];

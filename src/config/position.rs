@@ -21,6 +21,15 @@ const NODES_MAX: usize = 1_000_000;
 /// The parser holds back what could still be a key until the line ends.
 pub(super) const LINE_BYTES_MAX: usize = 256 * 1024;
 
+/// Stands for a star without quotes, which no parser goes on behind. In a text it means nothing.
+const STAR: char = '\u{e000}';
+
+/// So many of them are read past.
+const STARS_MAX: usize = 100;
+
+/// And no more is read again for that.
+const READ_AGAIN_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Up to here comparing a key with those before it costs less than keeping a table of them.
 const KEYS_LOOKED_THROUGH: usize = 16;
 
@@ -40,19 +49,34 @@ pub(super) fn parse(text: &str, report: &mut Report) -> Result<Node, Option<Node
         report.error(Position { line: index + 1, column: 1 }, message);
         return Err(None);
     }
+    let mut mended = text.to_owned();
+    let mut first = report.empty();
+    let mut read = read(text, &mut first);
+    // A star without quotes ends what the parser can read: what is behind it is read all the same.
+    for _ in 0..STARS_MAX.min(READ_AGAIN_BYTES_MAX / text.len().max(1)) {
+        let Err((_, Some(at))) = &read else { break };
+        if text.contains(STAR) || !mend(&mut mended, *at) {
+            break;
+        }
+        first = report.empty();
+        read = self::read(&mended, &mut first);
+    }
+    *report = first;
+    read.map_err(|(so_far, _)| so_far)
+}
+
+/// Reads the text; an error says how far, and where a star without quotes ended it.
+fn read(text: &str, report: &mut Report) -> Result<Node, (Option<Node>, Option<Position>)> {
     let blanks = Blanks { chars: text.chars(), index: 0, count: 0 };
     let mut tree = Tree { report, blanks, stack: Vec::new(), root: None, nodes: 0, documents: 0 };
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
-        let taken = match event {
-            Ok((event, span)) => tree.take(event, span),
-            Err(error) => {
-                explain(&error, text, tree.report);
-                None
-            }
+        let (taken, star) = match event {
+            Ok((event, span)) => (tree.take(event, span), None),
+            Err(error) => (None, explain(&error, text, tree.report)),
         };
         if taken.is_none() {
-            return Err(tree.read_so_far());
+            return Err((tree.read_so_far(), star));
         }
     }
     match tree.root {
@@ -60,9 +84,22 @@ pub(super) fn parse(text: &str, report: &mut Report) -> Result<Node, Option<Node
         root => {
             let message = "the file is empty: it needs sources, targets and routes";
             report.error(Position::START, message);
-            Err(root)
+            Err((root, None))
         }
     }
+}
+
+/// Puts [`STAR`] in the place of the star there; false if there is none.
+fn mend(text: &mut String, at: Position) -> bool {
+    let lines = text.split_inclusive('\n');
+    let before: usize = lines.take(at.line.saturating_sub(1)).map(str::len).sum();
+    let line = text.get(before..).unwrap_or_default();
+    let Some((offset, '*')) = line.char_indices().nth(at.column.saturating_sub(1)) else {
+        return false;
+    };
+    let place = before + offset;
+    text.replace_range(place..=place, STAR.encode_utf8(&mut [0; 4]));
+    true
 }
 
 fn unprintable(text: &str) -> Option<Position> {
@@ -75,8 +112,9 @@ fn unprintable(text: &str) -> Option<Position> {
     Some(quote::position_after(before))
 }
 
-/// Reports an error of the parser, where it is and what to do about it.
-fn explain(error: &ScanError, text: &str, report: &mut Report) {
+/// Reports an error of the parser, where it is and what to do about it. Answers where a star without
+/// quotes is, if that is what it is.
+fn explain(error: &ScanError, text: &str, report: &mut Report) -> Option<Position> {
     let position =
         Position { line: error.marker().line().max(1), column: error.marker().col() + 1 };
     let line = quote::lines(text).nth(position.line - 1).unwrap_or_default();
@@ -86,10 +124,8 @@ fn explain(error: &ScanError, text: &str, report: &mut Report) {
     let indent = line.len() - line.trim_start().len();
     if is_here('*') {
         let from = usize::from(here != Some('*'));
-        let example = pattern_at(before(from)).unwrap_or_else(|| "*".to_owned());
-        let message =
-            format!("text that begins with `*` is an alias to YAML: quote it, as in \"{example}\"");
-        report.error(position, message);
+        report.error(position, star(before(from)));
+        return Some(Position { column: position.column.saturating_sub(from), ..position });
     } else if is_here('!') {
         let message =
             "text that begins with `!` is a tag to YAML: quote it, as in \"!ORDER_VIEWED\"";
@@ -108,6 +144,13 @@ fn explain(error: &ScanError, text: &str, report: &mut Report) {
             reported.help(help);
         }
     }
+    None
+}
+
+/// What to do about a star without quotes, with which the rest of the line begins.
+fn star(rest: impl Iterator<Item = char>) -> String {
+    let example = pattern_at(rest).unwrap_or_else(|| "*".to_owned());
+    format!("text that begins with `*` is an alias to YAML: quote it, as in \"{example}\"")
 }
 
 /// What to look for, where the parser names only what it did not find.
@@ -199,6 +242,10 @@ impl Tree<'_> {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain;
+                if plain && let Some(rest) = text.strip_prefix(STAR) {
+                    self.report.error(at.start(), star(std::iter::once('*').chain(rest.chars())));
+                    return self.put(Node { at, kind: Kind::Broken });
+                }
                 let is_quoted =
                     matches!(style, ScalarStyle::DoubleQuoted | ScalarStyle::SingleQuoted);
                 let at = if is_quoted { self.without_blanks(at, span.end.index()) } else { at };

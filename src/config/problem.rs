@@ -304,6 +304,11 @@ impl Report {
         Self { file: file.into(), problems: Problems::default() }
     }
 
+    /// Another one of the same file.
+    pub(super) fn empty(&self) -> Self {
+        Self { file: Arc::clone(&self.file), problems: Problems::default() }
+    }
+
     pub(super) fn error(
         &mut self,
         at: impl Into<Span>,
