@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::support::eventually::pause;
+use crate::support::eventually::{eventually, pause};
 use crate::support::routes::{PATH, SECRET};
 use crate::support::sender::chunk_of;
 use crate::support::vectors::listing_delivered;
@@ -251,7 +251,9 @@ fn headers_that_are_too_large_are_431() {
     assert_eq!(sender.send(&request).status, 431);
     let labels = [("source", "none"), ("answer", "headers_too_large")];
     relay.wait_for_metric("relay_webhooks_received_total", &labels, 1.0);
-    assert!(relay.logs().iter().any(|line| line.contains("headers_too_large")));
+    eventually("it is logged", || {
+        relay.logs().iter().any(|line| line.contains("headers_too_large"))
+    });
     only_the_next_arrives(&relay, &crm);
 }
 
