@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::app::TlsFiles;
+use crate::config::Problem;
 use crate::config::file::{self, FileRead, ReadError};
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::tls::{self, LoadedCertificate, Names, TlsError};
@@ -116,13 +117,7 @@ impl Certificates {
     /// What is wrong with what is there, as the API says it.
     pub(super) fn problem(&self) -> Option<Value> {
         let refused = self.refused.as_ref()?;
-        let file = refused.files.first().map(|file| file.path().display().to_string());
-        Some(json!({
-            "severity": "error",
-            "file": file,
-            "line": null,
-            "column": null,
-            "message": refused.error.to_string(),
-        }))
+        let file = refused.files.first()?.path();
+        Some(Problem::of_file(file, refused.error.to_string()).json())
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::config::file::FileRead;
-use crate::config::token_from_file;
+use crate::config::{Problem, token_from_file};
 use crate::domain::signature::Secret;
 
 /// What was made of the file.
@@ -81,14 +81,8 @@ impl Tokens {
     /// What is wrong with what is there, as the API says it.
     pub(super) fn problem(&self) -> Option<Value> {
         let refused = self.refused.as_ref()?;
-        let file = refused.files.first().map(|file| file.path().display().to_string());
-        Some(json!({
-            "severity": "error",
-            "file": file,
-            "line": null,
-            "column": null,
-            "message": refused.error,
-        }))
+        let file = refused.files.first()?.path();
+        Some(Problem::of_file(file, &*refused.error).json())
     }
 }
 

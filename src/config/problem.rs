@@ -128,6 +128,19 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// What is wrong with a file as a whole, whichever file.
+    pub fn of_file(file: &Path, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            file: file.into(),
+            position: None,
+            end_column: None,
+            message: clean(message.into()),
+            help: None,
+            quote: None,
+        }
+    }
+
     /// For a program: the same everywhere.
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!({

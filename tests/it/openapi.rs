@@ -192,3 +192,20 @@ fn a_problem_is_what_the_document_says() {
     });
     assert!(!refused.json()["problems"].as_array().unwrap().is_empty());
 }
+
+#[test]
+fn a_certificate_that_is_refused_is_a_problem_as_the_document_says() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).start();
+    assert!(relay.is_tls());
+    let certificate = relay.path("certs/tls.crt");
+    let mut api = Checked::new(relay);
+    std::fs::write(certificate, "no PEM").unwrap();
+    let refused = eventually("the certificate is refused", || {
+        let answer = api.post("/reload", "", &json!({}));
+        if answer.status == 422 { Ok(answer) } else { Err(format!("{answer:?}")) }
+    });
+    let problem = &refused.json()["problems"][0];
+    assert!(problem["file"].as_str().unwrap().ends_with("tls.crt"), "{problem}");
+}
