@@ -49,24 +49,35 @@ pub(super) fn parse(text: &str, report: &mut Report) -> Result<Node, Option<Node
         report.error(Position { line: index + 1, column: 1 }, message);
         return Err(None);
     }
-    let mut mended = text.to_owned();
-    let mut first = report.empty();
-    let mut read = read(text, &mut first);
-    // A star without quotes ends what the parser can read: what is behind it is read all the same.
-    for _ in 0..STARS_MAX.min(READ_AGAIN_BYTES_MAX / text.len().max(1)) {
-        let Err((_, Some(at))) = &read else { break };
-        if text.contains(STAR) || !mend(&mut mended, *at) {
-            break;
-        }
-        first = report.empty();
-        read = self::read(&mended, &mut first);
+    let mut found = report.empty();
+    let mut tree = read(text, &mut found);
+    if let Err((_, Some(star))) = tree
+        && !text.contains(STAR)
+    {
+        (tree, found) = read_past(star, text, report).unwrap_or((tree, found));
     }
-    *report = first;
-    read.map_err(|(so_far, _)| so_far)
+    *report = found;
+    tree.map_err(|(so_far, _)| so_far)
 }
 
-/// Reads the text; an error says how far, and where a star without quotes ended it.
-fn read(text: &str, report: &mut Report) -> Result<Node, (Option<Node>, Option<Position>)> {
+/// What was read; an error says how far, and where a star without quotes ended it.
+type Read = Result<Node, (Option<Node>, Option<Position>)>;
+
+/// A star without quotes ends what the parser can read: what is behind it is read all the same.
+fn read_past(star: Position, text: &str, report: &Report) -> Option<(Read, Report)> {
+    let mut mended = text.to_owned();
+    let (mut star, mut last) = (Some(star), None);
+    for _ in 0..STARS_MAX.min(READ_AGAIN_BYTES_MAX / text.len().max(1)) {
+        let Some(at) = star.filter(|at| mend(&mut mended, *at)) else { break };
+        let mut found = report.empty();
+        let tree = read(&mended, &mut found);
+        star = tree.as_ref().err().and_then(|(_, star)| *star).filter(|next| *next != at);
+        last = Some((tree, found));
+    }
+    last
+}
+
+fn read(text: &str, report: &mut Report) -> Read {
     let blanks = Blanks { chars: text.chars(), index: 0, count: 0 };
     let mut tree = Tree { report, blanks, stack: Vec::new(), root: None, nodes: 0, documents: 0 };
     let mut parser = Parser::new_from_str(text);
