@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use crate::support::eventually::eventually;
 use crate::support::receiver::Options;
-use crate::support::relay::{BINARY, Ended, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::activity;
 use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
@@ -26,19 +25,8 @@ fn routes(crm: &Receiver, more: &[&str]) -> Routes {
     Routes::new().target("crm", &crm.url(), &[&[SOON], more].concat()).all_to(&["crm"])
 }
 
-fn ask(relay: &TestRelay, words: &[&str]) -> Ended {
-    let admin = format!("http://{}", relay.admin());
-    run(command(BINARY).args(words).args(["--admin", &admin]))
-}
-
-fn told(relay: &TestRelay, words: &[&str]) -> String {
-    let ended = ask(relay, words);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    ended.stdout
-}
-
 fn listed(relay: &TestRelay) -> Value {
-    let told = told(relay, &["targets", "list", "--format", "json"]);
+    let told = relay.told(&["targets", "list", "--format", "json"]);
     serde_json::from_str(told.lines().next().unwrap()).unwrap()
 }
 
@@ -53,9 +41,9 @@ fn post(relay: &TestRelay, name: &str, count: usize) {
 fn an_operators_pause_keeps_everything_over_a_kill_until_he_ends_it() {
     let (crm, _) = target(200);
     let mut relay = TestRelay::with(&routes(&crm, &[])).start();
-    assert_eq!(told(&relay, &["targets", "pause", "crm"]), "crm: paused\n");
+    assert_eq!(relay.told(&["targets", "pause", "crm"]), "crm: paused\n");
     post(&relay, "a", 3);
-    let text = told(&relay, &["targets", "list"]);
+    let text = relay.told(&["targets", "list"]);
     assert!(text.contains("paused") && text.contains("paused by an operator at 20"), "{text}");
     relay.kill9();
     relay.start_again();
@@ -64,10 +52,10 @@ fn an_operators_pause_keeps_everything_over_a_kill_until_he_ends_it() {
     let crm_listed = listed(&relay);
     assert_eq!(crm_listed["paused_by"], serde_json::json!(["operator"]));
     assert_eq!((&crm_listed["state"], crm.count()), (&"paused".into(), 0));
-    assert_eq!(told(&relay, &["targets", "resume", "crm"]), "crm: running\n");
+    assert_eq!(relay.told(&["targets", "resume", "crm"]), "crm: running\n");
     crm.wait_for(3);
     relay.wait_for_metric("relay_target_paused", &CRM, 0.0);
-    let refused = ask(&relay, &["targets", "pause", "cmr"]);
+    let refused = relay.ask(&["targets", "pause", "cmr"]);
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains("no target \"cmr\": there are crm"), "{refused:?}");
 }
@@ -78,7 +66,7 @@ fn a_pause_in_the_table_holds_until_the_table_ends_it_whatever_the_operator_says
     let relay = TestRelay::with(&routes(&crm, &["paused: true"])).start();
     post(&relay, "t", 2);
     relay.wait_for_metric("relay_target_paused", &CRM, 1.0);
-    let told = told(&relay, &["targets", "resume", "crm"]);
+    let told = relay.told(&["targets", "resume", "crm"]);
     assert_eq!(told, "crm: paused, by the routing table: \"paused\" is true there\n");
     assert_eq!(crm.count(), 0);
     std::fs::write(relay.path("routes.yaml"), routes(&crm, &[]).yaml()).unwrap();
@@ -103,14 +91,14 @@ fn a_target_that_keeps_failing_is_suspended_also_after_a_kill_and_resumes_when_i
     assert_eq!(before["last_attempt"]["outcome"], "status");
     let logs = relay.logs();
     assert!(logs.iter().any(|line| line.contains("keeps failing and is suspended")), "{logs:?}");
-    let text = told(&relay, &["targets", "list"]);
+    let text = relay.told(&["targets", "list"]);
     assert!(text.contains("suspended since 20") && text.contains(": status 503; "), "{text}");
     relay.kill9();
     relay.start_again();
     relay.wait_for_metric("relay_target_suspended", &CRM, 1.0);
     assert_eq!(listed(&relay)["suspended"]["since"], before["suspended"]["since"]);
     answer.store(200, Ordering::SeqCst);
-    assert_eq!(told(&relay, &["targets", "resume", "crm"]), "crm: running\n");
+    assert_eq!(relay.told(&["targets", "resume", "crm"]), "crm: running\n");
     relay.wait_for_metric("relay_deliveries_pending", &CRM, 0.0);
     relay.wait_for_metric("relay_target_suspended", &CRM, 0.0);
 }

@@ -6,21 +6,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use serde_json::Value;
 
 use crate::support::receiver::Options;
-use crate::support::relay::{BINARY, Ended, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::activity;
 use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
-
-fn ask(relay: &TestRelay, words: &[&str]) -> Ended {
-    let admin = format!("http://{}", relay.admin());
-    run(command(BINARY).args(words).args(["--admin", &admin]))
-}
-
-fn told(relay: &TestRelay, words: &[&str]) -> String {
-    let ended = ask(relay, words);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    ended.stdout
-}
 
 fn two(crm: &Receiver, billing: &Receiver) -> Routes {
     Routes::new().target("crm", &crm.url(), &[SOON]).target("billing", &billing.url(), &[SOON])
@@ -47,20 +35,20 @@ fn unrouted_webhooks_reach_their_target_once_the_rules_are_mended_also_after_a_k
     save(&relay, &two(&crm, &billing).route("orders", &["activity: ORDER_*"], &["crm"]));
     let replay = ["webhooks", "replay", "--unrouted"];
     assert_eq!(
-        told(&relay, &[&replay[..], &["--dry-run"]].concat()),
+        relay.told(&[&replay[..], &["--dry-run"]].concat()),
         "5 of 5 webhooks would be replayed, 5 deliveries; 0 had nowhere new to go\n"
     );
     assert_eq!(crm.count(), 0);
-    told(&relay, &["targets", "pause", "crm"]);
+    relay.told(&["targets", "pause", "crm"]);
     assert_eq!(
-        told(&relay, &replay),
+        relay.told(&replay),
         "5 of 5 webhooks replayed, 5 deliveries; 0 had nowhere new to go\n"
     );
-    let nothing = ask(&relay, &replay);
+    let nothing = relay.ask(&replay);
     assert_eq!(nothing.code, Some(1), "they are routed now: {nothing:?}");
     relay.kill9();
     relay.start_again();
-    told(&relay, &["targets", "resume", "crm"]);
+    relay.told(&["targets", "resume", "crm"]);
     let received = crm.wait_for(5);
     let mut arrived: Vec<_> = received.iter().map(|r| r.webhook_id().to_owned()).collect();
     arrived.sort();
@@ -80,23 +68,23 @@ fn a_replay_goes_only_where_nothing_went_yet_unless_it_is_to_be_again() {
     let id = Sender::new(&relay).post(&order("again")).accepted();
     crm.wait_for(1);
     save(&relay, &two(&crm, &billing).all_to(&["crm", "billing"]));
-    let refused = ask(&relay, &["webhooks", "replay"]);
+    let refused = relay.ask(&["webhooks", "replay"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert_eq!(
-        told(&relay, &["webhooks", "replay", "--since", "1h"]),
+        relay.told(&["webhooks", "replay", "--since", "1h"]),
         "1 of 1 webhooks replayed, 1 deliveries; 0 had nowhere new to go\n"
     );
     billing.wait_for(1);
     assert_eq!(
-        told(&relay, &["webhooks", "replay", &id]),
+        relay.told(&["webhooks", "replay", &id]),
         "0 of 1 webhooks replayed, 0 deliveries; 1 had nowhere new to go\n"
     );
-    told(&relay, &["webhooks", "replay", &id, "--again", "--as-accepted"]);
+    relay.told(&["webhooks", "replay", &id, "--again", "--as-accepted"]);
     let last = crm.wait_for(2).pop().unwrap();
     assert_eq!(last.webhook_id(), format!("{id}.1"));
     assert_eq!(last.header("idempotency-key"), Some(&*format!("{id}.1")));
     assert_eq!(billing.wait_for(2).len(), 2);
-    let shown = told(&relay, &["webhooks", "show", &id, "--format", "json"]);
+    let shown = relay.told(&["webhooks", "show", &id, "--format", "json"]);
     let shown: Value = serde_json::from_str(&shown).unwrap();
     let told: Vec<_> = shown["deliveries"].as_array().unwrap().iter().collect();
     let told = told.iter().map(|d| (d["target"].as_str().unwrap(), d["again"].as_u64().unwrap()));
@@ -114,11 +102,11 @@ fn a_dead_letter_can_be_redriven_to_another_target() {
     let id = Sender::new(&relay).post(&body).accepted();
     let dead = [("target", "billing"), ("cause", "given_up")];
     relay.wait_for_metric("relay_dead_letters", &dead, 1.0);
-    let unknown = ask(&relay, &["dead-letters", "redrive", "--target", "billing", "--to", "cmr"]);
+    let unknown = relay.ask(&["dead-letters", "redrive", "--target", "billing", "--to", "cmr"]);
     assert_eq!(unknown.code, Some(1));
     assert!(unknown.stderr.contains("no target \"cmr\" in the table"), "{unknown:?}");
     let redrive = ["dead-letters", "redrive", "--target", "billing", "--to", "crm"];
-    assert_eq!(told(&relay, &redrive), "1 dead letter redriven\n");
+    assert_eq!(relay.told(&redrive), "1 dead letter redriven\n");
     let received = crm.wait_for(1).remove(0);
     assert_eq!((received.webhook_id(), &received.body[..]), (&*id, &body[..]));
     received.assert_signed_for("crm");

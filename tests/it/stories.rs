@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use serde_json::Value;
 
 use crate::support::receiver::Options;
-use crate::support::relay::{BINARY, Ended, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::{activity, listing_delivered};
 use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
@@ -28,19 +27,8 @@ fn relay(crm: &Receiver, billing: &Receiver) -> TestRelay {
     TestRelay::with(&routes).start()
 }
 
-fn ask(relay: &TestRelay, words: &[&str]) -> Ended {
-    let admin = format!("http://{}", relay.admin());
-    run(command(BINARY).args(words).args(["--admin", &admin]))
-}
-
-fn told(relay: &TestRelay, words: &[&str]) -> String {
-    let ended = ask(relay, words);
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    ended.stdout
-}
-
 fn json(relay: &TestRelay, words: &[&str]) -> Vec<Value> {
-    let told = told(relay, &[words, &["--format", "json"]].concat());
+    let told = relay.told(&[words, &["--format", "json"]].concat());
     told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -58,7 +46,7 @@ fn show_tells_what_came_who_matched_and_every_attempt() {
     let id = Sender::new(&relay).post(&body).accepted();
     dead_letters(&relay, 1.0);
     crm.wait_for(1);
-    let text = told(&relay, &["webhooks", "show", &id]);
+    let text = relay.told(&["webhooks", "show", &id]);
     for part in [
         &id as &str,
         "LISTING_DELIVERED LISTING/of-a1",
@@ -74,8 +62,8 @@ fn show_tells_what_came_who_matched_and_every_attempt() {
     let whole = json(&relay, &["webhooks", "show", &id]).remove(0);
     assert_eq!(whole["body_bytes"], body.len());
     assert_eq!(whole["deliveries"][1]["history"][0]["status"], 410);
-    assert_eq!(told(&relay, &["webhooks", "show", &id, "--body"]).into_bytes(), body);
-    let unknown = ask(&relay, &["webhooks", "show", "01a213ed-646b-7000-80b3-4e15e05fd840"]);
+    assert_eq!(relay.told(&["webhooks", "show", &id, "--body"]).into_bytes(), body);
+    let unknown = relay.ask(&["webhooks", "show", "01a213ed-646b-7000-80b3-4e15e05fd840"]);
     assert_eq!(unknown.code, Some(1));
     assert!(unknown.stderr.contains("it never came, or its retention is over"), "{unknown:?}");
     assert!(!format!("{whole}").contains(&crate::support::routes::target_secret("crm")));
@@ -107,13 +95,13 @@ fn list_finds_webhooks_by_what_they_are_and_what_became_of_them() {
     assert_eq!(listed(&["--resource", "ORDER/of-o1"]), [&*order]);
     assert_eq!(listed(&["--since", "1h"]).len(), 3);
     assert!(listed(&["--until", "1h"]).is_empty() && listed(&["--source", "other"]).is_empty());
-    let text = told(&relay, &["webhooks", "list"]);
+    let text = relay.told(&["webhooks", "list"]);
     assert!(
         text.lines().next().unwrap().ends_with("GROUP_CREATED GROUP/of-g1  unrouted"),
         "{text}"
     );
     assert!(text.contains("crm: delivered, billing: dead letter"), "{text}");
-    let targets = told(&relay, &["targets", "list"]);
+    let targets = relay.told(&["targets", "list"]);
     let billing = targets.lines().find(|line| line.starts_with("billing")).unwrap();
     let columns: Vec<_> = billing.split_whitespace().collect();
     assert_eq!(columns[..5], ["billing", "running", "0", "2", "-"]);
@@ -134,19 +122,19 @@ fn a_redriven_dead_letter_reaches_the_target_with_its_id_and_a_restart_does_not_
         (&id.clone().into(), &"billing".into())
     );
     assert_eq!(listed[0]["last_attempt"]["status"], 410);
-    let shown = told(&relay, &["dead-letters", "show", &id]);
+    let shown = relay.told(&["dead-letters", "show", &id]);
     assert!(shown.contains("dead letter (given_up)"), "{shown}");
 
-    let refused = ask(&relay, &["dead-letters", "redrive"]);
+    let refused = relay.ask(&["dead-letters", "redrive"]);
     assert_eq!(refused.code, Some(2));
     assert!(refused.stderr.contains("--all"), "{refused:?}");
-    let dry = told(&relay, &["dead-letters", "redrive", "--all", "--dry-run"]);
+    let dry = relay.told(&["dead-letters", "redrive", "--all", "--dry-run"]);
     assert_eq!(dry, "1 dead letter would be redriven\n");
-    let none = ask(&relay, &["dead-letters", "redrive", "--target", "crm"]);
+    let none = relay.ask(&["dead-letters", "redrive", "--target", "crm"]);
     assert_eq!(none.code, Some(1), "there is none: {none:?}");
 
     answer.store(503, Ordering::SeqCst);
-    assert_eq!(told(&relay, &["dead-letters", "redrive", &id]), "1 dead letter redriven\n");
+    assert_eq!(relay.told(&["dead-letters", "redrive", &id]), "1 dead letter redriven\n");
     billing.wait_for(2);
     relay.kill9();
     answer.store(200, Ordering::SeqCst);
@@ -167,7 +155,7 @@ fn a_discarded_dead_letter_is_never_sent_again() {
     let mut relay = relay(&crm, &billing);
     let id = Sender::new(&relay).post(&activity("ORDER_CREATED", "d1", "ORDER")).accepted();
     dead_letters(&relay, 1.0);
-    let told_of = told(&relay, &["dead-letters", "discard", "--target", "billing"]);
+    let told_of = relay.told(&["dead-letters", "discard", "--target", "billing"]);
     assert_eq!(told_of, "1 dead letter discarded\n");
     answer.store(200, Ordering::SeqCst);
     relay.restart();

@@ -444,6 +444,21 @@ impl TestRelay {
         self.builder.refused()
     }
 
+    /// Asks it by a command, as its operator does.
+    #[track_caller]
+    pub(crate) fn ask(&self, words: &[&str]) -> Ended {
+        let admin = format!("http://{}", self.admin());
+        run(command(BINARY).args(words).args(["--admin", &admin]))
+    }
+
+    /// What the command that asks it prints; it has to succeed.
+    #[track_caller]
+    pub(crate) fn told(&self, words: &[&str]) -> String {
+        let ended = self.ask(words);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.stdout
+    }
+
     /// Its log lines so far.
     #[track_caller]
     pub(crate) fn logs(&self) -> Vec<String> {
