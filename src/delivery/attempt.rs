@@ -26,7 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookId;
 use crate::net::client::{Answer, SendFailure};
 use crate::store::{Delivery, Lease, Store};
-use crate::telemetry::metrics::TargetMetrics;
+use crate::telemetry::target::TargetMetrics;
 
 /// After a panic a delivery waits so long: it neither spins nor keeps the others from their turn.
 const PANIC_WAIT: Duration = Duration::from_secs(60);

@@ -12,7 +12,7 @@ use crate::domain::outcome::{Attempt, Outcome};
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookId;
 use crate::store::marks::{Mark, MarkKeeper, Marks, Word};
-use crate::telemetry::metrics::LaneMetrics;
+use crate::telemetry::target::LaneMetrics;
 
 /// After the store did not take what is to be remembered.
 const AGAIN: Duration = Duration::from_secs(10);

@@ -43,6 +43,8 @@ mod sources;
 mod turns;
 
 #[cfg(test)]
+mod log_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

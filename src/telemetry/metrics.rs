@@ -22,6 +22,7 @@ use crate::domain::time::Timestamp;
 use crate::telemetry::process;
 use crate::telemetry::reference::{BUCKETS, Kind, REFERENCE};
 use crate::telemetry::series::Series;
+use crate::telemetry::target::{LaneMetrics, TargetMetrics};
 
 const METADATA: Metadata<'static> = Metadata::new("relay", Level::INFO, None);
 
@@ -396,66 +397,6 @@ fn record_answer(
     if let Some((counter, histogram)) = position.and_then(|position| answers.get(position)) {
         counter.increment(1);
         histogram.record(duration.as_secs_f64());
-    }
-}
-
-/// The metrics of one target.
-pub struct TargetMetrics {
-    attempts: [(Outcome, Counter); Outcome::ALL.len()],
-    attempt_duration: Histogram,
-    latency: Histogram,
-    settled: [(&'static str, Counter); Settlement::NAMES.len()],
-    in_flight: Gauge,
-    left_out: Counter,
-}
-
-/// Whether a target's lane is held back.
-#[derive(Clone, Debug)]
-pub struct LaneMetrics {
-    suspended: Gauge,
-    paused: Gauge,
-}
-
-impl LaneMetrics {
-    /// How it is now.
-    pub fn lane_is(&self, suspended: bool, paused: bool) {
-        self.suspended.set(f64::from(u8::from(suspended)));
-        self.paused.set(f64::from(u8::from(paused)));
-    }
-}
-
-impl TargetMetrics {
-    /// So many of the operator's headers were left out of an attempt.
-    pub fn headers_left_out(&self, count: usize) {
-        self.left_out.increment(u64::try_from(count).unwrap_or(u64::MAX));
-    }
-
-    /// An attempt began.
-    pub fn attempt_began(&self) {
-        self.in_flight.increment(1.0);
-    }
-
-    /// An attempt that began is over, whatever it came to.
-    pub fn attempt_over(&self) {
-        self.in_flight.decrement(1.0);
-    }
-
-    /// An attempt ended like this.
-    pub fn attempted(&self, outcome: Outcome, duration: Duration) {
-        for (_, counter) in self.attempts.iter().filter(|(known, _)| *known == outcome) {
-            counter.increment(1);
-        }
-        self.attempt_duration.record(duration.as_secs_f64());
-    }
-
-    /// A delivery was settled; `since_acceptance` is asked for what was delivered.
-    pub fn settled(&self, settlement: Settlement, since_acceptance: Duration) {
-        for (_, counter) in self.settled.iter().filter(|(name, _)| *name == settlement.name()) {
-            counter.increment(1);
-        }
-        if settlement == Settlement::Delivered {
-            self.latency.record(since_acceptance.as_secs_f64());
-        }
     }
 }
 

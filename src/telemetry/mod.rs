@@ -6,3 +6,4 @@ pub mod metrics;
 pub mod process;
 pub mod reference;
 mod series;
+pub mod target;

@@ -28,6 +28,7 @@ mod decay;
 mod everywhere;
 mod faults;
 mod limit;
+mod obstacles;
 mod random;
 mod recalling;
 mod retention;
