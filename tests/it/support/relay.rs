@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -76,7 +77,7 @@ pub(crate) struct Background {
 impl Background {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let stdout = Logs::of(child.stdout.take().unwrap());
+        let (stdout, _) = Logs::of(child.stdout.take().unwrap());
         Self { _process: Guard(child), stdout }
     }
 
@@ -250,6 +251,8 @@ struct Running {
     listen: SocketAddr,
     admin: String,
     logs: Logs,
+    /// Ends with the relay's last line.
+    reader: Option<JoinHandle<()>>,
 }
 
 /// The newest lines of its log.
@@ -261,15 +264,15 @@ const LOG_LINES_MAX: usize = 20_000;
 
 impl Logs {
     /// All lines of a pipe, from now on.
-    fn of(pipe: impl Read + Send + 'static) -> Self {
+    fn of(pipe: impl Read + Send + 'static) -> (Self, JoinHandle<()>) {
         let logs = Self::default();
         let sink = logs.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(pipe).lines().map_while(Result::ok) {
                 sink.push(line);
             }
         });
-        logs
+        (logs, reader)
     }
 
     fn push(&self, line: String) {
@@ -317,7 +320,7 @@ impl TestRelay {
     pub(crate) fn launch_again(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.builder.command().spawn().unwrap();
-        let logs = Logs::of(child.stderr.take().unwrap());
+        let (logs, reader) = Logs::of(child.stderr.take().unwrap());
         let mut guard = Guard(child);
         let (listen, admin) = eventually("the relay says where it listens", || {
             if let Some(status) = guard.0.try_wait().unwrap() {
@@ -331,7 +334,7 @@ impl TestRelay {
             });
             found.ok_or_else(|| format!("it says only: {}", lines.join("\n")))
         });
-        self.running = Some(Running { child: guard, listen, admin, logs });
+        self.running = Some(Running { child: guard, listen, admin, logs, reader: Some(reader) });
     }
 
     /// Waits until it is ready.
@@ -419,11 +422,13 @@ impl TestRelay {
         assert_eq!(status.code(), Some(0), "{status}:\n{}", logs.tail());
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and until its last line is read.
     #[track_caller]
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut running = self.running.take().expect("the relay runs");
-        eventually("the relay ends", || running.child.0.try_wait().unwrap())
+        let status = eventually("the relay ends", || running.child.0.try_wait().unwrap());
+        running.reader.take().expect("nobody waited before").join().unwrap();
+        status
     }
 
     /// Whether it has ended, for tests that look while it stops.
