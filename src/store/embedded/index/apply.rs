@@ -232,11 +232,13 @@ impl Index {
         self.connection
             .prepare_cached("UPDATE webhook SET segment=?2, start=?3, length=?4 WHERE id=?1")?
             .execute([int(key), int(at.segment), int(at.offset), int(at.length)])?;
+        // What was added while the copy was made is not in it: its own record still says what it is.
         self.connection
             .prepare_cached(
-                "UPDATE delivery SET segment=NULL, start=NULL, length=NULL WHERE webhook=?1",
+                "UPDATE delivery SET segment=NULL, start=NULL, length=NULL
+                 WHERE webhook=?1 AND number<?2",
             )?
-            .execute([int(key)])?;
+            .execute([int(key), int(row.deliveries.len() as u64)])?;
         for (number, (target, standing)) in row.deliveries.iter().enumerate() {
             self.merge((key, int(number as u64)), target, standing, None, sums)?;
         }

@@ -20,6 +20,7 @@ use crate::store::embedded::sim::SimDisk;
 use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
 use crate::store::{CommitError, Lease, Pick, Store};
 
+mod adding;
 mod archive;
 mod cleaning;
 mod contract;
