@@ -20,6 +20,8 @@ use crate::store::embedded::segment::{HEADER_BYTES, Segment};
 /// So much is looked at between two others' turns.
 pub(super) const ROWS_PER_STEP: usize = 200;
 const PASS_WAIT_MAX: Duration = Duration::from_secs(60);
+// After so many passes it is looked again whether a segment is worth what has to be written for it.
+const PASSES_WITHOUT_GAIN: u32 = 10;
 // Duplicate keys older than this are of no window.
 const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 // A segment that could not be cleaned is not looked at again for so long.
@@ -37,8 +39,11 @@ pub struct Cleaner {
     queue: Arc<Queue>,
     stage: Stage,
     next_pass: Option<Instant>,
+    pass_wait: Duration,
     // Segments that could not be cleaned, and until when they are left alone. They are told of once.
     staying: HashMap<u64, Instant>,
+    // Segments for which as much would have to be written, likewise.
+    without_gain: HashMap<u64, Instant>,
     // How often what is settled has been given half the time, because room is short.
     halvings: u32,
     segment_bytes: u64,
@@ -128,6 +133,11 @@ impl Cleaner {
                     self.without_room.insert(job.number());
                     self.choose(indexer, now, retention)
                 }
+                Err(Problem::NoGain) => {
+                    let until = Instant::now() + self.pass_wait * PASSES_WITHOUT_GAIN;
+                    self.without_gain.insert(job.number(), until);
+                    self.choose(indexer, now, retention)
+                }
                 Err(Problem::Stays) => {
                     let number = job.number();
                     if self.staying.insert(number, Instant::now() + STAYS_FOR).is_none() {
@@ -155,6 +165,7 @@ impl Cleaner {
             self.halvings = self.halvings.saturating_sub(1);
         }
         self.next_pass = Some(present + wait);
+        self.pass_wait = wait;
         self.without_room.clear();
         true
     }
@@ -190,6 +201,7 @@ impl Cleaner {
         let holdings = indexer.index.holdings()?;
         let present = Instant::now();
         self.staying.retain(|number, _| indexer.parts.log.exists(*number));
+        self.without_gain.retain(|_, until| present < *until);
         let current = indexer.parts.log.end().segment;
         let log = &indexer.parts.log;
         let segments = log.all();
@@ -208,6 +220,7 @@ impl Cleaner {
             }
             if self.staying.get(&number).is_none_or(|until| present >= *until)
                 && !self.without_room.contains(&number)
+                && !self.without_gain.contains_key(&number)
                 && number <= needed_behind
                 && is_removable(segment, log, &holdings)
                 && indexer.index.applied().segment > number

@@ -4,6 +4,7 @@
 //! webhooks in earlier segments are written down again as states; webhooks that are over, but whose
 //! record an earlier segment still has, are written down as gone.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -26,6 +27,8 @@ use crate::store::embedded::segment::{Frame, LogPoint, Position, Segment};
 
 const BYTES_PER_STEP: usize = 1 << 20;
 const REPLY_WAIT: Duration = Duration::from_secs(10);
+// What a delivery takes in a record besides its attempts, roughly.
+const DELIVERY_BYTES: u64 = 256;
 
 /// A segment on its way out.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(super) struct Job {
     segment: Arc<Segment>,
     scanner: Scanner,
     scanned: bool,
+    // None once it is known that more goes than has to be written for it.
+    weight: Option<Weight>,
     // Segments before it, by the keys that they hold.
     earlier: Vec<(u64, u64)>,
     // What was copied, at which versions.
@@ -40,6 +45,15 @@ pub(super) struct Job {
     stated: HashSet<u64>,
     gone: HashSet<u64>,
     written: LogPoint,
+}
+
+/// What has to be written before a segment may go, as far as it is known.
+#[derive(Debug)]
+struct Weight {
+    scanner: Scanner,
+    keys: HashSet<u64>,
+    bytes: u64,
+    bytes_max: u64,
 }
 
 /// Why a segment stays for now.
@@ -50,6 +64,8 @@ pub(super) enum Problem {
     Later,
     /// The disk does not take what must be written first: others may need nothing written.
     NoRoom,
+    /// As much would have to be written as it takes: when more of it is over it is worth it.
+    NoGain,
     /// The segment holds what can't be copied: others may go.
     Stays,
 }
@@ -69,10 +85,17 @@ impl Job {
     ) -> Option<Self> {
         let scanner = Scanner::new(Arc::clone(segment), 0, u64::MAX).ok()?;
         let before = holdings.range(..segment.header.number);
+        let weight = Weight {
+            scanner: Scanner::new(Arc::clone(segment), 0, u64::MAX).ok()?,
+            keys: HashSet::new(),
+            bytes: 0,
+            bytes_max: segment.file.bytes().ok()? / 2,
+        };
         Some(Self {
             segment: Arc::clone(segment),
             scanner,
             scanned: false,
+            weight: Some(weight),
             earlier: before.filter(|(n, _)| log.exists(**n)).map(|(_, h)| h.span).collect(),
             copied: HashMap::new(),
             stated: HashSet::new(),
@@ -88,6 +111,10 @@ impl Job {
 
     /// Does a little; answers whether the segment is gone.
     pub(super) fn step(&mut self, indexer: &Indexer, queue: &Queue) -> Result<bool, Problem> {
+        if let Some(weight) = self.weight.take() {
+            self.weight = self.weigh_some(weight, indexer)?;
+            return Ok(false);
+        }
         if !self.scanned {
             self.copy_some(indexer, queue)?;
             return Ok(false);
@@ -126,6 +153,45 @@ impl Job {
             tracing::warn!(%error, segment, "a segment's end can't be made durable");
             Problem::Stays
         })
+    }
+
+    /// Adds up what would have to be written, a little of it. A state takes the place of one settlement
+    /// at times, and of another state at others, and each is larger than a settlement: without a bound
+    /// the log would grow by what is to make it smaller, and be written again for ever.
+    fn weigh_some(&self, mut weight: Weight, indexer: &Indexer) -> Result<Option<Weight>, Problem> {
+        for _ in 0..ROWS_PER_STEP {
+            let frame = match weight.scanner.next_frame() {
+                Ok(Some(frame)) => frame,
+                // What can't be read is told of when it is to be copied.
+                Ok(None) | Err(_) => return Ok(None),
+            };
+            let Ok(record) = decode(frame.kind, frame.version, &frame.payload) else {
+                return Ok(None);
+            };
+            let key = match record {
+                Record::Webhook(webhook, _) => webhook.id.key(),
+                Record::Settlement(settled) => settled.webhook.key(),
+                Record::Deliveries(id, _) | Record::State(id, _) | Record::Erase(id) => id.key(),
+                Record::Gone(_) | Record::Close => continue,
+            };
+            let Some(at) = indexer.index.position(key)? else { continue };
+            let number = self.number();
+            let is_needed = match at.segment.cmp(&number) {
+                Ordering::Less => true,
+                Ordering::Equal => at == frame.position,
+                Ordering::Greater => self.may_be_earlier(key),
+            };
+            if !is_needed || !weight.keys.insert(key) {
+                continue;
+            }
+            let (deliveries, attempts) = indexer.index.standings_bytes(key)?;
+            let record = if at.segment == number { at.length } else { 0 };
+            weight.bytes += record + deliveries * DELIVERY_BYTES + attempts;
+            if weight.bytes > weight.bytes_max {
+                return Err(Problem::NoGain);
+            }
+        }
+        Ok(Some(weight))
     }
 
     /// Copies what lives, a little of it.

@@ -160,6 +160,16 @@ impl Index {
         Ok(standings)
     }
 
+    /// How many deliveries a webhook has, and what their attempts take.
+    pub fn standings_bytes(&self, key: u64) -> rusqlite::Result<(u64, u64)> {
+        self.connection
+            .prepare_cached(
+                "SELECT COUNT(*), COALESCE(SUM(LENGTH(history)), 0) FROM delivery
+                 WHERE webhook = ?1",
+            )?
+            .query_row([int(key)], |row| Ok((uint(row.get(0)?), uint(row.get(1)?))))
+    }
+
     /// Whether anything of the index is kept for this webhook.
     pub fn knows(&self, key: u64) -> rusqlite::Result<bool> {
         self.connection

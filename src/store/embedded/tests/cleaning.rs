@@ -415,3 +415,49 @@ async fn a_full_disk_is_freed_of_what_is_over_though_there_is_no_room_to_copy_wh
     assert_eq!(pending(&store, "later").await, 2);
     assert_eq!(store.health().damaged_records, 0);
 }
+
+#[tokio::test]
+async fn what_is_tried_again_and_again_is_not_written_down_again_for_ever() {
+    const WEBHOOKS: u8 = 40;
+    let mut world = small();
+    world.settings.segment_bytes = 32 << 10;
+    let store = world.open();
+    for n in 0..WEBHOOKS {
+        world.commit(&store, &[n; 1500], &[TARGET]).await.1.unwrap();
+    }
+    let webhooks = store.shared.log.bytes();
+    let (mut settlements, mut most) = (0, 0);
+    for _ in 0..12 {
+        for lease in lease_all(&store, TARGET).await {
+            let now = world.clock.now();
+            let excerpt = Bytes::from_static(&[b'x'; 400]);
+            let failed = Attempt { excerpt, ..attempt(now, Outcome::Status) };
+            let at = now.plus(Duration::from_secs(1));
+            store.settle(lease, Some(failed), Settlement::Retry { at });
+            settlements += 600;
+        }
+        world.clock.advance(Duration::from_secs(60));
+        within(PATIENCE, clean(&world, &store)).await;
+        most = most.max(store.shared.log.bytes());
+    }
+    assert!(most <= webhooks + settlements, "{most} > {webhooks} + {settlements}");
+    store.close().await;
+    drop(store);
+    world.delete_index();
+    let store = world.open();
+    let leases = lease_all(&store, TARGET).await;
+    assert!(leases.iter().all(|lease| lease.delivery.attempts == 12));
+    assert_eq!(leases.len(), usize::from(WEBHOOKS));
+    for lease in leases {
+        store.settle(lease, None, Settlement::Delivered);
+    }
+    store.flush().await;
+    // Now it is worth it.
+    let freed = async {
+        while store.shared.log.bytes() > webhooks {
+            world.clock.advance(Duration::from_secs(10));
+            clean(&world, &store).await;
+        }
+    };
+    within(PATIENCE, freed).await;
+}
