@@ -7,8 +7,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::testing::{World, slow, status, target};
+use crate::domain::lane::{Failure, Suspension};
+use crate::domain::outcome::Outcome;
 use crate::domain::target::Target;
-use crate::store::marks::{MarkKeeper, Word};
+use crate::domain::time::Timestamp;
+use crate::store::marks::{Mark, MarkKeeper, Word};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -92,6 +95,42 @@ async fn a_suspension_is_remembered_and_another_server_or_the_operator_ends_it()
     world.reload(vec![Target { url: "http://elsewhere.test/".parse().unwrap(), ..target("crm") }]);
     sleep(Duration::from_millis(1)).await;
     assert!(world.sent("elsewhere").len() + world.sent("crm").len() > before + 9);
+}
+
+/// Suspended then, as it was written down before a restart.
+fn suspended(since: Timestamp, word: Option<Word>) -> Mark {
+    let reason = Failure { outcome: Outcome::Status, status: Some(503) };
+    let suspension = Suspension { since, reason, probes: 9, next_probe_at: since.plus(MINUTE) };
+    Mark { word, suspension: Some(suspension) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspension_of_a_time_that_is_far_away_is_probed_like_any_other() {
+    let (world, up) = world(vec![target("crm")], 100);
+    up.store(true, Ordering::Relaxed);
+    let wrong = world.now().plus(365 * 24 * 60 * MINUTE);
+    world.mark(|marks| marks.extend([("crm".into(), suspended(wrong, None))]));
+    sleep(MINUTE).await;
+    assert_eq!(world.sent("crm").len(), 0);
+    sleep(5 * MINUTE).await;
+    assert_eq!(world.store.pending(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_said_holds_though_the_relay_was_killed_at_once() {
+    let (world, up) = world(vec![target("crm")], 100);
+    up.store(true, Ordering::Relaxed);
+    let now = world.now();
+    let mark = suspended(now.minus(SECOND), Some(Word::Resume(now)));
+    world.mark(|marks| marks.extend([("crm".into(), mark)]));
+    sleep(SECOND).await;
+    assert_eq!(world.store.pending(), 0);
+    // What came after it is not what he spoke of.
+    let (world, _) = self::world(vec![target("crm")], 100);
+    let mark = suspended(now, Some(Word::Resume(now.minus(MINUTE))));
+    world.mark(|marks| marks.extend([("crm".into(), mark)]));
+    sleep(SECOND).await;
+    assert_eq!(world.sent("crm").len(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,8 +42,12 @@ impl Standing {
     ) -> Self {
         let mark = marks.borrow_and_update().get(&**name).copied().unwrap_or_default();
         let running = LaneState::default();
+        // What an operator said after it may be written down already, and what followed from it not yet.
+        let is_over = |suspension: &Suspension| matches!(mark.word, Some(Word::Resume(at)) if at >= suspension.since);
+        let suspension = mark.suspension.filter(|suspension| !is_over(suspension));
+        let suspension = suspension.map(|suspension| suspension.remembered(clock.now()));
         let state = LaneState {
-            phase: mark.suspension.map_or(running.phase, Phase::Suspended),
+            phase: suspension.map_or(running.phase, Phase::Suspended),
             paused_by_operator: mark.paused_at(),
             ..running
         };

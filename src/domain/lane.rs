@@ -83,6 +83,13 @@ impl Suspension {
         Self { since: at, reason, probes: 0, next_probe_at: at.plus(PROBE_FIRST) }
     }
 
+    /// As it goes on after a restart. The clock may have been wrong when it was written down: no probe
+    /// is further away than one can be.
+    #[must_use]
+    pub fn remembered(self, now: Timestamp) -> Self {
+        Self { next_probe_at: self.next_probe_at.min(now.plus(PROBE_MAX)), ..self }
+    }
+
     fn failed_again(&mut self, reason: Failure, at: Timestamp) {
         self.probes = self.probes.saturating_add(1);
         self.reason = reason;
