@@ -160,11 +160,8 @@ impl Job {
     /// the log would grow by what is to make it smaller, and be written again for ever.
     fn weigh_some(&self, mut weight: Weight, indexer: &Indexer) -> Result<Option<Weight>, Problem> {
         for _ in 0..ROWS_PER_STEP {
-            let frame = match weight.scanner.next_frame() {
-                Ok(Some(frame)) => frame,
-                // What can't be read is told of when it is to be copied.
-                Ok(None) | Err(_) => return Ok(None),
-            };
+            // What can't be read is told of when it is to be copied.
+            let Ok(Some(frame)) = weight.scanner.next_frame() else { return Ok(None) };
             let Ok(record) = decode(frame.kind, frame.version, &frame.payload) else {
                 return Ok(None);
             };
