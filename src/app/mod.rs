@@ -36,6 +36,7 @@ mod certificate;
 pub mod clock;
 mod diff;
 mod follower;
+pub mod harm;
 mod observe;
 mod reload;
 mod running;

@@ -49,6 +49,7 @@ pub mod damage;
 mod directory;
 pub mod disk;
 mod forward;
+pub mod harm;
 pub mod inbox;
 pub mod index;
 pub mod indexer;

@@ -28,6 +28,7 @@ mod damage;
 mod decay;
 mod everywhere;
 mod faults;
+mod harm;
 mod limit;
 mod obstacles;
 mod random;
