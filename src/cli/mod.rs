@@ -32,6 +32,7 @@ pub mod signature;
 pub mod story;
 pub mod targets;
 pub mod test;
+pub mod torture;
 pub mod value;
 pub mod webhooks;
 
@@ -96,6 +97,9 @@ pub enum Command {
     /// Make a self-signed certificate for development
     #[command(long_about = certificate::ABOUT)]
     Certificate(certificate::Args),
+    /// Prove on this machine's own disk that nothing acknowledged is lost
+    #[command(long_about = torture::ABOUT)]
+    Torture(torture::Args),
 }
 
 /// How a command that could be carried out has ended.
@@ -148,6 +152,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),
+        Command::Torture(args) => torture::run(args),
     }
 }
 

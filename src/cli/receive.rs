@@ -79,6 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         status: args.status,
         delay: args.delay,
         fail_first: args.fail_first,
+        ..Behaviour::default()
     };
     let tls = server_config(args)?;
     block_on(receive(args, tls, behaviour))?

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,11 +46,19 @@ pub struct Behaviour {
     pub delay: Duration,
     /// So many requests are answered 503 before any is taken.
     pub fail_first: u64,
+    /// While it is set, all are answered 503.
+    pub is_down: Arc<AtomicBool>,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { verification: None, status: StatusCode::OK, delay: Duration::ZERO, fail_first: 0 }
+        Self {
+            verification: None,
+            status: StatusCode::OK,
+            delay: Duration::ZERO,
+            fail_first: 0,
+            is_down: Arc::default(),
+        }
     }
 }
 
@@ -209,7 +217,9 @@ impl<H: Fn(&Received)> Target<H> {
 
     fn status(&self, proof: Proof) -> StatusCode {
         // Failing comes first, like a target that is down: it can't tell who asks.
-        if self.seen.fetch_add(1, Ordering::Relaxed) < self.behaviour.fail_first {
+        if self.seen.fetch_add(1, Ordering::Relaxed) < self.behaviour.fail_first
+            || self.behaviour.is_down.load(Ordering::Relaxed)
+        {
             StatusCode::SERVICE_UNAVAILABLE
         } else if matches!(proof, Proof::Failed(_)) {
             StatusCode::UNAUTHORIZED

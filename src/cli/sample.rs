@@ -96,6 +96,14 @@ fn refreshed(body: &[u8], id: &str, now: Timestamp) -> Bytes {
     text.into()
 }
 
+/// The id that [`fresh`] gave a body: the random bytes that it was made of, but for the six bits by
+/// which a UUID says what it is.
+pub fn id_of(body: &[u8]) -> Option<[u8; 16]> {
+    let text = str::from_utf8(body).ok()?;
+    let id: uuid::Uuid = value_after(text, "\"id\":\"")?.parse().ok()?;
+    Some(id.into_bytes())
+}
+
 fn value_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(key)?;
     rest.split_once('"').map(|(value, _)| value)
@@ -218,6 +226,15 @@ mod tests {
             (&fee["title"], &fee["resource"]["object"]),
             (&"Order Fee Created".into(), &"ORDER".into())
         );
+    }
+
+    #[test]
+    fn the_id_of_a_body_is_found_again() {
+        for sample in recorded().iter().filter(|sample| sample.activity.is_some()) {
+            let body = fresh(&sample.name, NOW, [9; 16]).unwrap();
+            assert_eq!(id_of(&body).map(|id| id[..6].to_vec()), Some(vec![9; 6]));
+        }
+        assert_eq!((id_of(b"\xff"), id_of(b"{}"), id_of(b"{\"id\":\"1\"}")), (None, None, None));
     }
 
     #[test]

@@ -19,8 +19,19 @@ fn code(ended: &Ended, code: i32) {
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
 }
 
-const COMMANDS: [&str; 10] =
-    ["serve", "demo", "check", "route", "test", "diff", "schema", "send", "receive", "certificate"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "demo",
+    "check",
+    "route",
+    "test",
+    "diff",
+    "schema",
+    "send",
+    "receive",
+    "certificate",
+    "torture",
+];
 
 #[test]
 fn help_and_version_go_to_stdout_with_0() {

@@ -12,6 +12,7 @@
 //! - `language`: what a table can ask and say, in a running relay
 //! - `reload`: files that change while it runs
 //! - `reload_load`: the same under load, often
+//! - `torture`: the proof that operators run on their own disk
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
@@ -62,3 +63,4 @@ mod starts_and_stops;
 mod stories;
 mod support;
 mod tls;
+mod torture;
