@@ -30,6 +30,7 @@ mod everywhere;
 mod faults;
 mod harm;
 mod limit;
+mod model;
 mod obstacles;
 mod random;
 mod recalling;

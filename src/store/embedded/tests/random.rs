@@ -1,25 +1,24 @@
 //! Random operations, failures and crashes against a simple model.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
 use super::cleaning::clean;
 use super::faults::block_index;
+use super::model::{Doubt, Expected, Fate, Model, RETAIN};
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::Pick;
+use crate::store::archive::{Addition, Archive};
+use crate::store::embedded::log::Limit;
 use crate::store::embedded::sim::Faults;
-
-// Short, so that a pass of the cleaner is not waited for.
-const RETAIN: Duration = Duration::from_secs(2);
+use crate::store::marks::{Mark, MarkKeeper, Word};
 
 #[derive(Debug, Clone)]
 enum Step {
     Commit(u8),
     /// The same body as an earlier one.
-    Repeat(prop::sample::Index),
+    Repeat(u64),
     Deliver(bool),
     Retry(bool),
     Dead(bool),
@@ -34,6 +33,19 @@ enum Step {
     /// The next index is in memory; the file stays for the one after it.
     IndexInMemory,
     Clean,
+    /// Deliveries for an earlier one, also to targets that have one, also while it is cleaned.
+    Add {
+        which: u64,
+        targets: u8,
+        again: bool,
+        cleaning: bool,
+    },
+    Redrive(bool),
+    Discard(bool),
+    /// What an operator says of a target.
+    Pause(bool, bool),
+    /// The next start has so much room.
+    Limit(u8),
     /// Which of the next writes or syncs fails, or is short.
     Fault(Failure, u64),
 }
@@ -49,7 +61,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let failure = prop_oneof![Just(Failure::Write), Just(Failure::Short), Just(Failure::Sync)];
     let step = prop_oneof![
         8 => (0..4u8).prop_map(Step::Commit),
-        2 => any::<prop::sample::Index>().prop_map(Step::Repeat),
+        2 => any::<u64>().prop_map(Step::Repeat),
         4 => any::<bool>().prop_map(Step::Deliver),
         3 => any::<bool>().prop_map(Step::Retry),
         1 => any::<bool>().prop_map(Step::Dead),
@@ -63,82 +75,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::DeleteIndex),
         1 => Just(Step::IndexInMemory),
         1 => Just(Step::Clean),
+        4 => (any::<u64>(), 1..4u8, any::<bool>(), any::<bool>()).prop_map(
+            |(which, targets, again, cleaning)| Step::Add { which, targets, again, cleaning }
+        ),
+        2 => any::<bool>().prop_map(Step::Redrive),
+        1 => any::<bool>().prop_map(Step::Discard),
+        1 => any::<(bool, bool)>().prop_map(|(first, pause)| Step::Pause(first, pause)),
+        1 => any::<u8>().prop_map(Step::Limit),
         2 => (failure, 1..4u64).prop_map(|(failure, nth)| Step::Fault(failure, nth)),
     ];
     proptest::collection::vec(step, 1..60)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expected {
-    Pending,
-    Delivered,
-    Dead,
-}
-
-/// Whether a settlement may be undone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doubt {
-    None,
-    // It is written. Where a write or a sync fails then, what was not synced is written again, but not
-    // at once: a crash before that undoes it.
-    UntilSynced,
-    UntilWritten,
-    // A crash may have undone it: either is right until it is settled again.
-    Lasting,
-}
-
-/// What should be: deliveries by body and target. Settled ones may be due again after a crash in
-/// which their settlement was not yet safe.
-#[derive(Default)]
-struct Model {
-    deliveries: BTreeMap<(Vec<u8>, &'static str), (Expected, Doubt)>,
-    accepted: BTreeMap<Vec<u8>, WebhookId>,
-    refused: Vec<Vec<u8>>,
-    // Since then the disk may have failed: what is in the index need not be in the log.
-    is_failing: bool,
-    next: u32,
-}
-
-impl Model {
-    /// What was settled is in the log.
-    fn written(&mut self) {
-        for (_, doubt) in self.deliveries.values_mut() {
-            if *doubt == Doubt::UntilWritten {
-                *doubt = Doubt::UntilSynced;
-            }
-        }
-    }
-
-    /// What was settled is durable.
-    fn synced(&mut self) {
-        for (_, doubt) in self.deliveries.values_mut() {
-            if matches!(doubt, Doubt::UntilWritten | Doubt::UntilSynced) {
-                *doubt = Doubt::None;
-            }
-        }
-    }
-
-    /// The process was killed: what was settled may be undone, unless it was written.
-    fn killed(&mut self) {
-        for (_, doubt) in self.deliveries.values_mut() {
-            let is_undone = *doubt == Doubt::UntilSynced && self.is_failing;
-            if is_undone || *doubt == Doubt::UntilWritten {
-                *doubt = Doubt::Lasting;
-            }
-        }
-    }
-
-    /// The power went: all that was settled may be undone.
-    fn cut_off(&mut self) {
-        self.deliveries.values_mut().for_each(|(_, doubt)| *doubt = Doubt::Lasting);
-    }
-
-    /// Whether retention may have ended it: nothing of it is pending.
-    fn may_be_over(&self, body: &[u8], now: Timestamp) -> bool {
-        let is_old = now.since(self.accepted[body].timestamp()) >= RETAIN;
-        let of = self.deliveries.iter().filter(|((other, _), _)| other == body);
-        is_old && of.clone().count() > 0 && of.clone().all(|(_, d)| d.0 != Expected::Pending)
-    }
+/// One of so many.
+fn nth(which: u64, of: usize) -> usize {
+    usize::try_from((u128::from(which) * of as u128) >> 64).unwrap()
 }
 
 const TARGETS: [&str; 2] = ["crm", "billing"];
@@ -146,6 +97,7 @@ const TARGETS: [&str; 2] = ["crm", "billing"];
 struct Run {
     world: World,
     model: Model,
+    is_limited: bool,
     // None while it is opened again.
     store: Option<EmbeddedStore>,
 }
@@ -157,7 +109,7 @@ impl Run {
         world.settings.retain_dead_letters = Duration::from_secs(1 << 30);
         world.settings.retain = RETAIN;
         let store = Some(world.open());
-        Self { world, model: Model::default(), store }
+        Self { world, model: Model::default(), is_limited: false, store }
     }
 
     fn store(&self) -> &EmbeddedStore {
@@ -188,6 +140,18 @@ impl Run {
             Step::Clean => {
                 self.world.clock.advance(RETAIN * 2);
                 clean(&self.world, self.store()).await;
+            }
+            Step::Add { which, targets, again, cleaning } => {
+                self.add(which, targets, again, cleaning).await;
+            }
+            Step::Redrive(first) => self.decide(first, true).await,
+            Step::Discard(first) => self.decide(first, false).await,
+            Step::Pause(first, pause) => self.mark(first, pause).await,
+            Step::Limit(sixteenths) => {
+                self.world.settings.limit = match sixteenths {
+                    0..64 => Limit::None,
+                    _ => Limit::Bytes(u64::from(sixteenths) << 10),
+                };
             }
             Step::Fault(failure, nth) => self.fail(failure, nth),
             Step::Restart => self.restart(false).await,
@@ -243,7 +207,9 @@ impl Run {
             self.world.delete_index();
         }
         self.model.is_failing = false;
+        self.is_limited = self.world.settings.limit != Limit::None;
         self.store = Some(self.world.open());
+        assert_eq!(**self.store().marks().borrow(), self.model.marks);
     }
 
     async fn commit(&mut self, targets: u8) {
@@ -254,7 +220,8 @@ impl Run {
         let names: Vec<_> = wanted.map(|(_, name)| name).collect();
         let (webhook, result) = self.world.commit(self.store(), &body, &names).await;
         if let Err(error) = result {
-            assert!(self.model.is_failing, "{error}, but the disk is sound");
+            let is_full = self.is_limited && error == CommitError::DiskFull;
+            assert!(self.model.is_failing || is_full, "{error}, but the disk is sound");
             self.model.refused.push(body);
             return;
         }
@@ -262,18 +229,19 @@ impl Run {
             self.model.synced();
         }
         self.model.accepted.insert(body.clone(), webhook.id);
-        for name in names {
-            self.model.deliveries.insert((body.clone(), name), (Expected::Pending, Doubt::None));
+        for (number, target) in (0..).zip(names) {
+            let fate = Fate { target, expected: Expected::Pending, doubt: Doubt::None };
+            self.model.deliveries.insert((body.clone(), number), fate);
         }
     }
 
     /// What was accepted is a duplicate of the first; what was refused is none.
-    async fn repeat(&self, which: prop::sample::Index) {
+    async fn repeat(&self, which: u64) {
         let Model { accepted, refused, .. } = &self.model;
         let bodies: Vec<&Vec<u8>> = accepted.keys().chain(refused).collect();
         if !bodies.is_empty() {
             self.store().flush().await;
-            self.check_duplicate(bodies[which.index(bodies.len())]).await;
+            self.check_duplicate(bodies[nth(which, bodies.len())]).await;
         }
     }
 
@@ -287,19 +255,24 @@ impl Run {
     async fn settle(&mut self, first: bool, settlement: Settlement) {
         let target = TARGETS[usize::from(!first)];
         for lease in quick(self.store(), target).await {
-            let key = (lease.delivery.webhook.body.to_vec(), target);
-            let known = self.model.deliveries.get_mut(&key).expect("what is leased was committed");
+            let key = (lease.delivery.webhook.body.to_vec(), lease.delivery.number);
+            let Some(known) = self.model.deliveries.get_mut(&key) else {
+                assert!(self.model.uncertain.contains(&key.0), "what is leased was committed");
+                self.store().settle(lease, None, Settlement::Delivered);
+                continue;
+            };
+            assert_eq!(known.target, target);
             assert!(
-                known.0 == Expected::Pending || known.1 == Doubt::Lasting,
+                known.expected == Expected::Pending || known.doubt == Doubt::Lasting,
                 "leased again: {known:?}"
             );
-            let expected = match settlement {
+            known.expected = match settlement {
                 Settlement::Delivered => Expected::Delivered,
                 Settlement::DeadLetter(_) => Expected::Dead,
                 _ => Expected::Pending,
             };
             // Until it is flushed a crash may undo it.
-            *known = (expected, Doubt::UntilWritten);
+            known.doubt = Doubt::UntilWritten;
             self.store().settle(lease, None, settlement);
         }
     }
@@ -310,16 +283,71 @@ impl Run {
         let before = self.world.clock.now().plus(Duration::from_millis(1));
         let ended = self.store().expire(target, before, 1000, Cause::TargetRemoved).await;
         let (mut pending, mut doubtful) = (0, 0);
-        let of_target = self.model.deliveries.iter_mut().filter(|((_, name), _)| *name == target);
-        for (_, known) in of_target {
-            if known.0 == Expected::Pending {
-                *known = (Expected::Dead, Doubt::UntilWritten);
+        for known in self.model.deliveries.values_mut().filter(|known| known.target == target) {
+            if known.expected == Expected::Pending {
+                (known.expected, known.doubt) = (Expected::Dead, Doubt::UntilWritten);
                 pending += 1;
-            } else if known.1 == Doubt::Lasting {
+            } else if known.doubt == Doubt::Lasting {
                 doubtful += 1;
             }
         }
+        doubtful += self.model.uncertain.len() * 4;
         assert!((pending..=pending + doubtful).contains(&ended), "{ended} of {pending} ended");
+    }
+
+    /// Adds deliveries to a webhook that is stored.
+    async fn add(&mut self, which: u64, targets: u8, again: bool, cleaning: bool) {
+        if cleaning {
+            self.world.clock.advance(RETAIN * 2);
+        }
+        let bodies = self.model.lasting(self.world.clock.now());
+        if bodies.is_empty() {
+            return;
+        }
+        let body = &bodies[nth(which, bodies.len())];
+        let wanted = (0u8..).zip(TARGETS).filter(|(n, _)| targets & (1 << n) != 0);
+        let names: Vec<_> = wanted.map(|(_, name)| name).collect();
+        let deliveries = self.world.webhook(b"", &names).deliveries;
+        let addition = Addition { id: self.model.accepted[body], deliveries, again };
+        let adds = self.store().add(vec![addition]);
+        let added = if cleaning {
+            tokio::join!(clean(&self.world, self.store()), adds).1
+        } else {
+            adds.await
+        };
+        let Ok(added) = added else {
+            assert!(self.model.is_failing, "{added:?}, but the disk is sound");
+            self.model.uncertain.insert(body.clone());
+            return;
+        };
+        let new = |name: &&str| again || self.model.count(body, Some(name)) == 0;
+        let new: Vec<_> = names.into_iter().filter(new).collect();
+        assert_eq!(added, [new.len()]);
+        for target in new {
+            let number = u16::try_from(self.model.count(body, None)).unwrap();
+            let fate = Fate { target, expected: Expected::Pending, doubt: Doubt::None };
+            self.model.deliveries.insert((body.clone(), number), fate);
+        }
+    }
+
+    /// An operator decides on the dead letters of a target.
+    async fn decide(&mut self, first: bool, redriven: bool) {
+        let target = TARGETS[usize::from(!first)];
+        let dead = self.model.dead(target);
+        let at = self.world.clock.now();
+        let word = if redriven { Settlement::Redriven { at } } else { Settlement::Discarded };
+        let done = self.store().settle_dead(dead, word).await;
+        assert!(done.is_ok() || self.model.is_failing, "{done:?}, but the disk is sound");
+        self.model.decided(target, redriven, done.is_ok());
+    }
+
+    async fn mark(&mut self, first: bool, pause: bool) {
+        let (target, at) = (TARGETS[usize::from(!first)], self.world.clock.now());
+        let word = Some(if pause { Word::Pause(at) } else { Word::Resume(at) });
+        let mark = Mark { word, suspension: None };
+        self.model.marks.insert(target.into(), mark);
+        let said = self.store().mark(move |marks| marks.extend([(target.into(), mark)])).await;
+        assert_eq!(said, Ok(()));
     }
 
     /// Everything is as the model has it.
@@ -329,21 +357,23 @@ impl Run {
         let mut found = Vec::new();
         for target in TARGETS {
             let leases = lease_all(self.store(), target).await;
-            found.extend(leases.iter().map(|l| (l.delivery.webhook.body.to_vec(), target)));
+            let key = |l: &Lease| (l.delivery.webhook.body.to_vec(), l.delivery.number);
+            found.extend(leases.iter().map(key));
         }
         let count = found.len();
         found.sort();
         found.dedup();
         assert_eq!(found.len(), count, "one delivery was leased twice");
-        for (key, (expected, doubt)) in &self.model.deliveries {
+        for (key, Fate { expected, doubt, .. }) in &self.model.deliveries {
             let pending = found.contains(key);
             match expected {
-                Expected::Pending => assert!(pending, "lost"),
+                Expected::Pending => assert!(pending, "lost: {}", key.1),
                 Expected::Delivered | Expected::Dead => {
                     assert!(!pending || *doubt != Doubt::None, "due again")
                 }
             }
         }
+        found.retain(|(body, _)| !self.model.uncertain.contains(body));
         assert!(found.iter().all(|key| self.model.deliveries.contains_key(key)), "invented");
         for body in self.model.accepted.keys().chain(&self.model.refused) {
             self.check_duplicate(body).await;
@@ -373,8 +403,8 @@ const THREADS: u32 = 8;
 
 fn config() -> ProptestConfig {
     ProptestConfig {
-        cases: 64 / THREADS,
-        max_shrink_iters: 200,
+        cases: 128 / THREADS,
+        max_shrink_iters: 3000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
             "tests/data/regressions/store.txt",
         ))),

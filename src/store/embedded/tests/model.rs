@@ -1,0 +1,137 @@
+//! What a store should have after random operations.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::domain::time::Timestamp;
+use crate::domain::webhook::WebhookId;
+use crate::store::marks::Marks;
+
+// Short, so that a pass of the cleaner is not waited for.
+pub(super) const RETAIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    Pending,
+    Delivered,
+    Dead,
+}
+
+/// Whether a settlement may be undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    None,
+    // It is written. Where a write or a sync fails then, what was not synced is written again, but not
+    // at once: a crash before that undoes it.
+    UntilSynced,
+    UntilWritten,
+    // A crash may have undone it: either is right until it is settled again.
+    Lasting,
+}
+
+/// A delivery.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fate {
+    pub(super) target: &'static str,
+    pub(super) expected: Expected,
+    pub(super) doubt: Doubt,
+}
+
+/// What should be: deliveries by body and number. Settled ones may be due again after a crash in
+/// which their settlement was not yet safe.
+#[derive(Default)]
+pub(super) struct Model {
+    pub(super) deliveries: BTreeMap<(Vec<u8>, u16), Fate>,
+    pub(super) accepted: BTreeMap<Vec<u8>, WebhookId>,
+    pub(super) refused: Vec<Vec<u8>>,
+    // Since then the disk may have failed: what is in the index need not be in the log.
+    pub(super) is_failing: bool,
+    pub(super) next: u32,
+    // To these something was added that the disk did not take, perhaps.
+    pub(super) uncertain: BTreeSet<Vec<u8>>,
+    pub(super) marks: Marks,
+}
+
+impl Model {
+    /// What was settled is in the log.
+    pub(super) fn written(&mut self) {
+        for Fate { doubt, .. } in self.deliveries.values_mut() {
+            if *doubt == Doubt::UntilWritten {
+                *doubt = Doubt::UntilSynced;
+            }
+        }
+    }
+
+    /// What was settled is durable.
+    pub(super) fn synced(&mut self) {
+        for Fate { doubt, .. } in self.deliveries.values_mut() {
+            if matches!(doubt, Doubt::UntilWritten | Doubt::UntilSynced) {
+                *doubt = Doubt::None;
+            }
+        }
+    }
+
+    /// The process was killed: what was settled may be undone, unless it was written.
+    pub(super) fn killed(&mut self) {
+        for Fate { doubt, .. } in self.deliveries.values_mut() {
+            let is_undone = *doubt == Doubt::UntilSynced && self.is_failing;
+            if is_undone || *doubt == Doubt::UntilWritten {
+                *doubt = Doubt::Lasting;
+            }
+        }
+    }
+
+    /// The power went: all that was settled may be undone.
+    pub(super) fn cut_off(&mut self) {
+        self.deliveries.values_mut().for_each(|fate| fate.doubt = Doubt::Lasting);
+    }
+
+    /// Whether retention may have ended it: nothing of it is pending.
+    pub(super) fn may_be_over(&self, body: &[u8], now: Timestamp) -> bool {
+        let is_old = now.since(self.accepted[body].timestamp()) >= RETAIN;
+        let of = self.deliveries.iter().filter(|((other, _), _)| other == body);
+        is_old && of.clone().count() > 0 && of.clone().all(|(_, d)| d.expected != Expected::Pending)
+    }
+}
+
+impl Model {
+    /// Webhooks to which something may be added: none that retention may end meanwhile.
+    pub(super) fn lasting(&self, now: Timestamp) -> Vec<Vec<u8>> {
+        let may_end = |body: &Vec<u8>| self.may_be_over(body, now);
+        let lasting = self.accepted.keys().filter(|body| !may_end(body));
+        lasting.filter(|body| !self.uncertain.contains(*body)).cloned().collect()
+    }
+
+    /// How many deliveries a webhook has, and those to a target.
+    pub(super) fn count(&self, body: &[u8], target: Option<&str>) -> usize {
+        let of = self.deliveries.iter().filter(|((other, _), _)| other == body);
+        of.filter(|(_, fate)| target.is_none_or(|target| target == fate.target)).count()
+    }
+
+    /// The dead letters of a target.
+    pub(super) fn dead(&self, target: &str) -> Vec<(WebhookId, u16)> {
+        let is_dead = |fate: &Fate| fate.target == target && fate.expected == Expected::Dead;
+        let dead = self.deliveries.iter().filter(|(_, fate)| is_dead(fate));
+        dead.map(|((body, number), _)| (self.accepted[body], *number)).collect()
+    }
+
+    /// An operator said something of the dead letters of a target; or the disk did not take it.
+    pub(super) fn decided(&mut self, target: &str, redriven: bool, is_done: bool) {
+        for fate in self.deliveries.values_mut() {
+            if fate.target != target || fate.expected != Expected::Dead {
+                continue;
+            }
+            // What a crash made due again is passed over, and is due.
+            *fate = match (redriven, is_done) {
+                (true, true) => Fate { expected: Expected::Pending, doubt: Doubt::None, ..*fate },
+                (true, false) => Fate { doubt: Doubt::Lasting, ..*fate },
+                (false, true) if fate.doubt != Doubt::Lasting => {
+                    Fate { expected: Expected::Delivered, doubt: Doubt::None, ..*fate }
+                }
+                (false, _) => {
+                    Fate { expected: Expected::Delivered, doubt: Doubt::Lasting, ..*fate }
+                }
+            };
+        }
+    }
+}
