@@ -117,6 +117,7 @@ fn of_text(what: &str) -> Value {
     match what {
         "a duration such as 10s" => pattern("^([0-9]+(d|h|m|s|ms))+$"),
         "a size such as 2MiB" => pattern("^[0-9]+(B|kB|KiB|MB|MiB|GB|GiB)$"),
+        "a share or a size such as 50% or 2GiB" => pattern("^[0-9]+(%|B|kB|KiB|MB|MiB|GB|GiB)$"),
         "a rate such as 100/s" => pattern("^[0-9]+/[smh]$"),
         "a name" | "the name of a target" => pattern(A_NAME),
         "names of sources" => json!({ "pattern": A_NAME, "not": { "const": "none" } }),
@@ -323,11 +324,13 @@ mod tests {
 
         #[test]
         fn no_pattern_refuses_a_value_that_is_taken(
-            text in "([0-9]{1,3}(d|h|m|s|ms|[kMG]?B|[KMG]iB|/[smh])){1,5}|/?[!-~ é\t]{1,6}|(/|/[a-]{1,2}|/[{]activity[}]){1,4}",
+            text in "([0-9]{1,3}(%|d|h|m|s|ms|[kMG]?B|[KMG]iB|/[smh])){1,5}|/?[!-~ é\t]{1,6}|(/|/[a-]{1,2}|/[{]activity[}]){1,4}",
         ) {
             let text = &*text;
             prop_assert!(is_superset("a duration such as 10s", text, value::duration(text).is_ok()));
             prop_assert!(is_superset("a size such as 2MiB", text, value::size(text).is_ok()));
+            let share = "a share or a size such as 50% or 2GiB";
+            prop_assert!(is_superset(share, text, value::backlog_limit(text).is_ok()));
             prop_assert!(is_superset("a rate such as 100/s", text, value::rate(text).is_ok()));
             prop_assert!(is_superset("a name", text, value::name(text).is_ok()));
             prop_assert!(is_superset("a name or pattern", text, value::pattern(text).is_ok()));

@@ -172,6 +172,15 @@ const CONCURRENCY_KEY: Key = may("concurrency", Shape::Integer)
 const RATE_LIMIT_KEY: Key = may("rate_limit", RATE)
     .about("Attempts per second, minute or hour, spread evenly. Default: no limit.")
     .example(r#""600/m""#);
+const BACKLOG_LIMIT_KEY: Key = may(
+    "backlog_limit",
+    Shape::Text("a share or a size such as 50% or 2GiB"),
+)
+.about(
+    "How much of the store may wait for this target: a share of the store's limit, or a size \
+         from 1MiB. Beyond it the oldest deliveries become dead letters. Default: 50%.",
+)
+.example(r#""50%""#);
 const PAUSED_KEY: Key = may("paused", Shape::Boolean)
     .about(
         "Keep everything for this target and send nothing, until it is false again. Default: \
@@ -203,7 +212,7 @@ static TARGET: Record = Record {
         RATE_LIMIT_KEY,
         PAUSED_KEY,
         TLS_KEY,
-        not_yet("backlog_limit"),
+        BACKLOG_LIMIT_KEY,
     ],
     whole: false,
 };
@@ -219,7 +228,7 @@ static DEFAULTS: Record = Record {
         RATE_LIMIT_KEY,
         PAUSED_KEY,
         TLS_KEY,
-        not_yet("backlog_limit"),
+        BACKLOG_LIMIT_KEY,
     ],
     whole: false,
 };

@@ -106,6 +106,8 @@ pub(super) struct Target {
     #[serde(default, deserialize_with = "present")]
     pub(super) rate_limit: Option<Text>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) backlog_limit: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) paused: Option<bool>,
     #[serde(default)]
     pub(super) tls: Tls,
@@ -127,6 +129,8 @@ pub(super) struct Defaults {
     pub(super) concurrency: Option<Integer>,
     #[serde(default, deserialize_with = "present")]
     pub(super) rate_limit: Option<Text>,
+    #[serde(default, deserialize_with = "present")]
+    pub(super) backlog_limit: Option<Text>,
     #[serde(default, deserialize_with = "present")]
     pub(super) paused: Option<bool>,
     #[serde(default)]

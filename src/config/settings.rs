@@ -18,7 +18,7 @@ use crate::domain::pointer::Pointers;
 use crate::domain::request::is_reserved;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::signature::Signing;
-use crate::domain::target::{Identity, Rate, Target, TargetTls};
+use crate::domain::target::{BacklogLimit, Identity, Rate, Target, TargetTls};
 use crate::domain::template::{HeaderRule, HeaderText};
 
 /// No answer takes longer that is worth waiting for.
@@ -56,6 +56,7 @@ pub(super) struct Settings {
     retry: Retry,
     concurrency: Option<usize>,
     rate_limit: Option<Rate>,
+    backlog_limit: Option<BacklogLimit>,
     paused: Option<bool>,
     tls: TargetTls,
 }
@@ -76,6 +77,7 @@ struct Written<'a> {
     retry: &'a schema::Retry,
     concurrency: Option<&'a Integer>,
     rate_limit: Option<&'a Text>,
+    backlog_limit: Option<&'a Text>,
     paused: Option<bool>,
     tls: &'a schema::Tls,
 }
@@ -96,6 +98,7 @@ impl Settings {
             retry,
             concurrency: defaults.concurrency.as_ref(),
             rate_limit: defaults.rate_limit.as_ref(),
+            backlog_limit: defaults.backlog_limit.as_ref(),
             paused: defaults.paused,
             tls: &defaults.tls,
         };
@@ -117,6 +120,7 @@ impl Settings {
             retry,
             concurrency: target.concurrency.as_ref(),
             rate_limit: target.rate_limit.as_ref(),
+            backlog_limit: target.backlog_limit.as_ref(),
             paused: target.paused,
             tls: &target.tls,
         };
@@ -152,6 +156,9 @@ impl Settings {
             rate_limit: written
                 .rate_limit
                 .and_then(|Text(text)| context.take(spot.key("rate_limit").at, value::rate(text))),
+            backlog_limit: written.backlog_limit.and_then(|Text(text)| {
+                context.take(spot.key("backlog_limit").at, value::backlog_limit(text))
+            }),
             paused: written.paused,
             tls: tls(written.tls, spot.key("tls"), context),
         }
@@ -192,6 +199,7 @@ impl Settings {
             retry: self.retry.over(&defaults.retry),
             concurrency: self.concurrency.or(defaults.concurrency),
             rate_limit: self.rate_limit.or(defaults.rate_limit),
+            backlog_limit: self.backlog_limit.or(defaults.backlog_limit),
             paused: self.paused.or(defaults.paused),
             tls: TargetTls {
                 ca: self.tls.ca.or_else(|| defaults.tls.ca.clone()),
@@ -220,6 +228,7 @@ impl Settings {
             retry: self.retry.schedule(spot.key("retry"), context),
             concurrency: self.concurrency.unwrap_or(CONCURRENCY_DEFAULT),
             rate_limit: self.rate_limit,
+            backlog_limit: self.backlog_limit.unwrap_or_default(),
             paused: self.paused.unwrap_or(false),
             // Without TLS there is nothing to set; defaults are for those that have it.
             tls: if is_https(&url) { self.tls } else { TargetTls::default() },

@@ -12,6 +12,7 @@ use super::*;
 use crate::domain::route::{Subject, Unrouted};
 use crate::domain::signature::{Scheme, Signing, TIMESTAMP};
 use crate::domain::source::DuplicateWindows;
+use crate::domain::target::BacklogLimit;
 use crate::domain::template::{HeaderRule, HeaderText};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{Resource, WebhookId};
@@ -197,6 +198,8 @@ fn every_key_reaches_the_table() {
     assert_eq!((crm.retry.first, crm.retry.max), (Duration::from_millis(100), hours(2)));
     assert_eq!((crm.retry.keep_for, &*crm.retry.give_up_on), (hours(14 * 24), &[404, 410][..]));
     assert_eq!((crm.concurrency, crm.rate_limit), (3, value::rate("600/m").ok()));
+    assert_eq!(crm.backlog_limit, BacklogLimit::Bytes(2 << 30));
+    assert_eq!(table.targets["lake"].backlog_limit, BacklogLimit::Percent(25));
     assert!(!crm.paused && table.targets["lake"].paused, "its own, and that of defaults");
     let identity = crm.tls.identity.as_ref().unwrap();
     assert!(identity.key.starts_with(b"-----BEGIN PRIVATE KEY"));
@@ -235,6 +238,7 @@ fn what_is_left_out_has_the_documented_default() {
     assert!(!target.paused);
     assert_eq!(target.retry, crate::domain::retry::RetrySchedule::default());
     assert_eq!((target.rate_limit, source.rate_limit), (None, None));
+    assert_eq!(target.backlog_limit, BacklogLimit::Percent(50));
     assert_eq!(table.unrouted, Unrouted::Keep);
 }
 

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use crate::domain::activity;
 use crate::domain::pointer::Pointers;
 use crate::domain::source::SourcePath;
-use crate::domain::target::Rate;
+use crate::domain::target::{BacklogLimit, Rate};
 use crate::domain::template::{HeaderText, Template, TemplateError};
 
 /// Names are labels of metrics and words in logs.
@@ -22,6 +22,9 @@ const RATE_COUNT_MAX: u32 = 1_000_000;
 
 /// A value that can't be used, for a person.
 pub(super) type Parsed<T> = Result<T, String>;
+
+/// A slip such as `50B` would end nearly every delivery.
+const BACKLOG_BYTES_MIN: u64 = 1 << 20;
 
 /// The units of a duration, longest first, in milliseconds.
 const DURATION_UNITS: [(&str, u64); 5] =
@@ -87,6 +90,25 @@ pub fn size(text: &str) -> Parsed<u64> {
     let unit = SIZE_UNITS.iter().find(|(name, _)| *name == unit);
     let (Ok(count), Some((_, bytes))) = (digits.parse::<u64>(), unit) else { return Err(wrong()) };
     count.checked_mul(*bytes).ok_or_else(wrong)
+}
+
+/// `50%`, `2GiB`.
+pub(super) fn backlog_limit(text: &str) -> Parsed<BacklogLimit> {
+    let wrong = || format!("\"{text}\" is neither a share such as 50% nor a size such as 2GiB");
+    if let Some(digits) = text.strip_suffix('%') {
+        let (number, rest) = split_digits(digits);
+        let share = number.parse().ok().filter(|_| rest.is_empty()).ok_or_else(wrong)?;
+        if !(1..=100).contains(&share) {
+            return Err(format!("a share of the store's limit is between 1% and 100%, not {text}"));
+        }
+        return Ok(BacklogLimit::Percent(share));
+    }
+    let bytes = size(text).map_err(|_| wrong())?;
+    if bytes < BACKLOG_BYTES_MIN {
+        let min = show_size(BACKLOG_BYTES_MIN);
+        return Err(format!("backlog_limit is at least {min}, not {text}"));
+    }
+    Ok(BacklogLimit::Bytes(bytes))
 }
 
 /// A size as one would write it.
@@ -338,6 +360,32 @@ mod tests {
         assert_eq!(show_size(64_000), "64kB");
         assert_eq!(show_size(1001), "1001B");
         assert_eq!(show_size(0), "0B");
+    }
+
+    #[test]
+    fn the_limit_of_a_backlog_is_a_share_or_a_size() {
+        assert_eq!(backlog_limit("50%"), Ok(BacklogLimit::Percent(50)));
+        assert_eq!(backlog_limit("1%"), Ok(BacklogLimit::Percent(1)));
+        assert_eq!(backlog_limit("100%"), Ok(BacklogLimit::Percent(100)));
+        assert_eq!(backlog_limit("2GiB"), Ok(BacklogLimit::Bytes(2 << 30)));
+        for text in [
+            "",
+            "50",
+            "%",
+            "0%",
+            "101%",
+            "99999999999%",
+            "12.5%",
+            "50 %",
+            "-5%",
+            "+5%",
+            "50%%",
+            "half",
+            "0B",
+            "1023KiB",
+        ] {
+            assert!(backlog_limit(text).is_err(), "{text}");
+        }
     }
 
     #[test]

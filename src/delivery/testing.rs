@@ -21,7 +21,7 @@ use crate::domain::pointer::Pointers;
 use crate::domain::retry::RetrySchedule;
 use crate::domain::route::{RoutingTable, Rules};
 use crate::domain::signature::Signing;
-use crate::domain::target::{Target, TargetTls};
+use crate::domain::target::{BacklogLimit, Target, TargetTls};
 use crate::domain::template::{HeaderRule, HeaderText};
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookIds};
@@ -294,6 +294,7 @@ pub(super) fn target(name: &str) -> Target {
         retry: RetrySchedule::default(),
         concurrency: 16,
         rate_limit: None,
+        backlog_limit: BacklogLimit::default(),
         paused: false,
         tls: TargetTls::default(),
     }

@@ -298,7 +298,7 @@ mod tests {
     use crate::domain::retry::RetrySchedule;
     use crate::domain::route::Rules;
     use crate::domain::signature::{SIGNATURE, Scheme, Secret};
-    use crate::domain::target::TargetTls;
+    use crate::domain::target::{BacklogLimit, TargetTls};
     use crate::domain::template::Template;
     use http::HeaderValue;
     use std::time::Duration;
@@ -333,6 +333,7 @@ mod tests {
             retry: RetrySchedule::default(),
             concurrency: 16,
             rate_limit: None,
+            backlog_limit: BacklogLimit::default(),
             paused: false,
             tls: TargetTls::default(),
         }

@@ -157,7 +157,7 @@ mod tests {
     use crate::domain::pointer::Pointers;
     use crate::domain::retry::RetrySchedule;
     use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing};
-    use crate::domain::target::TargetTls;
+    use crate::domain::target::{BacklogLimit, TargetTls};
     use crate::domain::template::HeaderText;
     use std::time::Duration;
 
@@ -177,6 +177,7 @@ mod tests {
             retry: RetrySchedule::default(),
             concurrency: 16,
             rate_limit: None,
+            backlog_limit: BacklogLimit::default(),
             paused: false,
             tls: TargetTls::default(),
         }

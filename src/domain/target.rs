@@ -35,6 +35,8 @@ pub struct Target {
     pub concurrency: usize,
     /// Attempts per time.
     pub rate_limit: Option<Rate>,
+    /// How much of the store may wait for it.
+    pub backlog_limit: BacklogLimit,
     /// Everything is kept for it and nothing sent.
     pub paused: bool,
     /// What its TLS asks for.
@@ -51,6 +53,32 @@ impl Target {
             HeaderText::Fixed(_) | HeaderText::Template(_) => None,
         });
         sent.chain(bare).collect()
+    }
+}
+
+/// How much of the store a target's pending deliveries may pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BacklogLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of what the store may take.
+    Percent(u8),
+}
+
+impl Default for BacklogLimit {
+    fn default() -> Self {
+        Self::Percent(50)
+    }
+}
+
+impl BacklogLimit {
+    /// It in bytes, where the store may take `store_bytes_max`.
+    pub fn bytes(self, store_bytes_max: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            // Divided first: no store is so small that it matters.
+            Self::Percent(percent) => (store_bytes_max / 100).saturating_mul(u64::from(percent)),
+        }
     }
 }
 
@@ -86,5 +114,18 @@ pub struct Identity {
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Identity(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_the_store_is_of_what_it_may_take() {
+        assert_eq!(BacklogLimit::default().bytes(1000), 500);
+        assert_eq!(BacklogLimit::Percent(100).bytes(u64::MAX), u64::MAX / 100 * 100);
+        assert_eq!(BacklogLimit::Percent(1).bytes(0), 0);
+        assert_eq!(BacklogLimit::Bytes(7).bytes(3), 7);
     }
 }

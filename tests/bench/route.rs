@@ -14,7 +14,7 @@ use aryeo_relay::domain::pointer::{Pointer, Pointers};
 use aryeo_relay::domain::retry::RetrySchedule;
 use aryeo_relay::domain::route::{Route, RoutingTable, Rules, Subject};
 use aryeo_relay::domain::signature::Signing;
-use aryeo_relay::domain::target::{Target, TargetTls};
+use aryeo_relay::domain::target::{BacklogLimit, Target, TargetTls};
 use aryeo_relay::domain::time::Timestamp;
 use aryeo_relay::domain::webhook::{Resource, WebhookId};
 use divan::Bencher;
@@ -39,6 +39,7 @@ fn target() -> Target {
         retry: RetrySchedule::default(),
         concurrency: 16,
         rate_limit: None,
+        backlog_limit: BacklogLimit::default(),
         paused: false,
         tls: TargetTls::default(),
     }
