@@ -176,6 +176,9 @@ pub struct LaneCounts {
     pub pending: u64,
     /// When the oldest pending one was accepted (or redriven).
     pub oldest: Option<Timestamp>,
+    /// Bytes that its pending deliveries pin, as of a moment ago: of each the bytes that its webhook
+    /// takes in the store, whoever else needs them.
+    pub backlog_bytes: u64,
     /// Dead letters by cause.
     pub dead: Vec<(Cause, u64)>,
 }

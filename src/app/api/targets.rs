@@ -166,6 +166,7 @@ mod tests {
             target: "gone".into(),
             pending: 2,
             oldest: Some(Timestamp::from_millis(1_700_000_000_000)),
+            backlog_bytes: 0,
             dead: vec![(Cause::Expired, 3)],
         };
         let table = RoutingTable::new(Rules::default());

@@ -346,8 +346,9 @@ impl Indexer {
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING_WAIT;
             for lane in self.parts.lanes.all() {
-                match self.index.oldest(lane.name()) {
-                    Ok(oldest) => lane.set_index_oldest(oldest),
+                let oldest = self.index.oldest(lane.name());
+                match oldest.and_then(|at| Ok((at, self.index.backlog_bytes(lane.name())?))) {
+                    Ok((oldest, bytes)) => lane.set_index(oldest, bytes),
                     Err(error) => return self.failed(&error),
                 }
             }

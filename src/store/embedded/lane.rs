@@ -57,6 +57,7 @@ struct State {
     pending: i64,
     dead: HashMap<Cause, i64>,
     index_oldest: Option<Timestamp>,
+    index_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -363,9 +364,10 @@ impl Lane {
         *self.lock().dead.entry(cause).or_default() -= n;
     }
 
-    /// What the index says of the oldest pending one.
-    pub fn set_index_oldest(&self, oldest: Option<Timestamp>) {
-        self.lock().index_oldest = oldest;
+    /// What the index says of the oldest pending one, and of the bytes that all of them pin.
+    pub fn set_index(&self, oldest: Option<Timestamp>, bytes: u64) {
+        let mut state = self.lock();
+        (state.index_oldest, state.index_bytes) = (oldest, bytes);
     }
 
     /// What it holds.
@@ -383,6 +385,7 @@ impl Lane {
             target: self.name.as_ref().into(),
             pending,
             oldest: waiting.chain(leased).chain(index).min().filter(|_| pending > 0),
+            backlog_bytes: if pending > 0 { state.index_bytes } else { 0 },
             dead: Cause::ALL
                 .into_iter()
                 .map(|cause| (cause, dead(cause)))

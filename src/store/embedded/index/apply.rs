@@ -204,7 +204,7 @@ impl Index {
                     int(standing.started_at.as_millis()),
                     history_column(standing),
                 ])?;
-                sums.count(target, standing.state, 1);
+                sums.count(target, standing.state, 1, at.length);
             }
         }
         Ok(known)
@@ -227,6 +227,7 @@ impl Index {
         }
         if let Some(old) = self.position(key)? {
             *sums.live.entry(old.segment).or_default() -= int(old.length);
+            self.resize(key, int(at.length) - int(old.length), sums)?;
         }
         *sums.live.entry(at.segment).or_default() += int(at.length);
         self.connection
@@ -239,8 +240,12 @@ impl Index {
                  WHERE webhook=?1 AND number<?2",
             )?
             .execute([int(key), int(row.deliveries.len() as u64)])?;
+        if !row.deliveries.is_empty() {
+            self.routed(key, at.length, sums)?;
+        }
         for (number, (target, standing)) in row.deliveries.iter().enumerate() {
-            self.merge((key, int(number as u64)), target, standing, None, sums)?;
+            let key = (key, int(number as u64));
+            self.merge(key, target, (standing, None), at.length, sums)?;
         }
         Ok(())
     }
@@ -252,26 +257,24 @@ impl Index {
         at: Option<Position>,
         sums: &mut Sums,
     ) -> rusqlite::Result<()> {
-        if self.position(id.key())?.is_none() {
+        let Some(length) = self.position(id.key())?.map(|webhook_at| webhook_at.length) else {
             return Ok(());
-        }
+        };
         for full in deliveries {
             let (number, target) = (i64::from(full.number), &full.delivery.target);
-            self.merge((id.key(), number), target, &full.standing, at, sums)?;
+            self.merge((id.key(), number), target, (&full.standing, at), length, sums)?;
         }
-        self.connection
-            .prepare_cached("UPDATE webhook SET unrouted=0 WHERE id=?1 AND unrouted=1")?
-            .execute([int(id.key())])?;
-        Ok(())
+        self.routed(id.key(), length, sums)
     }
 
-    /// Takes a standing over if it is later than what is known.
+    /// Takes a standing over if it is later than what is known. `at` is the record that says so, if
+    /// that is not the webhook's, and `length` is that of the webhook's.
     fn merge(
         &mut self,
         (key, number): (u64, i64),
         target: &str,
-        standing: &Standing,
-        at: Option<Position>,
+        (standing, at): (&Standing, Option<Position>),
+        length: u64,
         sums: &mut Sums,
     ) -> rusqlite::Result<()> {
         let known = self.standing(key, number)?;
@@ -282,10 +285,10 @@ impl Index {
             if old.version >= standing.version {
                 return Ok(());
             }
-            sums.count(*target, old.state, -1);
+            sums.count(*target, old.state, -1, length);
         }
         let target = self.name_id(target)?;
-        sums.count(target, standing.state, 1);
+        sums.count(target, standing.state, 1, length);
         if known.is_some() {
             return self.update_delivery(key, number, standing);
         }
@@ -310,8 +313,11 @@ impl Index {
         if !standing.apply(settled) {
             return Ok(());
         }
-        sums.count(target, before, -1);
-        sums.count(target, standing.state, 1);
+        if before != standing.state {
+            let length = self.position(key)?.map_or(0, |at| at.length);
+            sums.count(target, before, -1, length);
+            sums.count(target, standing.state, 1, length);
+        }
         self.update_delivery(key, number, &standing)
     }
 
@@ -401,52 +407,16 @@ impl Index {
     pub(super) fn delete(&self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
         let Some(at) = self.position(key)? else { return Ok(()) };
         *sums.live.entry(at.segment).or_default() -= int(at.length);
-        {
-            let mut statement = self
-                .connection
-                .prepare_cached("SELECT target, state, cause FROM delivery WHERE webhook=?1")?;
-            let mut rows = statement.query([int(key)])?;
-            while let Some(row) = rows.next()? {
-                sums.count(row.get(0)?, state_of(row.get(1)?, row.get(2)?), -1);
-            }
+        for (target, state) in self.states(key)? {
+            sums.count(target, state, -1, at.length);
+        }
+        if self.is_unrouted(key)? {
+            sums.unrouted.add(-1, at.length);
         }
         self.connection
             .prepare_cached("DELETE FROM delivery WHERE webhook=?1")?
             .execute([int(key)])?;
         self.connection.prepare_cached("DELETE FROM webhook WHERE id=?1")?.execute([int(key)])?;
-        Ok(())
-    }
-
-    pub(super) fn write_sums(&self, sums: Sums) -> rusqlite::Result<()> {
-        let connection = &self.connection;
-        for ((target, state, cause), n) in sums.counts {
-            connection
-                .prepare_cached(
-                    "INSERT INTO counts VALUES (?1,?2,?3,?4) ON CONFLICT DO UPDATE SET n = n + ?4",
-                )?
-                .execute([target, state, cause, n])?;
-        }
-        for (segment, live) in sums.live {
-            let (first, last) = sums.span.get(&segment).copied().unwrap_or((u64::MAX, 0));
-            connection
-                .prepare_cached(
-                    "INSERT INTO segment VALUES (?1,?2,?3,?4) ON CONFLICT DO UPDATE
-                     SET live = live + ?2, first = MIN(first, ?3), last = MAX(last, ?4)",
-                )?
-                .execute([int(segment), live, int(first), int(last)])?;
-        }
-        for (source, at) in sums.newest {
-            connection
-                .prepare_cached(
-                    "INSERT INTO newest VALUES (?1,?2) ON CONFLICT DO UPDATE SET at = MAX(at, ?2)",
-                )?
-                .execute([source, int(at)])?;
-        }
-        if let Some(last) = sums.known_last {
-            connection
-                .prepare_cached("INSERT OR REPLACE INTO recent VALUES (?1,?2)")?
-                .execute(params![int(last), sums.known])?;
-        }
         Ok(())
     }
 

@@ -18,7 +18,7 @@ pub mod stories;
 mod sums;
 pub mod trim;
 
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 // An index in memory, where the disk takes none: beyond this it falls behind.
 const MEMORY_BYTES_MAX: i64 = 64 << 20;
 const PAGE_BYTES: i64 = 8192;
@@ -32,6 +32,7 @@ CREATE TABLE webhook (
   received_at INTEGER NOT NULL, source INTEGER NOT NULL, activity INTEGER,
   resource_type INTEGER, resource_id TEXT, body_bytes INTEGER NOT NULL,
   unrouted INTEGER NOT NULL);
+CREATE INDEX unrouted ON webhook (id) WHERE unrouted = 1;
 CREATE TABLE delivery (
   webhook INTEGER NOT NULL, number INTEGER NOT NULL, target INTEGER NOT NULL,
   again INTEGER NOT NULL, state INTEGER NOT NULL, cause INTEGER NOT NULL,
@@ -45,7 +46,7 @@ CREATE INDEX dead ON delivery (target, webhook) WHERE state = 2;
 CREATE TABLE recent (first INTEGER PRIMARY KEY, keys BLOB NOT NULL);
 CREATE TABLE counts (
   target INTEGER NOT NULL, state INTEGER NOT NULL, cause INTEGER NOT NULL, n INTEGER NOT NULL,
-  PRIMARY KEY (target, state, cause)) WITHOUT ROWID;
+  bytes INTEGER NOT NULL, PRIMARY KEY (target, state, cause)) WITHOUT ROWID;
 CREATE TABLE segment (
   number INTEGER PRIMARY KEY, live INTEGER NOT NULL, first INTEGER NOT NULL,
   last INTEGER NOT NULL);

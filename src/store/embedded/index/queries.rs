@@ -9,7 +9,7 @@ use crate::domain::outcome::Attempt;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::index::apply::unpack;
-use crate::store::embedded::index::sums::state_of;
+use crate::store::embedded::index::sums::{UNROUTED_BYTES, state_of};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::Settled;
@@ -264,6 +264,22 @@ impl Index {
             )?
             .query_row([target], |row| row.get(0).map(|ms| Timestamp::from_millis(uint(ms))))
             .optional()
+    }
+
+    /// What a target pins: the bytes of the records that its pending deliveries need.
+    pub fn backlog_bytes(&self, target: &str) -> rusqlite::Result<u64> {
+        let Some(target) = self.names.get(target) else { return Ok(0) };
+        let found = self
+            .connection
+            .prepare_cached("SELECT bytes FROM counts WHERE target = ?1 AND state = 0")?
+            .query_row([target], |row| row.get(0))
+            .optional()?;
+        Ok(found.map_or(0, uint))
+    }
+
+    /// What the records of webhooks without a delivery take.
+    pub fn unrouted_bytes(&self) -> rusqlite::Result<u64> {
+        Ok(self.meta(UNROUTED_BYTES)?.map_or(0, uint))
     }
 
     /// How many deliveries are pending and dead, by target.

@@ -1,19 +1,43 @@
 //! What a transaction adds up, and how a delivery's state is written.
+//!
+//! What a target *pins* is, for each of its pending deliveries, the length of the record of its
+//! webhook: the one that the index points at, whatever else needs it. The same webhook pending to two
+//! targets, or twice to one, counts for each. What unrouted webhooks take is the same sum of theirs.
 
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
+use rusqlite::params;
 
 use crate::domain::delivery::State;
 use crate::store::embedded::change::WebhookRow;
-use crate::store::embedded::index::int;
+use crate::store::embedded::index::{Index, int};
 use crate::store::embedded::record::{cause_code, cause_of};
 use crate::store::embedded::segment::Position;
+
+/// The name of what unrouted webhooks take.
+pub(super) const UNROUTED_BYTES: &str = "unrouted_bytes";
+
+/// So many more or fewer, and the bytes of their webhooks' records.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Amount {
+    pub(super) n: i64,
+    pub(super) bytes: i64,
+}
+
+impl Amount {
+    /// So many more, or fewer, of this length each.
+    pub(super) fn add(&mut self, n: i64, length: u64) {
+        self.n += n;
+        self.bytes += n * int(length);
+    }
+}
 
 /// What a transaction adds up before it writes it.
 #[derive(Default)]
 pub(super) struct Sums {
-    pub(super) counts: HashMap<(i64, i64, i64), i64>,
+    pub(super) counts: HashMap<(i64, i64, i64), Amount>,
+    pub(super) unrouted: Amount,
     pub(super) live: BTreeMap<u64, i64>,
     pub(super) span: BTreeMap<u64, (u64, u64)>,
     pub(super) newest: HashMap<i64, u64>,
@@ -26,6 +50,9 @@ impl Sums {
     /// A webhook that is new in the index.
     pub(super) fn add(&mut self, row: &WebhookRow, at: Position, source: i64) {
         *self.live.entry(at.segment).or_default() += int(at.length);
+        if row.deliveries.is_empty() {
+            self.unrouted.add(1, at.length);
+        }
         let newest = self.newest.entry(source).or_default();
         *newest = (*newest).max(row.received_at.as_millis());
         if row.durable {
@@ -36,13 +63,104 @@ impl Sums {
         }
     }
 
-    /// So many more, or fewer, deliveries to a target are in this state.
-    pub(super) fn count(&mut self, target: i64, state: State, by: i64) {
-        // Only what is shown is counted: not what is delivered or discarded.
-        if matches!(state, State::Pending | State::DeadLetter(_)) {
-            let (state, cause) = state_columns(state);
-            *self.counts.entry((target, state, cause)).or_default() += by;
+    /// So many more, or fewer, deliveries to a target are in this state. `length` is that of the
+    /// record of their webhook.
+    pub(super) fn count(&mut self, target: i64, state: State, by: i64, length: u64) {
+        if let Some(amount) = self.amount(target, state) {
+            amount.add(by, length);
         }
+    }
+
+    /// Only what is shown is counted: not what is delivered or discarded.
+    fn amount(&mut self, target: i64, state: State) -> Option<&mut Amount> {
+        let is_shown = matches!(state, State::Pending | State::DeadLetter(_));
+        let (state, cause) = state_columns(state);
+        is_shown.then(|| self.counts.entry((target, state, cause)).or_default())
+    }
+}
+
+impl Index {
+    /// A webhook's record takes so many more bytes, or fewer, than the one before it.
+    pub(super) fn resize(&self, key: u64, by: i64, sums: &mut Sums) -> rusqlite::Result<()> {
+        if by == 0 {
+            return Ok(());
+        }
+        for (target, state) in self.states(key)? {
+            if let Some(amount) = sums.amount(target, state) {
+                amount.bytes += by;
+            }
+        }
+        if self.is_unrouted(key)? {
+            sums.unrouted.bytes += by;
+        }
+        Ok(())
+    }
+
+    /// A webhook has deliveries, whether it had some before or not.
+    pub(super) fn routed(&self, key: u64, length: u64, sums: &mut Sums) -> rusqlite::Result<()> {
+        let changed = self
+            .connection
+            .prepare_cached("UPDATE webhook SET unrouted=0 WHERE id=?1 AND unrouted=1")?
+            .execute([int(key)])?;
+        if changed > 0 {
+            sums.unrouted.add(-1, length);
+        }
+        Ok(())
+    }
+
+    /// The targets of a webhook's deliveries, and what they are at.
+    pub(super) fn states(&self, key: u64) -> rusqlite::Result<Vec<(i64, State)>> {
+        self.connection
+            .prepare_cached("SELECT target, state, cause FROM delivery WHERE webhook=?1")?
+            .query_map([int(key)], |row| Ok((row.get(0)?, state_of(row.get(1)?, row.get(2)?))))?
+            .collect()
+    }
+
+    pub(super) fn is_unrouted(&self, key: u64) -> rusqlite::Result<bool> {
+        self.connection
+            .prepare_cached("SELECT unrouted FROM webhook WHERE id=?1")?
+            .query_row([int(key)], |row| row.get(0))
+    }
+
+    pub(super) fn write_sums(&self, sums: Sums) -> rusqlite::Result<()> {
+        let connection = &self.connection;
+        for ((target, state, cause), Amount { n, bytes }) in sums.counts {
+            connection
+                .prepare_cached(
+                    "INSERT INTO counts VALUES (?1,?2,?3,?4,?5) ON CONFLICT DO UPDATE
+                     SET n = n + ?4, bytes = bytes + ?5",
+                )?
+                .execute([target, state, cause, n, bytes])?;
+        }
+        if sums.unrouted.bytes != 0 {
+            connection
+                .prepare_cached(
+                    "INSERT INTO meta VALUES (?1,?2) ON CONFLICT DO UPDATE SET value = value + ?2",
+                )?
+                .execute(params![UNROUTED_BYTES, sums.unrouted.bytes])?;
+        }
+        for (segment, live) in sums.live {
+            let (first, last) = sums.span.get(&segment).copied().unwrap_or((u64::MAX, 0));
+            connection
+                .prepare_cached(
+                    "INSERT INTO segment VALUES (?1,?2,?3,?4) ON CONFLICT DO UPDATE
+                     SET live = live + ?2, first = MIN(first, ?3), last = MAX(last, ?4)",
+                )?
+                .execute([int(segment), live, int(first), int(last)])?;
+        }
+        for (source, at) in sums.newest {
+            connection
+                .prepare_cached(
+                    "INSERT INTO newest VALUES (?1,?2) ON CONFLICT DO UPDATE SET at = MAX(at, ?2)",
+                )?
+                .execute([source, int(at)])?;
+        }
+        if let Some(last) = sums.known_last {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO recent VALUES (?1,?2)")?
+                .execute(params![int(last), sums.known])?;
+        }
+        Ok(())
     }
 }
 

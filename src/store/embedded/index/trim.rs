@@ -58,11 +58,11 @@ impl Index {
                 for key in ended {
                     index.delete(key, &mut sums)?;
                 }
-                for ((target, state, cause), n) in &sums.counts {
+                for ((target, state, cause), amount) in &sums.counts {
                     if let (State::DeadLetter(cause), Some(target)) =
                         (state_of(*state, *cause), index.name_of(*target))
                     {
-                        dead.push((target, cause, -n));
+                        dead.push((target, cause, -amount.n));
                     }
                 }
                 index.write_sums(sums)

@@ -22,6 +22,7 @@ use crate::store::{CommitError, Lease, Pick, Store};
 
 mod adding;
 mod archive;
+mod backlog;
 mod cleaning;
 mod contract;
 mod damage;

@@ -1,0 +1,139 @@
+//! What a target pins, and what becomes of it beyond its limit.
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+
+use super::cleaning::clean;
+use super::*;
+use crate::domain::delivery::Cause;
+use crate::store::archive::{Addition, Archive};
+
+/// What the index adds up, and the same added up anew from its rows: by target, state and cause, how
+/// many there are and what the records of their webhooks take; and what unrouted ones take.
+type Sums = (BTreeMap<(String, i64, i64), (i64, i64)>, i64);
+
+fn sums(world: &World) -> [Sums; 2] {
+    let index = Connection::open(world.index_file()).unwrap();
+    let counted = "SELECT t.text, c.state, c.cause, c.n, c.bytes
+         FROM counts c JOIN name t ON t.id = c.target WHERE c.n <> 0 OR c.bytes <> 0";
+    let anew = "SELECT t.text, d.state, d.cause, COUNT(*), SUM(w.length)
+         FROM delivery d JOIN webhook w ON w.id = d.webhook JOIN name t ON t.id = d.target
+         WHERE d.state IN (0, 2) GROUP BY 1, 2, 3";
+    let unrouted = "SELECT COALESCE((SELECT value FROM meta WHERE name = 'unrouted_bytes'), 0)";
+    let unrouted_anew = "SELECT COALESCE(SUM(length), 0) FROM webhook w
+         WHERE NOT EXISTS (SELECT 1 FROM delivery d WHERE d.webhook = w.id)";
+    [(counted, unrouted), (anew, unrouted_anew)].map(|(sums, unrouted)| {
+        let mut statement = index.prepare(sums).unwrap();
+        let rows = statement.query_map((), |row| {
+            Ok(((row.get(0)?, row.get(1)?, row.get(2)?), (row.get(3)?, row.get(4)?)))
+        });
+        let all = rows.unwrap().collect::<Result<_, _>>().unwrap();
+        (all, index.query_row(unrouted, (), |row| row.get(0)).unwrap())
+    })
+}
+
+/// Closes the store; what its index adds up is what is in it.
+async fn closed(world: &World, store: EmbeddedStore, what: &str) -> Sums {
+    store.flush().await;
+    store.close().await;
+    drop(store);
+    let [counted, anew] = sums(world);
+    assert_eq!(counted, anew, "{what}");
+    counted
+}
+
+/// What the lane of a target says that it pins, when the indexer has told it.
+async fn told(store: &EmbeddedStore, target: &str, expected: u64) {
+    let is_told = async {
+        loop {
+            store.flush().await;
+            let lanes = store.lanes();
+            let lane = lanes.iter().find(|lane| *lane.target == *target);
+            if lane.map_or(0, |lane| lane.backlog_bytes) == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(PATIENCE, is_told).await;
+}
+
+/// Webhooks of all fates for two targets, and unrouted ones, of which some get a delivery.
+async fn fill(world: &World, store: &EmbeddedStore) {
+    let later = world.clock.now().plus(Duration::from_secs(3600));
+    for n in 0..120u8 {
+        let body = vec![n; 500 + 10 * usize::from(n)];
+        let targets: &[&str] = match n % 20 {
+            0 => &[],
+            1 => &["billing"],
+            2 => &["crm", "billing"],
+            _ => &["crm"],
+        };
+        let (webhook, result) = world.commit(store, &body, targets).await;
+        result.unwrap();
+        if n % 40 == 0 {
+            let deliveries = world.webhook(b"", &["billing"]).deliveries;
+            let addition = Addition { id: webhook.id, deliveries, again: false };
+            assert_eq!(store.add(vec![addition]).await, Ok(vec![1]));
+        }
+        if n % 20 < 2 {
+            continue;
+        }
+        let lease = lease(store, "crm", 1).await.pop().unwrap();
+        let settlement = match n % 20 {
+            2 => Settlement::Retry { at: later },
+            3 => Settlement::DeadLetter(Cause::GivenUp),
+            _ => Settlement::Delivered,
+        };
+        store.settle(lease, Some(attempt(world.clock.now(), Outcome::Status)), settlement);
+    }
+    for lease in lease(store, "billing", 4).await {
+        store.settle(lease, None, Settlement::Delivered);
+    }
+}
+
+#[tokio::test]
+async fn what_a_target_pins_follows_from_the_log_through_restarts_cleaning_and_a_lost_index() {
+    let mut world = World::new();
+    world.settings.segment_bytes = 12 << 10;
+    world.settings.retain = Duration::from_millis(640);
+    let store = world.open();
+    fill(&world, &store).await;
+    let first = closed(&world, store, "filled").await;
+    let (pinned, unrouted) = &first;
+    let of = |target: &str| pinned[&(target.to_owned(), 0, 0)];
+    assert_eq!((of("crm").0, of("billing").0), (6, 3 + 6 + 6 - 4));
+    assert!(of("crm").1 > 6 * 500 && of("billing").1 > 11 * 500, "{first:?}");
+    assert!(*unrouted > 3 * 500, "{first:?}");
+
+    world.delete_index();
+    let again = closed(&world, world.open(), "without its index").await;
+    assert_eq!(again, first);
+    let bytes = |sums: &Sums, target: &str| sums.0[&(target.to_owned(), 0, 0)].1.unsigned_abs();
+
+    // Settled ones go, and what lives in their segments is written down again, a bit larger.
+    world.clock.advance(Duration::from_secs(10));
+    let store = world.open();
+    told(&store, "crm", bytes(&first, "crm")).await;
+    let before = segments(&world).len();
+    clean(&world, &store).await;
+    let cleaned = segments(&world).len();
+    assert!(cleaned < before, "{cleaned} of {before}");
+    let kept = closed(&world, store, "cleaned").await;
+    world.delete_index();
+    let store = world.open();
+    told(&store, "crm", bytes(&kept, "crm")).await;
+    told(&store, "billing", bytes(&kept, "billing")).await;
+    let again = closed(&world, store, "cleaned, without its index").await;
+    assert_eq!(again.0[&("crm".to_owned(), 0, 0)], kept.0[&("crm".to_owned(), 0, 0)]);
+    assert_eq!(again.0[&("billing".to_owned(), 0, 0)], kept.0[&("billing".to_owned(), 0, 0)]);
+    assert_eq!(again.1, kept.1);
+
+    let store = world.open();
+    world.clock.advance(Duration::from_secs(7200));
+    drain(&store, "crm").await;
+    drain(&store, "billing").await;
+    let empty = closed(&world, store, "all delivered").await;
+    assert!(empty.0.keys().all(|(_, state, _)| *state == 2), "{empty:?}");
+}
