@@ -186,7 +186,7 @@ mod tests {
 
     use crate::domain::delivery::Settlement;
     use crate::domain::webhook::Resource;
-    use crate::store::archive::Addition;
+    use crate::store::archive::{Addition, EraseError, Erased};
     use crate::store::listing::Page;
     use crate::store::story::{Filter, Order, Stories, Whole};
 
@@ -233,6 +233,10 @@ mod tests {
             _: Settlement,
         ) -> Result<usize, ReadError> {
             Err(ReadError::Closed)
+        }
+
+        async fn erase(&self, _: WebhookId) -> Result<Option<Erased>, EraseError> {
+            Err(ReadError::Closed.into())
         }
     }
 

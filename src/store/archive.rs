@@ -20,6 +20,30 @@ pub struct Addition {
     pub again: bool,
 }
 
+/// A webhook that was erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Erased {
+    /// How many of its deliveries were pending and ended with it.
+    pub ended: usize,
+    /// How long its body was; 0 if it had been erased before, but not to the end.
+    pub body_bytes: u64,
+}
+
+/// Why bytes of a webhook may still be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EraseError {
+    /// Nothing was done, or not all: it can be asked for again.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It is over, and told to nobody any more, but a part of the store that has bytes of it could not
+    /// be written again now.
+    #[error("bytes of it remain in segment {segment}, which can't be written again now")]
+    Remains {
+        /// The number of the segment.
+        segment: u64,
+    },
+}
+
 /// What is stored, for an operator: all of it can be read, and dead letters can be brought back.
 ///
 /// # What every store promises
@@ -33,8 +57,8 @@ pub struct Addition {
 ///   lock, no snapshot. Each webhook that is stored from the first page to the last is seen exactly
 ///   once. What retention ends meanwhile may be missing. What is erased is never seen again.
 /// - **Nobody waits.** Reading delays no commit and no lease by more than a page.
-/// - **An operator's word is kept.** When [`settle_dead`](Self::settle_dead) or [`add`](Self::add)
-///   answers, what it did survives `kill -9` and a power cut.
+/// - **An operator's word is kept.** When [`settle_dead`](Self::settle_dead), [`add`](Self::add) or
+///   [`erase`](Self::erase) answers, what it did survives `kill -9` and a power cut.
 pub trait Archive: Send + Sync + 'static {
     /// The webhooks behind a place, the oldest first, without their bodies: at least one if any
     /// follows, and at most `max`; a store may answer fewer. Damaged ones are left out and counted.
@@ -81,4 +105,13 @@ pub trait Archive: Send + Sync + 'static {
         dead: Vec<(WebhookId, u16)>,
         settlement: Settlement,
     ) -> impl Future<Output = Result<usize, ReadError>> + Send;
+
+    /// Erases a webhook: what is pending of it ends, and it is told to nobody any more. An attempt that
+    /// is under way is not called back. When this answers, what is stored has neither its body nor its
+    /// headers nor what targets answered; that it was there is known until its duplicates need not be.
+    /// None if nothing of it is stored. After a crash, or an error, it can be asked for again.
+    fn erase(
+        &self,
+        id: WebhookId,
+    ) -> impl Future<Output = Result<Option<Erased>, EraseError>> + Send;
 }

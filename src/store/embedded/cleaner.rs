@@ -2,8 +2,9 @@
 //!
 //! A segment of which little lives is copied [`forward`](super::forward) and unlinked.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,6 +33,15 @@ const SHORT_PASS_WAIT: Duration = Duration::from_secs(5);
 const HALVINGS_MAX: u32 = 16;
 const SHORTEST: Duration = Duration::from_secs(300);
 
+/// Segments that are cleaned at any cost, because of what was erased in them.
+#[derive(Debug)]
+struct Forced {
+    waiting: VecDeque<u64>,
+    under_way: Option<u64>,
+    remaining: Vec<u64>,
+    reply: SyncSender<Vec<u64>>,
+}
+
 /// The state between two steps.
 #[derive(Debug, Default)]
 pub struct Cleaner {
@@ -44,6 +54,7 @@ pub struct Cleaner {
     staying: HashMap<u64, Instant>,
     // Segments for which as much would have to be written, likewise.
     without_gain: HashMap<u64, Instant>,
+    forced: Option<Forced>,
     // How often what is settled has been given half the time, because room is short.
     halvings: u32,
     segment_bytes: u64,
@@ -87,12 +98,57 @@ impl Cleaner {
         !matches!(self.stage, Stage::Idle)
     }
 
+    /// Cleans these before all others; tells those that could not be.
+    pub(super) fn force(&mut self, segments: Vec<u64>, reply: SyncSender<Vec<u64>>) {
+        let (under_way, remaining) = (None, Vec::new());
+        self.forced = Some(Forced { waiting: segments.into(), under_way, remaining, reply });
+    }
+
+    /// Begins with the next of those; answers whether one is under way.
+    fn begin_forced(&mut self, indexer: &Indexer) -> rusqlite::Result<bool> {
+        let log = &indexer.parts.log;
+        let holdings = indexer.index.holdings()?;
+        let needed_behind = needed_behind(indexer)?;
+        let Some(forced) = &mut self.forced else { return Ok(false) };
+        while let Some(number) = forced.waiting.front().copied() {
+            // What was written since is not in the index yet: in a moment.
+            if number >= log.end().segment || indexer.index.applied().segment <= number {
+                return Ok(false);
+            }
+            forced.waiting.pop_front();
+            let Some(segment) = log.get(number) else { continue };
+            let is_free = number <= needed_behind && !says_an_end(&segment, log);
+            let job = is_free.then(|| Job::new(&segment, log, &holdings)).flatten();
+            if let Some(job) = job {
+                forced.under_way = Some(number);
+                self.stage = Stage::Copying(Box::new(job.at_any_cost()));
+                return Ok(true);
+            }
+            forced.remaining.push(number);
+        }
+        if let Some(Forced { remaining, reply, .. }) = self.forced.take() {
+            // Whoever waited may have gone.
+            reply.send(remaining).unwrap_or_default();
+        }
+        Ok(false)
+    }
+
+    fn forced_ended(&mut self, number: u64, is_gone: bool) {
+        let Some(forced) = self.forced.as_mut() else { return };
+        if forced.under_way.take_if(|under_way| *under_way == number).is_some() && !is_gone {
+            forced.remaining.push(number);
+        }
+    }
+
     /// Does a little.
     pub fn step(&mut self, indexer: &mut Indexer) -> rusqlite::Result<()> {
         let Some(retention) = self.settings else { return Ok(()) };
         let now = indexer.clock.now();
         match std::mem::take(&mut self.stage) {
             Stage::Idle => {
+                if self.forced.is_some() && self.begin_forced(indexer)? {
+                    return Ok(());
+                }
                 if self.may_begin(retention, &indexer.parts.log) {
                     self.stage = Stage::Expiring(0);
                 }
@@ -119,34 +175,50 @@ impl Cleaner {
                 }
                 Ok(())
             }
-            Stage::Copying(mut job) => match job.step(indexer, &self.queue) {
-                Ok(true) => {
-                    self.without_room.clear();
-                    self.choose(indexer, now, retention)
-                }
-                Ok(false) => {
+            Stage::Copying(mut job) => {
+                let result = job.step(indexer, &self.queue);
+                if matches!(result, Ok(false)) {
                     self.stage = Stage::Copying(job);
-                    Ok(())
+                    return Ok(());
                 }
-                Err(Problem::Later) => Ok(()),
-                Err(Problem::NoRoom) => {
-                    self.without_room.insert(job.number());
-                    self.choose(indexer, now, retention)
+                self.forced_ended(job.number(), result.is_ok());
+                self.copied(&job, result, indexer, now)
+            }
+        }
+    }
+
+    /// A segment is gone, or can't go now.
+    fn copied(
+        &mut self,
+        job: &Job,
+        result: Result<bool, Problem>,
+        indexer: &Indexer,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
+        let Some(retention) = self.settings else { return Ok(()) };
+        match result {
+            Ok(_) => {
+                self.without_room.clear();
+                self.choose(indexer, now, retention)
+            }
+            Err(Problem::Later) => Ok(()),
+            Err(Problem::NoRoom) => {
+                self.without_room.insert(job.number());
+                self.choose(indexer, now, retention)
+            }
+            Err(Problem::NoGain) => {
+                let until = Instant::now() + self.pass_wait * PASSES_WITHOUT_GAIN;
+                self.without_gain.insert(job.number(), until);
+                self.choose(indexer, now, retention)
+            }
+            Err(Problem::Stays) => {
+                let number = job.number();
+                if self.staying.insert(number, Instant::now() + STAYS_FOR).is_none() {
+                    tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
                 }
-                Err(Problem::NoGain) => {
-                    let until = Instant::now() + self.pass_wait * PASSES_WITHOUT_GAIN;
-                    self.without_gain.insert(job.number(), until);
-                    self.choose(indexer, now, retention)
-                }
-                Err(Problem::Stays) => {
-                    let number = job.number();
-                    if self.staying.insert(number, Instant::now() + STAYS_FOR).is_none() {
-                        tracing::warn!(segment = number, "a segment can't be cleaned: it stays");
-                    }
-                    self.choose(indexer, now, retention)
-                }
-                Err(Problem::Index(error)) => Err(error),
-            },
+                self.choose(indexer, now, retention)
+            }
+            Err(Problem::Index(error)) => Err(error),
         }
     }
 
@@ -198,6 +270,9 @@ impl Cleaner {
         now: Timestamp,
         retention: Retention,
     ) -> rusqlite::Result<()> {
+        if self.forced.is_some() && self.begin_forced(indexer)? {
+            return Ok(());
+        }
         let holdings = indexer.index.holdings()?;
         let present = Instant::now();
         self.staying.retain(|number, _| indexer.parts.log.exists(*number));
@@ -205,10 +280,7 @@ impl Cleaner {
         let current = indexer.parts.log.end().segment;
         let log = &indexer.parts.log;
         let segments = log.all();
-        // What later ones say of webhooks in a part that could not be read is needed if it can be.
-        let unread = indexer.index.unread()?;
-        let unread = unread.iter().map(|part| part.segment).filter(|number| log.exists(*number));
-        let needed_behind = unread.min().unwrap_or(u64::MAX);
+        let needed_behind = needed_behind(indexer)?;
         for segment in &segments {
             let number = segment.header.number;
             if number >= current {
@@ -234,13 +306,27 @@ impl Cleaner {
     }
 }
 
+/// Behind the first part that could not be read all is needed: what later segments say of webhooks in
+/// it is, if it can be read again.
+fn needed_behind(indexer: &Indexer) -> rusqlite::Result<u64> {
+    let unread = indexer.index.unread()?;
+    let numbers = unread.iter().map(|part| part.segment);
+    Ok(numbers.filter(|number| indexer.parts.log.exists(*number)).min().unwrap_or(u64::MAX))
+}
+
 fn is_removable(segment: &Segment, log: &Log, holdings: &BTreeMap<u64, Holding>) -> bool {
-    let bytes = |segment: &Segment| segment.file.bytes().unwrap_or(u64::MAX);
     let live = holdings.get(&segment.header.number).map_or(0, |holding| holding.live);
-    // It says where an earlier one ends, which still has more.
-    let needed = segment.header.previous_end.is_some_and(|end| {
-        log.get(end.segment).is_some_and(|other| bytes(&other) > end.offset)
+    live.saturating_mul(4) < bytes_of(segment) && !says_an_end(segment, log)
+}
+
+/// Whether it says where an earlier one ends, which still has more.
+fn says_an_end(segment: &Segment, log: &Log) -> bool {
+    segment.header.previous_end.is_some_and(|end| {
+        log.get(end.segment).is_some_and(|other| bytes_of(&other) > end.offset)
             || log.is_unread(end.segment)
-    });
-    live.saturating_mul(4) < bytes(segment) && !needed
+    })
+}
+
+fn bytes_of(segment: &Segment) -> u64 {
+    segment.file.bytes().unwrap_or(u64::MAX)
 }

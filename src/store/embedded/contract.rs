@@ -11,7 +11,7 @@ use crate::domain::outcome::Attempt;
 use crate::domain::source::DuplicateWindows;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId};
-use crate::store::archive::{Addition, Archive};
+use crate::store::archive::{Addition, Archive, EraseError, Erased};
 use crate::store::claims::{Claim, Claimed};
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::queue::Waiting;
@@ -213,5 +213,13 @@ impl Archive for EmbeddedStore {
     ) -> impl Future<Output = Result<usize, ReadError>> + Send {
         let shared = Arc::clone(&self.shared);
         async move { shared.settle_dead(dead, settlement).await }
+    }
+
+    fn erase(
+        &self,
+        id: WebhookId,
+    ) -> impl Future<Output = Result<Option<Erased>, EraseError>> + Send {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.erase(id).await }
     }
 }

@@ -104,6 +104,11 @@ impl Job {
         })
     }
 
+    /// However much has to be written for it.
+    pub(super) fn at_any_cost(self) -> Self {
+        Self { weight: None, ..self }
+    }
+
     /// Which segment.
     pub(super) fn number(&self) -> u64 {
         self.segment.header.number

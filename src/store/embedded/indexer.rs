@@ -1,7 +1,8 @@
 //! The thread that follows the log and keeps the index; nobody waits for it but those who ask.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -62,6 +63,8 @@ pub struct Indexer {
     pub index: Index,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Webhooks that are being erased: nothing is done with them meanwhile.
+    pub(super) erasing: HashSet<u64>,
     cleaner: Cleaner,
     requests: Vec<Request>,
     behind: bool,
@@ -80,6 +83,7 @@ impl Indexer {
             parts,
             index,
             clock,
+            erasing: HashSet::new(),
             cleaner,
             requests: Vec::new(),
             behind: true,
@@ -118,6 +122,11 @@ impl Indexer {
         if let Err(error) = self.index.checkpoint() {
             tracing::warn!(%error, "the index could not be checkpointed at the stop");
         }
+    }
+
+    /// Has segments cleaned before all others, however much of them lives.
+    pub(super) fn clean_now(&mut self, segments: Vec<u64>, reply: SyncSender<Vec<u64>>) {
+        self.cleaner.force(segments, reply);
     }
 
     fn next_wake(&self) -> Instant {
@@ -352,6 +361,10 @@ impl Indexer {
                     Err(error) => return self.failed(&error),
                 }
             }
+        }
+        // A copy of what is being erased would bring it back.
+        if !self.erasing.is_empty() {
+            return;
         }
         let mut cleaner = std::mem::take(&mut self.cleaner);
         if let Err(error) = cleaner.step(self) {

@@ -51,6 +51,8 @@ struct State {
     // None: nothing is only in the index.
     bound: Option<DueKey>,
     leased: HashMap<(u64, u16), Leased>,
+    // What is leased of them ends with its lease.
+    erased: HashMap<u64, WebhookId>,
     refill: Option<Refill>,
     base_pending: i64,
     base_dead: HashMap<Cause, i64>,
@@ -274,6 +276,13 @@ impl Lane {
             debug_assert!(false, "what is settled was leased");
             return;
         };
+        let is_erased = state.erased.contains_key(&webhook.key());
+        let (attempt, settlement) = match settlement {
+            // What the target answered is not kept either.
+            _ if !is_erased => (attempt, settlement),
+            Settlement::Delivered => (None, Settlement::Delivered),
+            _ => (None, Settlement::Discarded),
+        };
         self.settle_row(&mut state, webhook, leased, attempt, settlement);
         drop(state);
         // There may be memory again, too.
@@ -320,8 +329,13 @@ impl Lane {
     /// Puts back what was leased.
     pub fn give_back(&self, webhook: u64, number: u16) {
         let mut state = self.lock();
-        if let Some(Leased { row, body, hold }) = state.leased.remove(&(webhook, number)) {
-            state.put(Entry { row, body, hold });
+        if let Some(leased) = state.leased.remove(&(webhook, number)) {
+            if let Some(id) = state.erased.get(&webhook).copied() {
+                self.settle_row(&mut state, id, leased, None, Settlement::Discarded);
+            } else {
+                let Leased { row, body, hold } = leased;
+                state.put(Entry { row, body, hold });
+            }
         }
         drop(state);
         self.changed.notify_one();
@@ -345,6 +359,30 @@ impl Lane {
         let leased = Leased { row, body: None, hold: None };
         self.settle_row(&mut state, id, leased, None, Settlement::DeadLetter(cause));
         true
+    }
+
+    /// Ends a delivery of a webhook that is being erased; `row` is what the index has of it if it is
+    /// pending there. What is leased ends with its lease.
+    pub(super) fn erase(&self, id: WebhookId, number: u16, row: Option<DueRow>) {
+        let mut state = self.lock();
+        state.erased.insert(id.key(), id);
+        if state.leased.contains_key(&(id.key(), number)) {
+            return;
+        }
+        let bound = state.bound;
+        let is_only_in_index = |row: &DueRow| bound.is_some_and(|bound| row.key >= bound);
+        let in_memory = state.take_out((id.key(), number));
+        let Some(row) = in_memory.or(row.filter(is_only_in_index)) else { return };
+        let leased = Leased { row, body: None, hold: None };
+        self.settle_row(&mut state, id, leased, None, Settlement::Discarded);
+    }
+
+    /// It is erased. What is leased of it is remembered: nobody is told of it any more.
+    pub(super) fn erased(&self, id: WebhookId) {
+        let mut state = self.lock();
+        if !state.leased.keys().any(|(webhook, _)| *webhook == id.key()) {
+            state.erased.remove(&id.key());
+        }
     }
 
     /// Settles a dead letter by an operator's word. The index has that already.
@@ -434,6 +472,18 @@ impl State {
             }
         }
         false
+    }
+
+    /// Takes a delivery out of memory. It may be due at another time by now than the index knows.
+    fn take_out(&mut self, id: (u64, u16)) -> Option<DueRow> {
+        let arrived = self.refill.as_mut().map(|refill| &mut refill.arrived);
+        let mut taken = None;
+        for entries in std::iter::once(&mut self.window).chain(arrived) {
+            let key = entries.keys().find(|key| (key.webhook, key.number) == id).copied();
+            let entry = key.and_then(|key| entries.remove(&key));
+            taken = taken.or(entry.map(|entry| entry.row));
+        }
+        taken
     }
 
     fn trim(&mut self) {

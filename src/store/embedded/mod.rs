@@ -48,6 +48,7 @@ mod current;
 pub mod damage;
 mod directory;
 pub mod disk;
+mod erasing;
 mod forward;
 pub mod harm;
 pub mod inbox;
@@ -235,6 +236,8 @@ struct Shared {
     past_is_whole: IsWhole,
     // Held by whoever adds deliveries.
     adding: tokio::sync::Mutex<()>,
+    // Held by whoever erases a webhook.
+    erasing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Clone)]
@@ -380,6 +383,7 @@ impl Shared {
             index_file,
             past_is_whole: past.is_whole,
             adding: tokio::sync::Mutex::default(),
+            erasing: tokio::sync::Mutex::default(),
         }
     }
 

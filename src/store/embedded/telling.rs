@@ -103,6 +103,9 @@ impl Indexer {
     ) -> rusqlite::Result<usize> {
         let mut rows = Vec::with_capacity(dead.len());
         for (id, number) in dead {
+            if self.erasing.contains(&id.key()) {
+                continue;
+            }
             let found = self.index.dead_one(id.key(), *number)?;
             rows.extend(found.filter(|found| found.id == *id));
         }

@@ -27,6 +27,7 @@ mod cleaning;
 mod contract;
 mod damage;
 mod decay;
+mod erasing;
 mod everywhere;
 mod faults;
 mod harm;

@@ -1,0 +1,194 @@
+//! Erasing one webhook: its deliveries end, the log says so, and what holds its bytes is written again
+//! without it.
+//!
+//! Nothing is overwritten in place: what is cut off by a crash would look like damage. The segments that
+//! hold its records are cleaned as those of which little lives are, and unlinked.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use bytes::Bytes;
+
+use crate::domain::delivery::{Cause, State};
+use crate::domain::webhook::WebhookId;
+use crate::store::archive::{EraseError, Erased};
+use crate::store::embedded::Shared;
+use crate::store::embedded::change::Change;
+use crate::store::embedded::inbox::Request;
+use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::log::Log;
+use crate::store::embedded::queue::{Own, OwnRecord};
+use crate::store::embedded::record::{Kind, Record, decode, peek_webhook};
+use crate::store::embedded::scanner::Scanner;
+use crate::store::embedded::segment::{Frame, Segment};
+use crate::store::listing::ReadError;
+
+/// What the index knew of it.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pending: usize,
+    dead: Vec<(Arc<str>, Cause)>,
+    body_bytes: u64,
+}
+
+impl Shared {
+    /// Erases a webhook. Runs to its end whoever goes away meanwhile: it must not be left half done.
+    pub(super) async fn erase(
+        self: &Arc<Self>,
+        id: WebhookId,
+    ) -> Result<Option<Erased>, EraseError> {
+        let shared = Arc::clone(self);
+        let erased = tokio::task::spawn_blocking(move || shared.erase_blocking(id));
+        erased.await.unwrap_or(Err(ReadError::Closed.into()))
+    }
+
+    fn erase_blocking(&self, id: WebhookId) -> Result<Option<Erased>, EraseError> {
+        let _alone = self.erasing.blocking_lock();
+        let known = self.end_all(id)?;
+        // What is not known may have been erased before by one who did not get to the end.
+        let holding = holding(&self.log, id).map_err(|_| ReadError::Unavailable)?;
+        if known.is_none() && holding.is_empty() {
+            return Ok(None);
+        }
+        if known.is_none() {
+            // Their segment may be the current one.
+            self.write_erased(id)?;
+        }
+        let remaining = self.clean(holding)?;
+        if let Some(segment) = remaining.first().copied() {
+            return Err(EraseError::Remains { segment });
+        }
+        let Known { pending, body_bytes, .. } = known.unwrap_or_default();
+        Ok(Some(Erased { ended: pending, body_bytes }))
+    }
+
+    /// Ends its deliveries, and has it in the log that it is erased. None if it is not known.
+    pub(super) fn end_all(&self, id: WebhookId) -> Result<Option<Known>, EraseError> {
+        // Nobody adds deliveries to it meanwhile.
+        let _alone = self.adding.blocking_lock();
+        let Some(mut known) = self.ask_blocking(move |indexer| indexer.begin_erasing(id))? else {
+            return Ok(None);
+        };
+        // What was settled just then is in the index now.
+        if let Some(later) = self.ask_blocking(move |indexer| indexer.begin_erasing(id))? {
+            known.dead = later.dead;
+        }
+        let written = self.write_erased(id);
+        let dead = if written.is_ok() { std::mem::take(&mut known.dead) } else { Vec::new() };
+        self.ask_blocking(move |indexer| {
+            indexer.end_erasing(id, &dead);
+            Ok(())
+        })?;
+        written.map(|()| Some(known))
+    }
+
+    /// Writes it into a segment of its own, so that all before can be cleaned.
+    fn write_erased(&self, id: WebhookId) -> Result<(), EraseError> {
+        let (reply, answer) = sync_channel(1);
+        let record = OwnRecord {
+            kind: Kind::Erase,
+            meta: id.as_bytes().to_vec(),
+            body: Bytes::new(),
+            change: Change::Erase(id),
+            due: Vec::new(),
+        };
+        self.queue.roll();
+        self.queue.write(Own { records: vec![record], reply });
+        // No answer: the disk failed, or the store is closing.
+        answer.recv().map(drop).map_err(|_| ReadError::Unavailable.into())
+    }
+
+    /// Has segments cleaned whatever it takes; answers those that could not be.
+    fn clean(&self, segments: Vec<u64>) -> Result<Vec<u64>, EraseError> {
+        let (reply, cleaned) = sync_channel(1);
+        self.ask_blocking(move |indexer| {
+            indexer.clean_now(segments.clone(), reply.clone());
+            Ok(())
+        })?;
+        cleaned.recv().map_err(|_| ReadError::Closed.into())
+    }
+
+    fn ask_blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnMut(&mut Indexer) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let (request, answer) = Request::ask(ask);
+        self.queue.request(request);
+        answer.blocking_recv().map_err(|_| ReadError::Closed)
+    }
+}
+
+impl Indexer {
+    /// Ends what is pending of a webhook. Until the end no copy of it is made and no operator's word on
+    /// it is heard.
+    fn begin_erasing(&mut self, id: WebhookId) -> rusqlite::Result<Option<Known>> {
+        let Some(story) = self.index.story(id.key())?.filter(|story| story.id == id) else {
+            return Ok(None);
+        };
+        self.erasing.insert(id.key());
+        let mut known = Known { body_bytes: story.body_bytes, ..Known::default() };
+        for delivery in story.deliveries {
+            let lane = self.parts.lanes.lane(&delivery.target);
+            match delivery.state {
+                State::Pending => known.pending += 1,
+                State::DeadLetter(cause) => known.dead.push((delivery.target, cause)),
+                State::Delivered | State::Discarded => continue,
+            }
+            let row = self.index.due_one(id.key(), delivery.number)?;
+            lane.erase(id, delivery.number, row);
+        }
+        Ok(Some(known))
+    }
+
+    fn end_erasing(&mut self, id: WebhookId, dead: &[(Arc<str>, Cause)]) {
+        self.erasing.remove(&id.key());
+        for (target, cause) in dead {
+            self.parts.lanes.lane(target).forget_dead(*cause, 1);
+        }
+        for lane in self.parts.lanes.all() {
+            lane.erased(id);
+        }
+    }
+}
+
+/// The segments that hold anything of a webhook but that it was erased.
+fn holding(log: &Log, id: WebhookId) -> io::Result<Vec<u64>> {
+    let mut holding = Vec::new();
+    for segment in log.all() {
+        if holds(&segment, id)? {
+            holding.push(segment.header.number);
+        }
+    }
+    Ok(holding)
+}
+
+fn holds(segment: &Arc<Segment>, id: WebhookId) -> io::Result<bool> {
+    let mut scanner = Scanner::new(Arc::clone(segment), 0, u64::MAX)?.around_errors();
+    while let Some(frame) = scanner.next_frame()? {
+        if is_of(&frame, id) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_of(frame: &Frame, id: WebhookId) -> bool {
+    match Kind::from_code(frame.kind) {
+        Some(Kind::Webhook | Kind::Deliveries | Kind::State) => {
+            peek_webhook(&frame.payload) == Some(id)
+        }
+        Some(Kind::Settlement) => peek_webhook(&frame.payload) == Some(id) && has_answer(frame),
+        Some(Kind::Erase | Kind::Gone | Kind::Close) | None => false,
+    }
+}
+
+/// Whether it tells what a target answered.
+fn has_answer(frame: &Frame) -> bool {
+    match decode(frame.kind, frame.version, &frame.payload) {
+        Ok(Record::Settlement(settled)) => {
+            settled.attempt.is_some_and(|attempt| !attempt.excerpt.is_empty())
+        }
+        _ => false,
+    }
+}
