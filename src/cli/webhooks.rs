@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::admin::AdminClient;
 use crate::cli::check::Format;
+use crate::cli::erase::{Erase, erase};
 use crate::cli::filter::{Asking, Filter, with_query};
 use crate::cli::output::{Output, Style};
 use crate::cli::replay::{Replay, replay};
@@ -17,7 +18,7 @@ use crate::cli::{Verdict, block_on};
 /// What `--help` says before the flags.
 pub const ABOUT: &str = "\
 Ask a running relay what became of webhooks: which came, where they went, each attempt; and route them
-again.";
+again, or erase one.";
 
 /// Items of one answer.
 const PAGE: usize = 500;
@@ -39,6 +40,8 @@ pub enum Command {
     Show(Show),
     /// Route stored webhooks again: to targets that have not had them yet
     Replay(Replay),
+    /// Remove one webhook's bytes: its body, its headers, what targets answered
+    Erase(Erase),
 }
 
 /// The flags of `webhooks list`.
@@ -95,6 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         Command::List(args) => block_on(list(args))?,
         Command::Show(args) => block_on(show(args))?,
         Command::Replay(args) => block_on(replay(args))?,
+        Command::Erase(args) => block_on(erase(args))?,
     }
 }
 

@@ -20,6 +20,7 @@
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
 //! - `openapi`: what is answered is what the document of the API says
 //! - `stories`: what became of a webhook, and dead letters brought back
+//! - `erases`: a webhook whose bytes have to go
 //! - `explains`: what a table does, told without sending anything
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
@@ -45,6 +46,7 @@ mod crowds;
 mod damage;
 mod delivers;
 mod durability;
+mod erases;
 mod explains;
 mod full_disk;
 mod guards;

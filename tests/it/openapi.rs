@@ -165,6 +165,13 @@ fn what_is_answered_is_what_the_document_says() {
     let explain = json!({ "activity": "ORDER_CREATED" });
     assert_eq!(api.post("/routes/explain", "", &explain).status, 200);
 
+    let erase = |dry_run: bool| json!({ "dry_run": dry_run });
+    for (dry_run, state) in [(true, "stored"), (false, "erased")] {
+        let erased = api.post("/webhooks/{webhook_id}/erase", &ids[0], &erase(dry_run)).json();
+        assert_eq!(erased["state"], state, "{erased}");
+    }
+    assert_eq!(api.post("/webhooks/{webhook_id}/erase", &ids[0], &erase(false)).status, 404);
+
     let paths = api.document["paths"].as_object().unwrap();
     let all = paths.iter().flat_map(|(path, item)| {
         item.as_object().unwrap().keys().map(move |method| format!("{method} {path}"))

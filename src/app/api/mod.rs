@@ -29,6 +29,7 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::marks::Word;
 
 mod choice;
+mod erase;
 mod openapi;
 mod replay;
 mod store;
@@ -93,6 +94,7 @@ pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
         get("store", bytes_or_json(answers, Answers::store_known)),
         post("targets/{id}/pause", 1024, bytes_or_json(answers, Answers::pause)),
         post("targets/{id}/resume", 1024, bytes_or_json(answers, Answers::resume)),
+        post("webhooks/{id}/erase", 1024, bytes_or_json(answers, Answers::erase)),
         post("webhooks/replay", DECISION_BYTES_MAX, call(answers, Answers::replay)),
         post("dead-letters/redrive", DECISION_BYTES_MAX, call(answers, Answers::redrive)),
         post("dead-letters/discard", DECISION_BYTES_MAX, call(answers, Answers::discard)),
@@ -190,6 +192,11 @@ impl Answers {
     async fn replay(self, body: Bytes) -> Result<Value, Problem> {
         let (store, table) = (self.store()?, Arc::clone(&self.table.borrow()));
         replay::replay(&*store, &table, &body, self.clock.now()).await
+    }
+
+    async fn erase(self, asked: Asked) -> Result<Answer, Problem> {
+        let store = self.store()?;
+        erase::erase(&*store, &asked.about, &asked.body).await.map(Answer::Json)
     }
 
     #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]

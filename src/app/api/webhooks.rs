@@ -87,7 +87,7 @@ pub(super) async fn story<S: Archive>(store: &S, id: WebhookId) -> Result<Story,
     first.filter(|story| story.id == id).ok_or_else(|| not_stored(id))
 }
 
-fn not_stored(id: WebhookId) -> Problem {
+pub(super) fn not_stored(id: WebhookId) -> Problem {
     let detail = format!("no webhook {id} is stored: it never came, or its retention is over");
     Problem::new(StatusCode::NOT_FOUND, detail)
 }
