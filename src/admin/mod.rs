@@ -27,7 +27,7 @@ use crate::domain::signature::Secret;
 use crate::domain::time::Clock;
 use crate::net::address::{Address, Bound, Listening, Stream};
 use crate::store::{Pulse, Store};
-use crate::telemetry::metrics::SharedMetrics;
+use crate::telemetry::metrics::{Backlog, SharedMetrics};
 
 pub mod api;
 mod guard;
@@ -224,7 +224,13 @@ impl<S: Store> Admin<S> {
             self.metrics.empty_lanes((self.targets)());
             for lane in store.lanes() {
                 let age = lane.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
-                self.metrics.lane(&lane.target, lane.pending, age, &lane.dead);
+                let backlog = Backlog {
+                    pending: lane.pending,
+                    oldest: age,
+                    bytes: lane.backlog_bytes,
+                    dead: &lane.dead,
+                };
+                self.metrics.lane(&lane.target, &backlog);
             }
             self.metrics.store_damage(store.health().damaged_records);
         }

@@ -22,6 +22,16 @@ use crate::store::{
 
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
+/// What one delivery pins.
+pub(super) const PINNED_BY_ONE: u64 = 1 << 20;
+
+/// What the store may take.
+pub(super) const STORE_BYTES_MAX: u64 = 1 << 60;
+
+fn bytes(lane: &LaneCounts) -> u64 {
+    lane.backlog_bytes
+}
+
 /// Time that follows tokio's.
 pub(super) struct FakeClock {
     pub(super) began: Instant,
@@ -199,12 +209,22 @@ impl Store for FakeStore {
         keys.len()
     }
 
+    async fn relieve(&self, target: &str, bytes_max: u64, max: usize) -> usize {
+        let pinned: u64 = self.lanes().iter().filter(|l| *l.target == *target).map(bytes).sum();
+        let over = pinned.saturating_sub(bytes_max).div_ceil(PINNED_BY_ONE);
+        let some = usize::try_from(over).unwrap().min(max);
+        self.expire(target, Timestamp::from_millis(u64::MAX), some, Cause::BacklogFull).await
+    }
+
     fn lanes(&self) -> Vec<LaneCounts> {
         let mut counts: BTreeMap<Box<str>, u64> = BTreeMap::new();
         for key in self.0.held().due.keys() {
             *counts.entry((*key.0).into()).or_default() += 1;
         }
-        let lane = |(target, pending)| LaneCounts { target, pending, ..LaneCounts::default() };
+        let lane = |(target, pending)| {
+            let backlog_bytes = pending * PINNED_BY_ONE;
+            LaneCounts { target, pending, backlog_bytes, ..LaneCounts::default() }
+        };
         counts.into_iter().map(lane).collect()
     }
 
@@ -213,7 +233,7 @@ impl Store for FakeStore {
     }
 
     fn health(&self) -> Health {
-        Health::default()
+        Health { bytes_max: Some(STORE_BYTES_MAX), ..Health::default() }
     }
 
     fn sizes(&self) -> Sizes {

@@ -20,6 +20,7 @@ use crate::store::marks::MarkKeeper;
 use crate::telemetry::metrics::SharedMetrics;
 
 use self::attempt::Tools;
+use self::backlog::Backlogs;
 use self::board::Board;
 use self::client::{Clients, Network};
 use self::journal::Journal;
@@ -29,6 +30,9 @@ use self::standing::{Keeper, Standing};
 use self::sweep::Sweep;
 
 mod attempt;
+mod backlog;
+#[cfg(test)]
+mod backlog_tests;
 pub mod board;
 pub mod client;
 #[cfg(test)]
@@ -102,6 +106,8 @@ impl<S: Store + MarkKeeper, N: Network> Dispatcher<S, N> {
         let mut table = self.parts.table.clone();
         let mut sweep = JoinSet::new();
         sweep.spawn(self.sweep(&stop).run(Instant::now()));
+        let mut backlogs = JoinSet::new();
+        backlogs.spawn(self.backlogs(&stop).run(Instant::now()));
         let mut keeper = JoinSet::new();
         keeper.spawn(self.keeper(&stop).run());
         let mut running = Running {
@@ -127,6 +133,13 @@ impl<S: Store + MarkKeeper, N: Network> Dispatcher<S, N> {
                     let again = Instant::now() + Duration::from_secs(60);
                     sweep.spawn(running.dispatcher.sweep(&running.stop).run(again));
                 }
+                Some(ended) = backlogs.join_next(), if !backlogs.is_empty() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "holding targets to their limits broke off");
+                    }
+                    let again = Instant::now() + Duration::from_secs(60);
+                    backlogs.spawn(running.dispatcher.backlogs(&running.stop).run(again));
+                }
                 Some(ended) = keeper.join_next(), if !keeper.is_empty() => {
                     if let Err(error) = ended {
                         tracing::error!(%error, "remembering suspended targets broke off");
@@ -137,6 +150,7 @@ impl<S: Store + MarkKeeper, N: Network> Dispatcher<S, N> {
         }
         while running.tasks.join_next().await.is_some() {}
         while sweep.join_next().await.is_some() {}
+        while backlogs.join_next().await.is_some() {}
         while keeper.join_next().await.is_some() {}
     }
 
@@ -144,6 +158,15 @@ impl<S: Store + MarkKeeper, N: Network> Dispatcher<S, N> {
         Keeper {
             store: Arc::clone(&self.parts.store),
             board: Arc::clone(&self.parts.board),
+            stop: stop.clone(),
+        }
+    }
+
+    fn backlogs(&self, stop: &CancellationToken) -> Backlogs<S> {
+        Backlogs {
+            store: Arc::clone(&self.parts.store),
+            table: self.parts.table.clone(),
+            metrics: Arc::clone(&self.parts.metrics),
             stop: stop.clone(),
         }
     }

@@ -88,6 +88,10 @@ impl Store for FakeStore {
         std::future::ready(0).await
     }
 
+    async fn relieve(&self, _: &str, _: u64, _: usize) -> usize {
+        std::future::ready(0).await
+    }
+
     fn lanes(&self) -> Vec<LaneCounts> {
         Vec::new()
     }

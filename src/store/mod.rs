@@ -84,6 +84,18 @@ pub trait Store: Send + Sync + 'static {
         cause: Cause,
     ) -> impl Future<Output = usize> + Send;
 
+    /// Where the pending deliveries to `target` pin more than `bytes_max` bytes of the store, ends the
+    /// oldest of them without an attempt, as dead letters [`Cause::BacklogFull`]: as many as it takes,
+    /// but at most `max`, and none that is leased. Answers how many. What pins them is told by
+    /// [`LaneCounts::backlog_bytes`]; such dead letters pin nothing: their bytes go as those of a
+    /// delivered one do.
+    fn relieve(
+        &self,
+        target: &str,
+        bytes_max: u64,
+        max: usize,
+    ) -> impl Future<Output = usize> + Send;
+
     /// What each lane holds, for every target that was ever named and still has something.
     fn lanes(&self) -> Vec<LaneCounts>;
 
@@ -156,6 +168,9 @@ pub struct Health {
     pub duplicates_reach: Option<Duration>,
     /// The newest webhook of each source, for the alert on silence.
     pub newest_by_source: Vec<(Box<str>, Timestamp)>,
+    /// How many bytes the store may take, which is what shares of it are shares of, as of a moment
+    /// ago; none if its disk has not said that yet.
+    pub bytes_max: Option<u64>,
 }
 
 /// How large a store is.

@@ -211,28 +211,36 @@ impl Metrics {
     pub fn empty_lanes(&self, targets: Vec<Arc<str>>) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         lanes.extend(targets);
-        lanes.iter().for_each(|target| self.set_lane(target, 0, Duration::ZERO, &[]));
+        lanes.iter().for_each(|target| self.set_lane(target, &Backlog::default()));
     }
 
     /// Sets what a lane holds.
-    pub fn lane(&self, target: &str, pending: u64, oldest: Duration, dead: &[(Cause, u64)]) {
+    pub fn lane(&self, target: &str, backlog: &Backlog<'_>) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if !lanes.contains(target) {
             lanes.insert(target.into());
         }
-        self.set_lane(target, pending, oldest, dead);
+        self.set_lane(target, backlog);
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
-    fn set_lane(&self, target: &str, pending: u64, oldest: Duration, dead: &[(Cause, u64)]) {
+    fn set_lane(&self, target: &str, backlog: &Backlog<'_>) {
         let own = [("target", target)];
-        self.gauge("relay_deliveries_pending", &own).set(pending as f64);
-        self.gauge("relay_oldest_pending_age_seconds", &own).set(oldest.as_secs_f64());
+        self.gauge("relay_deliveries_pending", &own).set(backlog.pending as f64);
+        self.gauge("relay_oldest_pending_age_seconds", &own).set(backlog.oldest.as_secs_f64());
+        self.gauge("relay_backlog_bytes", &own).set(backlog.bytes as f64);
         for cause in Cause::ALL {
+            let dead = backlog.dead;
             let count = dead.iter().find(|(known, _)| *known == cause).map_or(0, |(_, n)| *n);
             let labels = [("target", target), ("cause", cause.name())];
             self.gauge("relay_dead_letters", &labels).set(count as f64);
         }
+    }
+
+    /// Sets how many bytes of the store a target may pin.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub fn backlog_limit(&self, target: &str, bytes: u64) {
+        self.gauge("relay_backlog_limit_bytes", &[("target", target)]).set(bytes as f64);
     }
 
     /// Sets how large the store is.
@@ -303,6 +311,19 @@ impl Metrics {
 fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
     let label = |(name, value): &(&'static str, &str)| Label::new(*name, (*value).to_owned());
     Key::from_parts(name, labels.iter().map(label).collect::<Vec<_>>())
+}
+
+/// What a lane holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Backlog<'a> {
+    /// Deliveries that have not ended.
+    pub pending: u64,
+    /// The age of the oldest of them.
+    pub oldest: Duration,
+    /// The bytes of the store that they pin.
+    pub bytes: u64,
+    /// Dead letters by cause.
+    pub dead: &'a [(Cause, u64)],
 }
 
 /// The metrics of one source.

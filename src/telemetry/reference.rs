@@ -70,6 +70,18 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         Some(Unit::Seconds),
         "Age of the oldest pending delivery; 0 if none.",
     ),
+    (
+        "relay_backlog_bytes",
+        Kind::Gauge,
+        Some(Unit::Bytes),
+        "Bytes of the store that the target's pending deliveries pin.",
+    ),
+    (
+        "relay_backlog_limit_bytes",
+        Kind::Gauge,
+        Some(Unit::Bytes),
+        "Bytes of the store that they may pin.",
+    ),
     ("relay_attempts_in_flight", Kind::Gauge, Some(Unit::Count), "Attempts running now."),
     (
         "relay_headers_left_out_total",

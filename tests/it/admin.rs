@@ -31,6 +31,8 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_deliveries_settled_total", &["target", "settlement"]),
     ("relay_deliveries_pending", &["target"]),
     ("relay_oldest_pending_age_seconds", &["target"]),
+    ("relay_backlog_bytes", &["target"]),
+    ("relay_backlog_limit_bytes", &["target"]),
     ("relay_attempts_in_flight", &["target"]),
     ("relay_dead_letters", &["target", "cause"]),
     ("relay_headers_left_out_total", &["target"]),

@@ -89,6 +89,42 @@ impl Store for EmbeddedStore {
         }
     }
 
+    fn relieve(
+        &self,
+        target: &str,
+        bytes_max: u64,
+        max: usize,
+    ) -> impl Future<Output = usize> + Send {
+        let lane = self.shared.lanes.lane(target);
+        let name = Arc::clone(lane.name());
+        // Those that are leased stay: so many more are asked for.
+        let asked_for = max.saturating_add(lane.leased());
+        let (request, answer) = Request::ask(move |indexer| {
+            let over = indexer.index.backlog_bytes(&name)?.saturating_sub(bytes_max);
+            let asked_for = if over > 0 { asked_for } else { 0 };
+            Ok((
+                over,
+                indexer.index.started_before(&name, Timestamp::from_millis(u64::MAX), asked_for)?,
+            ))
+        });
+        // Behind all that waits: what was ended before is not counted any more.
+        self.shared.queue.request(request);
+        async move {
+            let (mut over, found) = answer.await.unwrap_or_default();
+            let mut ended = 0;
+            for (row, id) in found {
+                if over == 0 || ended == max {
+                    break;
+                }
+                if lane.end(row, id, Cause::BacklogFull) {
+                    over = over.saturating_sub(row.webhook_at.length);
+                    ended += 1;
+                }
+            }
+            ended
+        }
+    }
+
     fn lanes(&self) -> Vec<LaneCounts> {
         let mut counts: Vec<_> = self
             .shared
@@ -114,6 +150,7 @@ impl Store for EmbeddedStore {
             damaged_records: shared.log.damage.count(),
             duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
             newest_by_source: shared.newest.all(),
+            bytes_max: shared.usage.bytes_max(),
         }
     }
 

@@ -21,10 +21,13 @@ use crate::store::embedded::newest::Newest;
 use crate::store::embedded::recent::{Known, RecentSet};
 use crate::store::embedded::record::Settled;
 use crate::store::embedded::segment::LogPoint;
+use crate::store::embedded::usage::Usage;
 
 // How long changes wait for more to be applied with.
 const APPLY_WAIT: Duration = Duration::from_millis(250);
 const HOUSEKEEPING_WAIT: Duration = Duration::from_secs(1);
+// Each segment is asked for its size.
+const MEASURING_WAIT: Duration = Duration::from_secs(10);
 const TRIAL_WAIT: Duration = Duration::from_secs(1);
 // As many as the committer keeps.
 const UNLOGGED_MAX: usize = 65_536;
@@ -47,6 +50,8 @@ pub struct Parts {
     pub claims: Arc<Claims<RecentSet>>,
     /// The newest webhooks.
     pub newest: Arc<Newest>,
+    /// What the store may take.
+    pub usage: Arc<Usage>,
     /// Where this start's own records begin.
     pub start: LogPoint,
     /// How long what can't be read is waited for.
@@ -74,6 +79,7 @@ pub struct Indexer {
     unreadable_since: Option<Instant>,
     failed_writes: u32,
     next_file_trial: Instant,
+    next_measuring: Instant,
 }
 
 impl Indexer {
@@ -92,6 +98,7 @@ impl Indexer {
             unreadable_since: None,
             failed_writes: 0,
             next_file_trial: Instant::now(),
+            next_measuring: Instant::now() + MEASURING_WAIT,
         }
     }
 
@@ -351,6 +358,10 @@ impl Indexer {
         self.try_file(now);
         if self.behind {
             return;
+        }
+        if now >= self.next_measuring {
+            self.next_measuring = now + MEASURING_WAIT;
+            self.parts.usage.measure(&self.parts.log);
         }
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING_WAIT;

@@ -432,6 +432,11 @@ impl Lane {
         }
     }
 
+    /// How many deliveries are leased.
+    pub fn leased(&self) -> usize {
+        self.lock().leased.len()
+    }
+
     /// How many deliveries are in memory.
     pub fn in_memory(&self) -> usize {
         let state = self.lock();

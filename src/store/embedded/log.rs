@@ -357,6 +357,16 @@ impl Log {
         (bytes_max.saturating_sub(self.bytes()), bytes_max)
     }
 
+    /// What all segments together may take; without a limit what would be the default, which is what
+    /// shares of the store are shares of. None if the disk does not say.
+    pub fn bytes_max(&self) -> Option<u64> {
+        if let Some(Limit::Bytes(bytes)) = self.limit.get() {
+            return Some(*bytes);
+        }
+        let free = self.disk.available_bytes(&self.dir).ok()?;
+        Some(self.bytes().saturating_add(free) / 5 * 4)
+    }
+
     /// What is left of the limit.
     pub fn left_of_limit(&self) -> u64 {
         self.limit().0

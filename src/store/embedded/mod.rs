@@ -35,6 +35,7 @@ use crate::store::embedded::observer::{Observer, Unobserved};
 use crate::store::embedded::past::{IsWhole, Past, Rest};
 use crate::store::embedded::queue::Queue;
 use crate::store::embedded::recent::RecentSet;
+use crate::store::embedded::usage::Usage;
 
 mod adding;
 mod assembly;
@@ -79,6 +80,7 @@ mod slots;
 mod telling;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 
 // A start goes on without a complete index after this: first accept within a second.
 const CATCH_UP_WAIT: Duration = Duration::from_millis(750);
@@ -231,6 +233,7 @@ struct Shared {
     failing: Arc<Failing>,
     busy: Arc<Busy>,
     newest: Arc<Newest>,
+    usage: Arc<Usage>,
     unreadable: Unreadable,
     index_file: PathBuf,
     past_is_whole: IsWhole,
@@ -369,7 +372,10 @@ impl Shared {
         let inbox = Arc::new(Inbox::default());
         let memory = Memory::new(settings.delivery_memory);
         let lanes = Lanes::new(memory, Arc::clone(&queue), Arc::clone(&inbox));
+        let usage = Usage::default();
+        usage.measure(&log);
         Self {
+            usage: Arc::new(usage),
             claims: Arc::new(Claims::new(past.recent, Arc::clone(&clock))),
             clock: ClockHandle(clock),
             queue,
@@ -428,6 +434,7 @@ impl Shared {
             lanes: Arc::clone(&self.lanes),
             claims: Arc::clone(&self.claims),
             newest: Arc::clone(&self.newest),
+            usage: Arc::clone(&self.usage),
             start,
             read_patience: settings.read_patience,
             caught_up,

@@ -9,13 +9,13 @@ use crate::domain::delivery::{Cause, State};
 use crate::domain::time::Timestamp;
 use crate::store::embedded::index::sums::{Sums, state_of};
 use crate::store::embedded::index::{Index, int, uint};
-use crate::store::embedded::record::Standing;
+use crate::store::embedded::record::{Standing, cause_code};
 use crate::store::embedded::segment::Position;
 
 /// Up to when webhooks are deleted, by what they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Expiry {
-    /// Settled ones received before.
+    /// Settled ones received before; a dead letter of a full backlog counts as settled.
     pub settled: Timestamp,
     /// Unrouted ones.
     pub unrouted: Timestamp,
@@ -80,11 +80,14 @@ impl Index {
         max: usize,
     ) -> rusqlite::Result<Vec<(u64, fn(Expiry) -> u64)>> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT id, (SELECT MAX(CASE state WHEN 0 THEN 3 WHEN 2 THEN 2 ELSE 1 END)
+            "SELECT id, (SELECT MAX(CASE WHEN state = 0 THEN 3
+                                         WHEN state = 2 AND cause <> ?4 THEN 2 ELSE 1 END)
                          FROM delivery WHERE webhook = id)
              FROM webhook WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3",
         )?;
-        let mut rows = statement.query([int(from), int(end), int(max as u64)])?;
+        // A dead letter of a backlog that was full keeps its webhook no longer than a delivered one.
+        let full = i64::from(cause_code(Cause::BacklogFull));
+        let mut rows = statement.query([int(from), int(end), int(max as u64), full])?;
         let mut looked: Vec<(u64, fn(Expiry) -> u64)> = Vec::new();
         while let Some(row) = rows.next()? {
             let limit: fn(Expiry) -> u64 = match row.get::<_, Option<i64>>(1)? {

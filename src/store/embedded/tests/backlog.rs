@@ -8,6 +8,7 @@ use super::cleaning::clean;
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::archive::{Addition, Archive};
+use crate::store::story::{Filter, Order};
 
 /// What the index adds up, and the same added up anew from its rows: by target, state and cause, how
 /// many there are and what the records of their webhooks take; and what unrouted ones take.
@@ -136,4 +137,107 @@ async fn what_a_target_pins_follows_from_the_log_through_restarts_cleaning_and_a
     drain(&store, "billing").await;
     let empty = closed(&world, store, "all delivered").await;
     assert!(empty.0.keys().all(|(_, state, _)| *state == 2), "{empty:?}");
+}
+
+/// Takes steps until nothing more is ended; how many were.
+async fn relieved(store: &EmbeddedStore, target: &str, bytes_max: u64, step: usize) -> usize {
+    let mut ended = 0;
+    loop {
+        let some = store.relieve(target, bytes_max, step).await;
+        assert!(some <= step);
+        ended += some;
+        if some == 0 {
+            return ended;
+        }
+    }
+}
+
+fn dead(store: &EmbeddedStore, target: &str) -> Vec<(Cause, u64)> {
+    let lanes = store.lanes();
+    lanes.into_iter().find(|lane| *lane.target == *target).map_or(Vec::new(), |lane| lane.dead)
+}
+
+#[tokio::test]
+async fn beyond_its_limit_a_target_s_oldest_are_dead_letters_and_no_other_target_loses_any() {
+    // More than its lane has in memory.
+    const COUNT: u64 = 1500;
+    const KEPT: u64 = 1100;
+    let mut world = World::new();
+    world.settings.segment_bytes = 1 << 20;
+    let store = world.open();
+    let mut bodies = Vec::new();
+    for n in 0..COUNT {
+        let body = [&n.to_be_bytes()[..], &[7; 300]].concat();
+        world.commit(&store, &body, &["down", "up"]).await.1.unwrap();
+        bodies.push(Bytes::from(body));
+        world.clock.advance(Duration::from_millis(1));
+    }
+    let one = {
+        store.flush().await;
+        let ask = store.shared.ask(|indexer| indexer.index.backlog_bytes("down")).await;
+        ask.unwrap() / COUNT
+    };
+    // The oldest are on their way: they stay, and others go.
+    let leases = lease(&store, "down", 3).await;
+    assert_eq!(relieved(&store, "down", KEPT * one, 64).await, (COUNT - KEPT) as usize);
+    assert_eq!(relieved(&store, "down", KEPT * one, 64).await, 0);
+    assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, COUNT - KEPT)]);
+    told(&store, "down", KEPT * one).await;
+    told(&store, "up", COUNT * one).await;
+    let leased = leases.len();
+    drop(leases);
+    // Killed between two steps, the rest is what the next start finds.
+    let half = store.relieve("down", (KEPT - 100) * one, 50).await;
+    assert_eq!(half, 50);
+    let kept = closed(&world, store, "relieved").await;
+    world.delete_index();
+    let store = world.open();
+    told(&store, "down", (KEPT - 50) * one).await;
+    assert_eq!(relieved(&store, "down", (KEPT - 100) * one, 50).await, 50);
+    assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, COUNT - KEPT + 100)]);
+    let mut left = drain(&store, "down").await;
+    left.sort();
+    // Those that were leased were the oldest, and went when they were free again.
+    assert!(leased <= 50);
+    assert_eq!(left, bodies[bodies.len() - (KEPT as usize - 100)..]);
+    assert_eq!(drain(&store, "up").await.len() as u64, COUNT);
+    let empty = closed(&world, store, "drained").await;
+    assert!(kept.0.len() > empty.0.len(), "{kept:?} {empty:?}");
+}
+
+#[tokio::test]
+async fn what_a_full_backlog_ended_goes_as_what_is_delivered_does_and_frees_the_disk() {
+    const COUNT: u8 = 60;
+    let mut world = World::new();
+    world.settings.segment_bytes = 12 << 10;
+    world.settings.retain = Duration::from_millis(640);
+    let store = world.open();
+    for n in 0..COUNT {
+        let targets: &[&str] = if n < 4 { &["down", "slow"] } else { &["down"] };
+        world.commit(&store, &[n; 1500], targets).await.1.unwrap();
+    }
+    assert_eq!(relieved(&store, "down", 0, 64).await, usize::from(COUNT));
+    store.flush().await;
+    // Within their time they are listed, and can be redriven.
+    let redriven = world.webhook(b"", &[]).received_at;
+    let found =
+        store.stories(Filter::default(), None, Order::OldestFirst, 100).await.unwrap().stories;
+    let last = found.last().unwrap();
+    let settlement = Settlement::Redriven { at: redriven };
+    assert_eq!(store.settle_dead(vec![(last.id, 0)], settlement).await, Ok(1));
+    assert_eq!(pending(&store, "down").await, 1);
+    let before = segments(&world).len();
+    assert!(before > 7, "{before}");
+    world.clock.advance(Duration::from_secs(10));
+    let shrunk = async {
+        while segments(&world).len() > 4 {
+            store.flush().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, shrunk).await;
+    // Their webhooks are needed by another target.
+    assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, 4)]);
+    assert_eq!(drain(&store, "slow").await.len(), 4);
+    assert_eq!(drain(&store, "down").await, [Bytes::from(vec![COUNT - 1; 1500])]);
 }
