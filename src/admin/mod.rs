@@ -24,6 +24,7 @@ use crate::admin::guard::Guard;
 use crate::admin::readiness::Readiness;
 use crate::admin::sizes::Measuring;
 use crate::domain::signature::Secret;
+use crate::domain::target::BacklogLimit;
 use crate::domain::time::Clock;
 use crate::net::address::{Address, Bound, Listening, Stream};
 use crate::store::{Pulse, Store};
@@ -44,6 +45,9 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often histograms are folded together when nobody scrapes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// Names targets, and how much of the store each may pin.
+pub type Targets = Arc<dyn Fn() -> Vec<(Arc<str>, BacklogLimit)> + Send + Sync>;
+
 /// What the operator's address answers from.
 pub struct Admin<S> {
     /// The store, once it is open.
@@ -55,7 +59,7 @@ pub struct Admin<S> {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The targets of the table in force: they are shown even when they hold nothing.
-    pub targets: Arc<dyn Fn() -> Vec<Arc<str>> + Send + Sync>,
+    pub targets: Targets,
     /// What else can be asked.
     pub endpoints: Vec<Endpoint>,
     /// What has to be brought for that; without one, it can be asked on this machine only.
@@ -221,7 +225,15 @@ impl<S: Store> Admin<S> {
         let store = self.store.borrow().clone();
         if let Some(store) = store {
             // What is not in the store any more has nothing, be it in the table or gone from it.
-            self.metrics.empty_lanes((self.targets)());
+            let health = store.health();
+            let targets = (self.targets)();
+            if let Some(store_bytes_max) = health.bytes_max {
+                self.metrics.store_limit(store_bytes_max);
+                for (name, limit) in &targets {
+                    self.metrics.backlog_limit(name, limit.bytes(store_bytes_max));
+                }
+            }
+            self.metrics.empty_lanes(targets.into_iter().map(|(name, _)| name).collect());
             for lane in store.lanes() {
                 let age = lane.oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
                 let backlog = Backlog {
@@ -232,7 +244,8 @@ impl<S: Store> Admin<S> {
                 };
                 self.metrics.lane(&lane.target, &backlog);
             }
-            self.metrics.store_damage(store.health().damaged_records);
+            self.metrics.store_damage(health.damaged_records);
+            self.metrics.unrouted(health.unrouted_bytes, health.unrouted_removed);
         }
         let mut response = text(StatusCode::OK, self.metrics.render());
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");

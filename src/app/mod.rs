@@ -22,6 +22,7 @@ use crate::app::watcher::{Followed, Reloads, Watcher};
 use crate::config::Environment;
 use crate::delivery::board::Board;
 use crate::domain::route::RoutingTable;
+use crate::domain::target::Target;
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
@@ -206,7 +207,11 @@ impl App {
             metrics: Arc::clone(&metrics),
             readiness: Arc::clone(&readiness),
             clock: clock.clone(),
-            targets: Arc::new(move || targets.borrow().targets.keys().cloned().collect()),
+            targets: Arc::new(move || {
+                let table = targets.borrow();
+                let limit = |target: &Arc<Target>| (Arc::clone(&target.name), target.backlog_limit);
+                table.targets.values().map(limit).collect()
+            }),
             token: tokens.as_ref().map(|(held, _)| held.subscribe()),
         };
         let admin = admin.spawn(socket)?;

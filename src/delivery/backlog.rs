@@ -77,9 +77,6 @@ impl<S: Store> Backlogs<S> {
         }
         // The disk has not said how large the store may be.
         let Some(store_bytes_max) = self.store.health().bytes_max else { return Progress::Done };
-        for (name, limit) in &known.limits {
-            self.metrics.backlog_limit(name, limit.bytes(store_bytes_max));
-        }
         let lanes = self.store.lanes();
         known.over.retain(|target, ended| {
             let is_listed = lanes.iter().any(|lane| lane.target == *target);

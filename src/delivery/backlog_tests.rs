@@ -33,13 +33,8 @@ async fn what_is_beyond_its_limit_ends_the_oldest_first_and_nobody_else_s() {
     let dead = Settlement::DeadLetter(Cause::BacklogFull);
     assert!(settled.iter().all(|s| s.settlement == dead && *s.delivery.target == *"crm"));
     assert!(settled.iter().all(|s| s.attempt.is_none()));
-    let page = world.metrics.render();
-    for line in [
-        "relay_deliveries_settled_total{target=\"crm\",settlement=\"dead_letter\"} 240",
-        "relay_backlog_limit_bytes{target=\"crm\"} 10485760",
-    ] {
-        assert!(page.contains(line), "{line} in {page}");
-    }
+    let counted = "relay_deliveries_settled_total{target=\"crm\",settlement=\"dead_letter\"} 240";
+    assert!(world.metrics.render().contains(counted));
 }
 
 #[tokio::test(start_paused = true)]

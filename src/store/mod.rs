@@ -171,6 +171,11 @@ pub struct Health {
     /// How many bytes the store may take, which is what shares of it are shares of, as of a moment
     /// ago; none if its disk has not said that yet.
     pub bytes_max: Option<u64>,
+    /// Bytes that webhooks without a delivery take, as of a moment ago. They have a quarter of what the
+    /// store may take: beyond it the oldest go.
+    pub unrouted_bytes: u64,
+    /// How many of them went so since the start, before their retention was over.
+    pub unrouted_removed: u64,
 }
 
 /// How large a store is.

@@ -250,6 +250,19 @@ impl Metrics {
         self.gauge("relay_store_available_bytes", &[]).set(available_bytes as f64);
     }
 
+    /// Sets how large the store may be.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub fn store_limit(&self, bytes: u64) {
+        self.gauge("relay_store_limit_bytes", &[]).set(bytes as f64);
+    }
+
+    /// Sets what unrouted webhooks take of the store, and how many went to make room.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    pub fn unrouted(&self, bytes: u64, removed: u64) {
+        self.gauge("relay_unrouted_bytes", &[]).set(bytes as f64);
+        self.counter("relay_unrouted_removed_total", &[]).absolute(removed);
+    }
+
     /// Sets how many of the store's records are damaged.
     pub fn store_damage(&self, damaged_records: u64) {
         self.counter("relay_store_damaged_records_total", &[]).absolute(damaged_records);

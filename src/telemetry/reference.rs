@@ -32,6 +32,18 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
     ),
     ("relay_unrouted_total", Kind::Counter, None, "Verified webhooks that no route wanted."),
     (
+        "relay_unrouted_bytes",
+        Kind::Gauge,
+        Some(Unit::Bytes),
+        "Bytes of the store that unrouted webhooks take.",
+    ),
+    (
+        "relay_unrouted_removed_total",
+        Kind::Counter,
+        None,
+        "Unrouted webhooks that went early, because all took more than a quarter of the store.",
+    ),
+    (
         "relay_duplicates_window_seconds",
         Kind::Gauge,
         Some(Unit::Seconds),
@@ -128,6 +140,12 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
     ),
     ("relay_tls_handshakes_total", Kind::Counter, None, "TLS handshakes, by result."),
     ("relay_store_bytes", Kind::Gauge, Some(Unit::Bytes), "Bytes that the store takes."),
+    (
+        "relay_store_limit_bytes",
+        Kind::Gauge,
+        Some(Unit::Bytes),
+        "Bytes that the store may take: what shares of it refer to.",
+    ),
     (
         "relay_store_available_bytes",
         Kind::Gauge,

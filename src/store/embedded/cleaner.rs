@@ -31,6 +31,9 @@ const STAYS_FOR: Duration = Duration::from_secs(3600);
 // not below what an operator who looks at once may want to see.
 const SHORT_PASS_WAIT: Duration = Duration::from_secs(5);
 const HALVINGS_MAX: u32 = 16;
+// Of what the store may take, unrouted webhooks have at most this part: what nobody has asked for yet
+// must not keep out what somebody waits for.
+const UNROUTED_PART: u64 = 4;
 const SHORTEST: Duration = Duration::from_secs(300);
 
 /// Segments that are cleaned at any cost, because of what was erased in them.
@@ -55,6 +58,9 @@ pub struct Cleaner {
     // Segments for which as much would have to be written, likewise.
     without_gain: HashMap<u64, Instant>,
     forced: Option<Forced>,
+    // Whether unrouted webhooks have gone early, and it was told: so long as they stay near their share
+    // that is one story.
+    crowded: bool,
     // How often what is settled has been given half the time, because room is short.
     halvings: u32,
     segment_bytes: u64,
@@ -74,6 +80,7 @@ struct Retention {
 enum Stage {
     #[default]
     Idle,
+    Crowding,
     Expiring(u64),
     Copying(Box<Job>),
 }
@@ -150,8 +157,15 @@ impl Cleaner {
                     return Ok(());
                 }
                 if self.may_begin(retention, &indexer.parts.log) {
-                    self.stage = Stage::Expiring(0);
+                    self.stage = Stage::Crowding;
                 }
+                Ok(())
+            }
+            Stage::Crowding => {
+                self.stage = match self.crowd_out(indexer)? {
+                    ROWS_PER_STEP => Stage::Crowding,
+                    _ => Stage::Expiring(0),
+                };
                 Ok(())
             }
             Stage::Expiring(cursor) => {
@@ -220,6 +234,32 @@ impl Cleaner {
             }
             Err(Problem::Index(error)) => Err(error),
         }
+    }
+
+    /// Where unrouted webhooks take more than their share of the store the oldest of them go, a few.
+    /// Answers how many. What time it is does not matter to that.
+    fn crowd_out(&mut self, indexer: &mut Indexer) -> rusqlite::Result<usize> {
+        let usage = Arc::clone(&indexer.parts.usage);
+        let Some(store_bytes_max) = usage.bytes_max() else { return Ok(0) };
+        let (bytes, bytes_max) = (indexer.index.unrouted_bytes()?, store_bytes_max / UNROUTED_PART);
+        let removed = match bytes.saturating_sub(bytes_max) {
+            0 => 0,
+            over => indexer.index.remove_unrouted(over, ROWS_PER_STEP)?,
+        };
+        usage.removed_unrouted(removed as u64);
+        usage.set_unrouted(indexer.index.unrouted_bytes()?);
+        if removed > 0 && !self.crowded {
+            self.crowded = true;
+            tracing::warn!(
+                unrouted_bytes = bytes,
+                limit_bytes = bytes_max,
+                "unrouted webhooks take more than a quarter of what the store may take: the oldest go \
+                 before --retain-unrouted is over"
+            );
+        } else if bytes < bytes_max / 4 * 3 {
+            self.crowded = false;
+        }
+        Ok(removed)
     }
 
     /// Whether a pass may begin: not too often.

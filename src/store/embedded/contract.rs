@@ -151,6 +151,8 @@ impl Store for EmbeddedStore {
             duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
             newest_by_source: shared.newest.all(),
             bytes_max: shared.usage.bytes_max(),
+            unrouted_bytes: shared.usage.unrouted_bytes(),
+            unrouted_removed: shared.usage.unrouted_removed(),
         }
     }
 

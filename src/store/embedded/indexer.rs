@@ -365,6 +365,10 @@ impl Indexer {
         }
         if now >= self.next_housekeeping {
             self.next_housekeeping = now + HOUSEKEEPING_WAIT;
+            match self.index.unrouted_bytes() {
+                Ok(bytes) => self.parts.usage.set_unrouted(bytes),
+                Err(error) => return self.failed(&error),
+            }
             for lane in self.parts.lanes.all() {
                 let oldest = self.index.oldest(lane.name());
                 match oldest.and_then(|at| Ok((at, self.index.backlog_bytes(lane.name())?))) {

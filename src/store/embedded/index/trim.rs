@@ -101,6 +101,37 @@ impl Index {
         Ok(looked)
     }
 
+    /// Deletes the oldest webhooks without a delivery until they take `over` bytes less, but at most
+    /// `max` of them. Answers how many.
+    pub fn remove_unrouted(&mut self, over: u64, max: usize) -> rusqlite::Result<usize> {
+        let mut left = over;
+        let mut keys = Vec::new();
+        {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT id, length FROM webhook INDEXED BY unrouted WHERE unrouted = 1
+                 ORDER BY id LIMIT ?1",
+            )?;
+            let mut rows = statement.query([int(max as u64)])?;
+            while left > 0
+                && let Some(row) = rows.next()?
+            {
+                keys.push(uint(row.get(0)?));
+                left = left.saturating_sub(uint(row.get(1)?));
+            }
+        }
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        self.transaction(|index| {
+            let mut sums = Sums::default();
+            for key in &keys {
+                index.delete(*key, &mut sums)?;
+            }
+            index.write_sums(sums)
+        })?;
+        Ok(keys.len())
+    }
+
     /// Deletes duplicate keys from before a moment, a few pieces at a time.
     pub fn forget_known(&self, before: Timestamp) -> rusqlite::Result<()> {
         self.connection

@@ -8,6 +8,7 @@ use super::cleaning::clean;
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::archive::{Addition, Archive};
+use crate::store::embedded::log::Limit;
 use crate::store::story::{Filter, Order};
 
 /// What the index adds up, and the same added up anew from its rows: by target, state and cause, how
@@ -240,4 +241,55 @@ async fn what_a_full_backlog_ended_goes_as_what_is_delivered_does_and_frees_the_
     assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, 4)]);
     assert_eq!(drain(&store, "slow").await.len(), 4);
     assert_eq!(drain(&store, "down").await, [Bytes::from(vec![COUNT - 1; 1500])]);
+}
+
+#[tokio::test]
+async fn unrouted_webhooks_take_a_quarter_of_the_store_and_the_oldest_go_first() {
+    const LIMIT: u64 = 200 << 10;
+    const COUNT: u8 = 60;
+    let mut world = World::new();
+    world.settings.segment_bytes = 12 << 10;
+    world.settings.retain = Duration::from_millis(640);
+    world.settings.limit = Limit::Bytes(LIMIT);
+    let store = world.open();
+    let mut ids = Vec::new();
+    for n in 0..COUNT {
+        let targets: &[&str] = if n % 10 == 0 { &["crm"] } else { &[] };
+        let (webhook, result) = world.commit(&store, &[n; 1500], targets).await;
+        result.unwrap();
+        if targets.is_empty() {
+            ids.push(webhook.id);
+        }
+    }
+    let unrouted = async |store: &EmbeddedStore| {
+        let filter = Filter { unrouted: true, ..Filter::default() };
+        let found = store.stories(filter, None, Order::OldestFirst, 100).await.unwrap();
+        found.stories.into_iter().map(|story| story.id).collect::<Vec<_>>()
+    };
+    // The clock is in doubt, which does not matter: it is no question of time.
+    world.clock.doubt(true);
+    let crowded_out = async |store: &EmbeddedStore| {
+        let is_less = async {
+            loop {
+                let ask = store.shared.ask(|indexer| indexer.index.unrouted_bytes()).await;
+                if ask.unwrap() <= LIMIT / 4 {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(PATIENCE, is_less).await;
+    };
+    crowded_out(&store).await;
+    let left = unrouted(&store).await;
+    assert!((25..31).contains(&left.len()), "{} of 1.7 KB each", left.len());
+    assert_eq!(left, ids[ids.len() - left.len()..], "the newest stay");
+    assert_eq!(store.health().unrouted_removed, (ids.len() - left.len()) as u64);
+    assert_eq!(pending(&store, "crm").await, 6, "nobody else's");
+    closed(&world, store, "crowded").await;
+    world.delete_index();
+    let store = world.open();
+    crowded_out(&store).await;
+    assert_eq!(unrouted(&store).await, left, "from the log alone the same ones stay");
+    assert_eq!(drain(&store, "crm").await.len(), 6);
 }
