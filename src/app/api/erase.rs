@@ -37,6 +37,7 @@ pub(super) async fn erase<S: Archive>(store: &S, id: &str, body: &[u8]) -> Resul
         let body_bytes = story.body_bytes;
         return Ok(told(id, "stored", Some(Erased { ended: pending, body_bytes })));
     }
+    tracing::info!(webhook_id = %id, "an operator has a webhook erased");
     match timeout(TIME_MAX, store.erase(id)).await {
         Err(_) => Ok(told(id, "under_way", None)),
         Ok(Ok(Some(erased))) => Ok(told(id, "erased", Some(erased))),

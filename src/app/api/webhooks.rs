@@ -88,7 +88,9 @@ pub(super) async fn story<S: Archive>(store: &S, id: WebhookId) -> Result<Story,
 }
 
 pub(super) fn not_stored(id: WebhookId) -> Problem {
-    let detail = format!("no webhook {id} is stored: it never came, or its retention is over");
+    let detail = format!(
+        "no webhook {id} is stored: it never came, its retention is over, or it was erased"
+    );
     Problem::new(StatusCode::NOT_FOUND, detail)
 }
 
