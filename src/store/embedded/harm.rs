@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::disk::{Disk, RealDisk, read_fully, write_fully};
+use crate::store::embedded::index::Index;
 use crate::store::embedded::record::{Kind, peek_webhook};
 use crate::store::embedded::scanner::Scanner;
 use crate::store::embedded::segment::{
-    FRAME_HEAD, Frame, HEADER_BYTES, Head, Header, Heading, Position, Seal, Segment,
+    FRAME_HEAD, Frame, HEADER_BYTES, Head, Header, Heading, LogPoint, Position, Seal, Segment,
 };
 
 /// What a disk writes whole or not at all.
@@ -39,7 +40,8 @@ pub struct Cut {
 /// Takes from the newest segment what a power cut may take: sectors that no sync had made durable.
 ///
 /// All batches but the last one were synced before the last one was written. The last one was too if
-/// somebody knows of a webhook in it: `is_known` tells which. Then nothing is taken.
+/// somebody knows of a webhook in it: `is_known` tells which. Or if the index does: it is told of nothing
+/// sooner. Then nothing is taken.
 pub fn cut_power(
     data: &Path,
     is_known: impl Fn(WebhookId) -> bool,
@@ -66,7 +68,7 @@ pub fn cut_power(
             _ => is_durable = true,
         }
     }
-    if is_durable {
+    if is_durable || indexed(data) > (LogPoint { segment: segment.header.number, offset: from }) {
         return Ok(Cut::default());
     }
     let all = random().is_multiple_of(2);
@@ -82,6 +84,16 @@ pub fn cut_power(
     }
     segment.file.sync_all()?;
     Ok(cut)
+}
+
+/// Up to where the log is in the index.
+fn indexed(data: &Path) -> LogPoint {
+    let path = data.join("index.sqlite");
+    if !path.exists() {
+        return LogPoint::default();
+    }
+    // What can't be opened knows nothing: a start makes it again.
+    Index::open_file(&path).map(|index| index.applied()).unwrap_or_default()
 }
 
 /// Flips one bit in one record of a webhook or a settlement, each record as likely as any other.
