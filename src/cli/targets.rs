@@ -79,8 +79,8 @@ async fn list(asking: &Asking) -> anyhow::Result<Verdict> {
     }
     let width = targets.iter().map(|target| text(target, "name").len()).max().unwrap_or_default();
     let head = format!(
-        "{:width$}  {:<9} {:>9} {:>12}  {:<24}  last attempt",
-        "", "state", "pending", "dead letters", "oldest pending"
+        "{:width$}  {:<9} {:>9} {:>16} {:>12}  {:<24}  last attempt",
+        "", "state", "pending", "backlog of limit", "dead letters", "oldest pending"
     );
     output.line(output.paint(Style::Dim, head));
     for target in targets {
@@ -104,13 +104,28 @@ fn print(output: &Output, target: &Value, width: usize) {
         _ => output.paint(Style::Notice, padded).to_string(),
     };
     output.line(format_args!(
-        "{:width$}  {padded} {pending:>9} {dead:>12}  {oldest:<24}  {}",
+        "{:width$}  {padded} {pending:>9} {:>16} {dead:>12}  {oldest:<24}  {}",
         text(target, "name"),
+        backlog(target),
         attempt(target.get("last_attempt").unwrap_or(&Value::Null)),
     ));
     for note in notes(target) {
         output.line(output.paint(Style::Dim, format!("{:width$}  {note}", "")));
     }
+}
+
+/// What waits for it takes so much of the store, and may take so much.
+fn backlog(target: &Value) -> String {
+    let bytes = |name: &str| target.get(name).and_then(Value::as_u64);
+    let limit = bytes("backlog_limit_bytes").map(|limit| format!(" of {}", rounded(limit)));
+    format!("{}{}", rounded(bytes("backlog_bytes").unwrap_or_default()), limit.unwrap_or_default())
+}
+
+/// A size in the largest unit of which there is one at least.
+fn rounded(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let unit = UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0);
+    unit.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
 fn attempt(last: &Value) -> String {
@@ -151,5 +166,19 @@ fn reason(suspended: &Value) -> String {
     match suspended.get("status").and_then(Value::as_u64) {
         Some(status) => format!("{} {status}", text(suspended, "outcome")),
         None => text(suspended, "outcome").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backlog_is_told_with_its_limit_where_it_has_one() {
+        let target =
+            |bytes: u64, limit| json!({ "backlog_bytes": bytes, "backlog_limit_bytes": limit });
+        assert_eq!(backlog(&target(0, Some(50_u64 << 30))), "0B of 50GiB");
+        assert_eq!(backlog(&target((3 << 20) - 1, Some(3 << 20))), "2MiB of 3MiB");
+        assert_eq!(backlog(&target(1024, None)), "1KiB");
     }
 }

@@ -41,6 +41,7 @@
 mod accepts;
 mod admin;
 mod asks;
+mod backlogs;
 mod command_line;
 mod crowds;
 mod damage;

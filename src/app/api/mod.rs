@@ -201,9 +201,10 @@ impl Answers {
 
     #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
     async fn targets(self, _: Asked) -> Result<Answer, Problem> {
-        let lanes = self.store()?.lanes();
+        let store = self.store()?;
+        let (lanes, bytes_max) = (store.lanes(), store.health().bytes_max);
         let table = Arc::clone(&self.table.borrow());
-        let listed = targets::list(&table, &lanes, &self.board.all(), self.clock.now());
+        let listed = targets::list(&table, &lanes, bytes_max, &self.board.all(), self.clock.now());
         Ok(Answer::Json(listed))
     }
 

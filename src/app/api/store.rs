@@ -30,6 +30,8 @@ pub(super) fn shown(known: &Known) -> Value {
         "held_up_ms": u64::try_from(pulse.held_up_for.as_millis()).unwrap_or(u64::MAX),
         "bytes": sizes.map(|sizes| sizes.bytes),
         "available_bytes": sizes.map(|sizes| sizes.available_bytes),
+        "limit_bytes": health.bytes_max,
+        "unrouted_bytes": health.unrouted_bytes,
         "pending": lanes.iter().map(|lane| lane.pending).sum::<u64>(),
         "oldest_pending_at": lanes.iter().filter_map(|lane| lane.oldest).min().map(|at| at.to_string()),
         "dead_letters": dead,
@@ -71,6 +73,7 @@ mod tests {
             shown,
             json!({
                 "failing": "disk_full", "held_up_ms": 0, "bytes": null, "available_bytes": null,
+                "limit_bytes": null, "unrouted_bytes": 0,
                 "pending": 7, "oldest_pending_at": "1970-01-01T00:00:01.000Z",
                 "dead_letters": { "expired": 4, "given_up": 2 }, "newest_webhook_at": {},
                 "damaged_records": 0, "duplicates_known_for_s": null,

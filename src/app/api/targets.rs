@@ -20,10 +20,12 @@ use crate::store::{LaneCounts, Store};
 /// How long an answer waits for the lane to have heard.
 const HEARD_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// The targets of the table, and those that are gone from it and still have something.
+/// The targets of the table, and those that are gone from it and still have something. Limits are
+/// shares of `store_bytes_max`, where that is known.
 pub(super) fn list(
     table: &RoutingTable,
     lanes: &[LaneCounts],
+    store_bytes_max: Option<u64>,
     board: &BTreeMap<Arc<str>, Status>,
     now: Timestamp,
 ) -> Value {
@@ -31,9 +33,11 @@ pub(super) fn list(
         table.targets.keys().map(|name| (&**name, None)).collect();
     all.extend(lanes.iter().map(|lane| (&*lane.target, Some(lane))));
     let items = all.into_iter().map(|(name, lane)| {
-        let in_table = table.targets.contains_key(name);
-        let status = board.get(name).filter(|_| in_table);
-        shown(name, lane, status, in_table, now)
+        let target = table.targets.get(name);
+        let status = board.get(name).filter(|_| target.is_some());
+        let limit = target.zip(store_bytes_max).map(|(t, max)| t.backlog_limit.bytes(max));
+        let limit = json!({ "backlog_limit_bytes": limit });
+        with(shown(name, lane, status, target.is_some(), now), limit)
     });
     json!({ "items": items.collect::<Vec<_>>(), "next": null })
 }
@@ -63,6 +67,7 @@ fn shown(
         "last_attempt": last,
         "pending": lane.map_or(0, |lane| lane.pending),
         "oldest_pending_at": lane.and_then(|lane| lane.oldest).map(|at| at.to_string()),
+        "backlog_bytes": lane.map_or(0, |lane| lane.backlog_bytes),
         "dead_letters": Value::Object(dead.collect()),
     })
 }
@@ -166,17 +171,17 @@ mod tests {
             target: "gone".into(),
             pending: 2,
             oldest: Some(Timestamp::from_millis(1_700_000_000_000)),
-            backlog_bytes: 0,
+            backlog_bytes: 5000,
             dead: vec![(Cause::Expired, 3)],
         };
         let table = RoutingTable::new(Rules::default());
         assert_eq!(
-            list(&table, &[lane], &BTreeMap::new(), Timestamp::default())["items"],
+            list(&table, &[lane], Some(1), &BTreeMap::new(), Timestamp::default())["items"],
             json!([{
                 "name": "gone", "in_table": false, "state": "removed", "paused_by": null,
                 "paused_at": null, "suspended": null, "held_until": null, "last_attempt": null,
                 "pending": 2, "oldest_pending_at": "2023-11-14T22:13:20.000Z",
-                "dead_letters": { "expired": 3 },
+                "dead_letters": { "expired": 3 }, "backlog_bytes": 5000, "backlog_limit_bytes": null,
             }])
         );
     }
