@@ -2,10 +2,12 @@
 //!
 //! Nothing that a rebuild of the index would need may go with it: of settlements in it, those of
 //! webhooks in earlier segments are written down again as states; webhooks that are over, but whose
-//! record an earlier segment still has, are written down as gone.
+//! record an earlier segment still has, or of which a later one may have a copy, are written down as
+//! gone.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
@@ -38,8 +40,9 @@ pub(super) struct Job {
     scanned: bool,
     // None once it is known that more goes than has to be written for it.
     weight: Option<Weight>,
-    // Segments before it, by the keys that they hold.
+    // Segments before it and behind it, by the keys that they hold.
     earlier: Vec<(u64, u64)>,
+    later: Vec<(u64, u64)>,
     // What was copied, at which versions.
     copied: HashMap<u64, Vec<u32>>,
     stated: HashSet<u64>,
@@ -84,7 +87,11 @@ impl Job {
         holdings: &BTreeMap<u64, Holding>,
     ) -> Option<Self> {
         let scanner = Scanner::new(Arc::clone(segment), 0, u64::MAX).ok()?;
-        let before = holdings.range(..segment.header.number);
+        let number = segment.header.number;
+        let spans = |range: (Bound<u64>, Bound<u64>)| {
+            let held = holdings.range(range).filter(|(n, _)| log.exists(**n));
+            held.map(|(_, holding)| holding.span).collect()
+        };
         let weight = Weight {
             scanner: Scanner::new(Arc::clone(segment), 0, u64::MAX).ok()?,
             keys: HashSet::new(),
@@ -96,7 +103,8 @@ impl Job {
             scanner,
             scanned: false,
             weight: Some(weight),
-            earlier: before.filter(|(n, _)| log.exists(**n)).map(|(_, h)| h.span).collect(),
+            earlier: spans((Bound::Unbounded, Bound::Excluded(number))),
+            later: spans((Bound::Excluded(number), Bound::Unbounded)),
             copied: HashMap::new(),
             stated: HashSet::new(),
             gone: HashSet::new(),
@@ -272,6 +280,11 @@ impl Job {
                     Some(at) if at.segment > self.segment.header.number => {
                         self.state(key, at, indexer, records)
                     }
+                    // The same of one that is over: without its original it would be as it was then.
+                    None if may_be_in(&self.later, key) => {
+                        self.gone.insert(key);
+                        Ok(())
+                    }
                     _ => self.look_at_state(key, indexer, records),
                 }
             }
@@ -319,7 +332,7 @@ impl Job {
 
     /// Whether an earlier segment may have a webhook's record.
     fn may_be_earlier(&self, key: u64) -> bool {
-        self.earlier.iter().any(|(first, last)| (*first..=*last).contains(&key))
+        may_be_in(&self.earlier, key)
     }
 
     /// Writes down where a webhook's deliveries stand, once.
@@ -369,6 +382,10 @@ impl Job {
     }
 }
 
+fn may_be_in(spans: &[(u64, u64)], key: u64) -> bool {
+    spans.iter().any(|(first, last)| (*first..=*last).contains(&key))
+}
+
 fn read_webhook(indexer: &Indexer, at: Position) -> Result<Webhook, Problem> {
     match read_record(indexer, at)? {
         Record::Webhook(webhook, _) => Ok(webhook),
@@ -406,7 +423,8 @@ fn full(indexer: &Indexer, mut webhook: Webhook) -> Result<(Webhook, Vec<Standin
     }
 }
 
-fn copy_of(mut webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {
+/// A copy of a webhook, whose deliveries stand so.
+pub(super) fn copy_of(mut webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {
     let meta = encode_webhook(&webhook, Some(&standings));
     let row = WebhookRow::new(&webhook, Some(standings));
     let body = std::mem::take(&mut webhook.body);

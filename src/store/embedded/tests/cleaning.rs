@@ -177,7 +177,7 @@ fn damage(world: &World, body: &[u8]) {
 }
 
 /// Webhooks that are delivered at once, about as many as a segment holds.
-async fn deliver(world: &World, store: &EmbeddedStore) {
+pub(super) async fn deliver(world: &World, store: &EmbeddedStore) {
     for n in 0..16u8 {
         let body =
             [&[n; 1500][..], &world.ids.next(world.clock.now(), 1).key().to_be_bytes()].concat();
