@@ -47,6 +47,8 @@ pub(super) struct Current {
     // Where the log ended when a write or a sync failed: the next segment says so.
     void: Option<LogPoint>,
     next_trial: Option<Instant>,
+    // The last trial was for webhooks only, and ended at the limit.
+    was_without_firm: bool,
     problem: Option<CommitError>,
     refused: Option<u64>,
 }
@@ -74,6 +76,7 @@ impl Current {
             writer: None,
             void: None,
             next_trial: None,
+            was_without_firm: false,
             problem: None,
             refused: None,
         }
@@ -120,7 +123,15 @@ impl Current {
 
     /// Whether another one is wanted and may be tried.
     pub(super) fn is_to_change(&self, demand: Demand, now: Timestamp) -> bool {
-        self.may_try() && (self.refused.is_some() || self.is_over(demand, now))
+        // What frees room does not wait because a webhook had none: it may always come between two
+        // trials, of which each would put off the next.
+        let may_try = self.may_try() || (self.was_without_firm && self.has_no_firm_room(demand));
+        may_try && (self.refused.is_some() || self.is_over(demand, now))
+    }
+
+    fn has_no_firm_room(&self, demand: Demand) -> bool {
+        let fits = |writer| fits(writer, demand.without_webhooks());
+        demand.firm > 0 && !self.writer.as_ref().is_some_and(fits)
     }
 
     fn is_over(&self, demand: Demand, now: Timestamp) -> bool {
@@ -182,11 +193,11 @@ impl Current {
         let mut least = with_reserve(demand.firm + first).max(smallest);
         let within = self.log.left_of_limit();
         let is_reserve = within < least;
+        self.was_without_firm = false;
         if is_reserve {
             // Beyond the limit only for what frees room again, and only where it has none.
-            if demand.firm == 0
-                || self.writer.as_ref().is_some_and(|w| fits(w, demand.without_webhooks()))
-            {
+            self.was_without_firm = !self.has_no_firm_room(demand);
+            if self.was_without_firm {
                 return Err(Errno::NOSPC.into());
             }
             least = with_reserve(demand.firm).max(smallest);

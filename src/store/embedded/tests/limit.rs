@@ -2,6 +2,7 @@
 
 use super::cleaning::{TARGET, clean, small};
 use super::*;
+use crate::domain::delivery::Cause;
 use crate::store::embedded::log::Limit;
 
 /// How many it took.
@@ -86,5 +87,31 @@ async fn what_is_settled_goes_before_its_time_rather_than_that_webhooks_are_refu
     drop(store);
     let store = world.open();
     clean(&world, &store).await;
+    until_it_takes_one(&world, &store).await;
+}
+
+#[tokio::test]
+async fn a_start_at_the_limit_has_room_for_what_frees_it() {
+    let mut world = small();
+    world.settings.limit = Limit::Bytes(100 << 10);
+    let store = world.open();
+    commit_until_full(&world, &store, 1).await;
+    for (n, lease) in lease_all(&store, TARGET).await.into_iter().enumerate() {
+        let settlement = match n % 7 {
+            0 => Settlement::DeadLetter(Cause::GivenUp),
+            _ => Settlement::Delivered,
+        };
+        store.settle(lease, None, settlement);
+    }
+    store.close().await;
+    drop(store);
+    // Of each segment something lives, and has to be copied before it may go.
+    let before = segments(&world);
+    world.settings.limit = Limit::Bytes(bytes(&world));
+    let store = world.open();
+    assert_eq!(store.pulse().failing, Some(CommitError::DiskFull));
+    world.clock.advance(Duration::from_secs(10));
+    clean(&world, &store).await;
+    assert!(!segments(&world).contains(&before[0]), "nothing is freed");
     until_it_takes_one(&world, &store).await;
 }
