@@ -22,7 +22,7 @@ use crate::app::watcher::{Followed, Reloads, Watcher};
 use crate::config::Environment;
 use crate::delivery::board::Board;
 use crate::domain::route::RoutingTable;
-use crate::domain::target::Target;
+use crate::domain::target::{BacklogLimit, Target};
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
@@ -168,6 +168,11 @@ impl std::fmt::Debug for App {
     }
 }
 
+fn backlog_limits(table: &RoutingTable) -> Vec<(Arc<str>, BacklogLimit)> {
+    let limit = |target: &Arc<Target>| (Arc::clone(&target.name), target.backlog_limit);
+    table.targets.values().map(limit).collect()
+}
+
 impl App {
     /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find.
     pub async fn bind(
@@ -207,11 +212,7 @@ impl App {
             metrics: Arc::clone(&metrics),
             readiness: Arc::clone(&readiness),
             clock: clock.clone(),
-            targets: Arc::new(move || {
-                let table = targets.borrow();
-                let limit = |target: &Arc<Target>| (Arc::clone(&target.name), target.backlog_limit);
-                table.targets.values().map(limit).collect()
-            }),
+            targets: Arc::new(move || backlog_limits(&targets.borrow())),
             token: tokens.as_ref().map(|(held, _)| held.subscribe()),
         };
         let admin = admin.spawn(socket)?;
