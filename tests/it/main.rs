@@ -7,6 +7,7 @@
 //! - `durability`: seen from the kernel, a sync comes before each 2xx
 //! - `full_disk`: no room refuses new webhooks and damages nothing
 //! - `hung_disk`: a disk that does not answer is said by the probes
+//! - `broken_disk`: a disk that fails, turns read-only, or is gone
 //! - `damage`: a record that decayed is named in the log
 //! - `hang_up`: a sender that leaves cancels nothing
 //! - `language`: what a table can ask and say, in a running relay
@@ -42,6 +43,7 @@ mod accepts;
 mod admin;
 mod asks;
 mod backlogs;
+mod broken_disk;
 mod command_line;
 mod crowds;
 mod damage;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +11,10 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::store::embedded::directory;
+
+/// What tells a file from all others for as long as it is open, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId(pub u64, pub u64);
 
 /// A place for segment files.
 pub trait Disk: Send + Sync + fmt::Debug + 'static {
@@ -22,6 +26,8 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
     /// The names of a directory's files.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Which file is there.
+    fn id_at(&self, path: &Path) -> io::Result<FileId>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Gives a file another name.
@@ -44,6 +50,8 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn sync_data(&self) -> io::Result<()>;
     /// Makes the data and the length durable.
     fn sync_all(&self) -> io::Result<()>;
+    /// Which file it is.
+    fn id(&self) -> io::Result<FileId>;
     /// Sets the length.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
     /// The length.
@@ -108,6 +116,10 @@ impl Disk for RealDisk {
         Ok(names)
     }
 
+    fn id_at(&self, path: &Path) -> io::Result<FileId> {
+        std::fs::metadata(path).map(|at| FileId(at.dev(), at.ino()))
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
     }
@@ -146,6 +158,10 @@ impl DiskFile for File {
 
     fn sync_all(&self) -> io::Result<()> {
         Self::sync_all(self)
+    }
+
+    fn id(&self) -> io::Result<FileId> {
+        self.metadata().map(|of| FileId(of.dev(), of.ino()))
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {

@@ -304,6 +304,17 @@ impl Log {
         segments.values().cloned().collect()
     }
 
+    /// An error unless its file is where the next start looks for it.
+    pub fn is_in_place(&self, segment: &Segment) -> io::Result<()> {
+        let path = self.path(segment.header.number);
+        let there = self.disk.id_at(&path).ok();
+        if there == Some(segment.file.id()?) {
+            return Ok(());
+        }
+        let text = "was removed, moved or replaced: do not stop the relay before all is delivered";
+        Err(io::Error::other(format!("{} {text}", path.display())))
+    }
+
     /// Unlinks a segment.
     pub fn remove(&self, number: u64) -> io::Result<()> {
         self.disk.remove(&self.path(number))?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::store::embedded::disk::{Disk, DiskFile};
+use crate::store::embedded::disk::{Disk, DiskFile, FileId};
 
 const SECTOR: usize = 512;
 
@@ -322,6 +322,11 @@ impl Disk for SimDisk {
         Ok(Arc::new(SimFile { disk: self.clone(), content: Arc::clone(content) }))
     }
 
+    fn id_at(&self, path: &Path) -> io::Result<FileId> {
+        let state = self.alive()?;
+        Ok(id_of(state.files.get(path).ok_or(Errno::NOENT)?))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.alive()?;
         let inside = state.files.keys().filter(|path| path.parent() == Some(dir));
@@ -372,7 +377,15 @@ impl Disk for SimDisk {
     }
 }
 
+fn id_of(content: &Arc<Mutex<Content>>) -> FileId {
+    FileId(0, Arc::as_ptr(content).addr() as u64)
+}
+
 impl DiskFile for SimFile {
+    fn id(&self) -> io::Result<FileId> {
+        Ok(id_of(&self.content))
+    }
+
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let short = {
             let mut state = self.disk.changing()?;

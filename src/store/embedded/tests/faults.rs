@@ -4,6 +4,7 @@ use super::*;
 use crate::domain::limit::ANSWER_WAIT_MAX;
 use crate::store::Pulse;
 use crate::store::archive::Archive;
+use crate::store::embedded::disk::Disk as _;
 use crate::store::embedded::segment::HEADER_BYTES;
 use crate::store::embedded::sim::Faults;
 use crate::store::listing::Place;
@@ -444,4 +445,24 @@ async fn a_webhook_with_the_key_of_another_does_not_take_its_place() {
         let body = store.body(&page.webhooks[0]).await.unwrap();
         assert_eq!(body.as_deref(), Some(&b"first"[..]));
     }
+}
+
+#[tokio::test]
+async fn on_a_file_that_was_moved_nothing_is_acknowledged() {
+    let mut world = World::new();
+    let store = world.open();
+    world.commit(&store, b"one", &[TARGET]).await.1.unwrap();
+    let path = segments(&world).pop().unwrap();
+    let aside = path.with_extension("aside");
+    world.disk.rename(&path, &aside).unwrap();
+    let (_, result) = world.commit(&store, b"two", &[TARGET]).await;
+    assert_eq!(result, Err(CommitError::Unavailable));
+    world.commit(&store, b"three", &[TARGET]).await.1.unwrap();
+    assert_eq!(lease_all(&store, TARGET).await.len(), 2, "what is there is delivered");
+    world.disk.rename(&aside, &path).unwrap();
+    let disk = world.disk.kill();
+    drop(store);
+    world.use_disk(disk);
+    world.delete_index();
+    assert_eq!(drain(&world.open(), TARGET).await, [&b"one"[..], b"three"]);
 }
