@@ -244,7 +244,7 @@ impl<S: Store> Admin<S> {
                 };
                 self.metrics.lane(&lane.target, &backlog);
             }
-            self.metrics.store_damage(health.damaged_records);
+            self.metrics.store_damage(health.damaged_records, health.sweep_findings);
             self.metrics.unrouted(health.unrouted_bytes, health.unrouted_removed);
         }
         let mut response = text(StatusCode::OK, self.metrics.render());

@@ -164,6 +164,8 @@ pub struct Health {
     pub failing: Option<CommitError>,
     /// Records found damaged since the start.
     pub damaged_records: u64,
+    /// What the sweep of log, index and lanes found since the start that should not be.
+    pub sweep_findings: u64,
     /// How far back duplicates are known at most, less than the window where too many came.
     pub duplicates_reach: Option<Duration>,
     /// The newest webhook of each source, for the alert on silence.

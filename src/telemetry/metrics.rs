@@ -263,8 +263,9 @@ impl Metrics {
         self.counter("relay_unrouted_removed_total", &[]).absolute(removed);
     }
 
-    /// Sets how many of the store's records are damaged.
-    pub fn store_damage(&self, damaged_records: u64) {
+    /// Sets how many of the store's records are damaged, and what else is not as it should be.
+    pub fn store_damage(&self, damaged_records: u64, sweep_findings: u64) {
+        self.counter("relay_store_sweep_findings_total", &[]).absolute(sweep_findings);
         self.counter("relay_store_damaged_records_total", &[]).absolute(damaged_records);
     }
 

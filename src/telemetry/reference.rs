@@ -153,6 +153,12 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "Bytes that the store's disk has left.",
     ),
     ("relay_store_damaged_records_total", Kind::Counter, None, "Records found damaged."),
+    (
+        "relay_store_sweep_findings_total",
+        Kind::Counter,
+        None,
+        "Differences between lanes and index that should not be.",
+    ),
     ("relay_connections", Kind::Gauge, Some(Unit::Count), "Open inbound connections."),
     ("relay_build_info", Kind::Gauge, None, "1, with the version."),
     ("process_cpu_seconds_total", Kind::Counter, Some(Unit::Seconds), "User and system CPU time."),

@@ -47,6 +47,7 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_store_limit_bytes", &[]),
     ("relay_store_available_bytes", &[]),
     ("relay_store_damaged_records_total", &[]),
+    ("relay_store_sweep_findings_total", &[]),
     ("relay_connections", &[]),
     ("relay_build_info", &["version"]),
     ("process_cpu_seconds_total", &[]),

@@ -37,6 +37,7 @@ pub(super) fn shown(known: &Known) -> Value {
         "dead_letters": dead,
         "newest_webhook_at": newest.collect::<Map<String, Value>>(),
         "damaged_records": health.damaged_records,
+        "sweep_findings": health.sweep_findings,
         "duplicates_known_for_s": health.duplicates_reach.map(|reach| reach.as_secs()),
     })
 }
@@ -76,7 +77,7 @@ mod tests {
                 "limit_bytes": null, "unrouted_bytes": 0,
                 "pending": 7, "oldest_pending_at": "1970-01-01T00:00:01.000Z",
                 "dead_letters": { "expired": 4, "given_up": 2 }, "newest_webhook_at": {},
-                "damaged_records": 0, "duplicates_known_for_s": null,
+                "damaged_records": 0, "sweep_findings": 0, "duplicates_known_for_s": null,
             })
         );
     }

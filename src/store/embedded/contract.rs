@@ -150,6 +150,7 @@ impl Store for EmbeddedStore {
             damaged_records: shared.log.damage.count(),
             duplicates_reach: shared.claims.recent(|recent| recent.reach(now)),
             newest_by_source: shared.newest.all(),
+            sweep_findings: shared.findings.count(),
             bytes_max: shared.usage.bytes_max(),
             unrouted_bytes: shared.usage.unrouted_bytes(),
             unrouted_removed: shared.usage.unrouted_removed(),

@@ -21,6 +21,7 @@ use crate::store::embedded::newest::Newest;
 use crate::store::embedded::recent::{Known, RecentSet};
 use crate::store::embedded::record::Settled;
 use crate::store::embedded::segment::LogPoint;
+use crate::store::embedded::sweep::Sweep;
 use crate::store::embedded::usage::Usage;
 
 // How long changes wait for more to be applied with.
@@ -70,6 +71,7 @@ pub struct Indexer {
     pub clock: Arc<dyn Clock>,
     /// Webhooks that are being erased: nothing is done with them meanwhile.
     pub(super) erasing: HashSet<u64>,
+    pub(super) sweep: Sweep,
     cleaner: Cleaner,
     requests: Vec<Request>,
     behind: bool,
@@ -84,12 +86,19 @@ pub struct Indexer {
 
 impl Indexer {
     /// An indexer that has everything to catch up with.
-    pub fn new(parts: Parts, index: Index, clock: Arc<dyn Clock>, cleaner: Cleaner) -> Self {
+    pub(super) fn new(
+        parts: Parts,
+        index: Index,
+        clock: Arc<dyn Clock>,
+        cleaner: Cleaner,
+        sweep: Sweep,
+    ) -> Self {
         Self {
             parts,
             index,
             clock,
             erasing: HashSet::new(),
+            sweep,
             cleaner,
             requests: Vec::new(),
             behind: true,
@@ -380,6 +389,10 @@ impl Indexer {
         // A copy of what is being erased would bring it back.
         if !self.erasing.is_empty() {
             return;
+        }
+        let Self { index, parts, sweep, .. } = self;
+        if let Err(error) = sweep.step(index, &parts.lanes, &parts.log) {
+            return self.failed(&error);
         }
         let mut cleaner = std::mem::take(&mut self.cleaner);
         if let Err(error) = cleaner.step(self) {

@@ -58,6 +58,8 @@ struct State {
     base_dead: HashMap<Cause, i64>,
     pending: i64,
     dead: HashMap<Cause, i64>,
+    // Grows with each change of what is counted.
+    revision: u64,
     index_oldest: Option<Timestamp>,
     index_bytes: u64,
 }
@@ -67,6 +69,19 @@ struct Refill {
     arrived: BTreeMap<DueKey, Entry>,
     arrived_bound: Option<DueKey>,
     touched: HashSet<(u64, u16)>,
+}
+
+/// What a lane counts.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    /// Another one if anything has changed.
+    pub(super) revision: u64,
+    /// Due, now or later, and leased.
+    pub(super) pending: i64,
+    /// Dead letters.
+    pub(super) dead: HashMap<Cause, i64>,
+    /// Pending ones that are neither in memory nor asked for: there must be none.
+    pub(super) without_next_step: i64,
 }
 
 /// A delivery in a window.
@@ -105,12 +120,14 @@ impl Lane {
     /// Nothing was counted up to this start.
     pub(super) fn forget_base(&self) {
         let mut state = self.lock();
+        state.revision += 1;
         (state.base_pending, state.base_dead) = (0, HashMap::new());
     }
 
     /// What the index counted up to this start.
     pub(super) fn set_base(&self, count: &Count) {
         let mut state = self.lock();
+        state.revision += 1;
         match count.cause {
             None => state.base_pending = signed(count.n),
             Some(cause) => {
@@ -136,7 +153,7 @@ impl Lane {
     /// A delivery of a webhook that was just committed.
     pub(super) fn push(&self, row: DueRow, webhook: &Arc<Webhook>, headers: Vec<Header>) {
         let mut state = self.lock();
-        state.pending += 1;
+        state.count(1, None);
         let wanted = state.refill.is_some() || state.bound.is_none_or(|bound| row.key < bound);
         if !wanted {
             return;
@@ -154,7 +171,7 @@ impl Lane {
     /// A delivery that was added to a webhook.
     pub(super) fn add(&self, row: DueRow) {
         let mut state = self.lock();
-        state.pending += 1;
+        state.count(1, None);
         let wake = state.put(Entry { row, body: None, hold: None });
         drop(state);
         if wake {
@@ -319,10 +336,9 @@ impl Lane {
                 state.put(Entry { row, body, hold });
             }
             Settlement::DeadLetter(cause) => {
-                state.pending -= 1;
-                *state.dead.entry(cause).or_default() += 1;
+                state.count(-1, Some((cause, 1)));
             }
-            Settlement::Delivered | Settlement::Discarded => state.pending -= 1,
+            Settlement::Delivered | Settlement::Discarded => state.count(-1, None),
         }
     }
 
@@ -389,8 +405,7 @@ impl Lane {
     pub fn settle_dead(&self, dead: &DeadRow, settlement: Settlement) {
         let DeadRow { row, id, cause, .. } = *dead;
         let mut state = self.lock();
-        *state.dead.entry(cause).or_default() -= 1;
-        state.pending += 1;
+        state.count(1, Some((cause, -1)));
         let leased = Leased { row, body: None, hold: None };
         self.settle_row(&mut state, id, leased, None, settlement);
         drop(state);
@@ -399,13 +414,32 @@ impl Lane {
 
     /// A dead letter's time is over.
     pub fn forget_dead(&self, cause: Cause, n: i64) {
-        *self.lock().dead.entry(cause).or_default() -= n;
+        self.lock().count(0, Some((cause, -n)));
     }
 
     /// What the index says of the oldest pending one, and of the bytes that all of them pin.
     pub fn set_index(&self, oldest: Option<Timestamp>, bytes: u64) {
         let mut state = self.lock();
         (state.index_oldest, state.index_bytes) = (oldest, bytes);
+    }
+
+    /// What it counts, to be held against what the index does.
+    pub(super) fn standing(&self) -> Standing {
+        let state = self.lock();
+        let pending = state.base_pending + state.pending;
+        let mut dead = state.base_dead.clone();
+        for (cause, n) in &state.dead {
+            *dead.entry(*cause).or_default() += n;
+        }
+        let in_memory = state.window.len() + state.leased.len();
+        let is_all_in_memory = state.bound.is_none() && state.refill.is_none();
+        let elsewhere = pending - signed(in_memory as u64);
+        Standing {
+            revision: state.revision,
+            pending,
+            dead,
+            without_next_step: if is_all_in_memory { elsewhere } else { elsewhere.min(0) },
+        }
     }
 
     /// What it holds.
@@ -445,6 +479,14 @@ impl Lane {
 }
 
 impl State {
+    fn count(&mut self, pending: i64, dead: Option<(Cause, i64)>) {
+        self.revision += 1;
+        self.pending += pending;
+        if let Some((cause, n)) = dead {
+            *self.dead.entry(cause).or_default() += n;
+        }
+    }
+
     /// The one in the window whose turn it is.
     fn first(&self, pick: Pick, now: Timestamp) -> Option<(&DueKey, &Entry)> {
         let mut due = self.window.iter().take_while(|(key, _)| key.due_at <= now);

@@ -35,6 +35,7 @@ use crate::store::embedded::observer::{Observer, Unobserved};
 use crate::store::embedded::past::{IsWhole, Past, Rest};
 use crate::store::embedded::queue::Queue;
 use crate::store::embedded::recent::RecentSet;
+use crate::store::embedded::sweep::{Findings, SWEEP_WAIT, Sweep};
 use crate::store::embedded::usage::Usage;
 
 mod adding;
@@ -77,6 +78,7 @@ pub mod segment;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
 mod slots;
+mod sweep;
 mod telling;
 #[cfg(test)]
 mod tests;
@@ -111,6 +113,8 @@ pub struct Settings {
     pub read_patience: Duration,
     /// The size at which a segment is closed.
     pub segment_bytes: u64,
+    /// How long the sweep waits between two looks.
+    pub sweep_wait: Duration,
     /// How long a start waits for a complete index.
     pub catch_up_wait: Duration,
     /// How long after a start webhooks may wait until it is known which ones came before.
@@ -136,6 +140,7 @@ impl Settings {
             limit: Limit::None,
             read_patience: READ_PATIENCE,
             segment_bytes: SEGMENT_BYTES,
+            sweep_wait: SWEEP_WAIT,
             catch_up_wait: CATCH_UP_WAIT,
             recall_patience: RECALL_WAIT_MAX,
             observer: Arc::new(Unobserved),
@@ -234,6 +239,7 @@ struct Shared {
     busy: Arc<Busy>,
     newest: Arc<Newest>,
     usage: Arc<Usage>,
+    findings: Arc<Findings>,
     unreadable: Unreadable,
     index_file: PathBuf,
     past_is_whole: IsWhole,
@@ -284,7 +290,9 @@ impl EmbeddedStore {
         let (caught_up, is_caught_up) = watch::channel(false);
         let parts = shared.indexer_parts(settings, start, caught_up);
         let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
-        let indexer = Indexer::new(parts, index, clock, cleaner);
+        let (queue, findings) = (Arc::clone(&shared.queue), Arc::clone(&shared.findings));
+        let sweep = Sweep::new(settings.sweep_wait, queue, findings);
+        let indexer = Indexer::new(parts, index, clock, cleaner, sweep);
         let (stop, stopped) = watch::channel(false);
         let reads_rest = shared.read_rest(rest).map_err(io)?;
         let mut threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
@@ -376,6 +384,7 @@ impl Shared {
         usage.measure(&log);
         Self {
             usage: Arc::new(usage),
+            findings: Arc::default(),
             claims: Arc::new(Claims::new(past.recent, Arc::clone(&clock))),
             clock: ClockHandle(clock),
             queue,

@@ -38,6 +38,7 @@ mod random;
 mod recalling;
 mod retention;
 mod scale;
+mod sweeping;
 mod torn;
 
 pub(super) const START: u64 = 1_700_000_000_000;

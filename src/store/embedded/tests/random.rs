@@ -108,6 +108,7 @@ impl Run {
         world.settings.segment_bytes = 16 << 10;
         world.settings.retain_dead_letters = Duration::from_secs(1 << 30);
         world.settings.retain = RETAIN;
+        world.settings.sweep_wait = Duration::from_millis(5);
         let store = Some(world.open());
         Self { world, model: Model::default(), is_limited: false, store }
     }
@@ -354,6 +355,7 @@ impl Run {
     async fn check(&self) {
         self.world.disk.heal();
         self.world.clock.advance(Duration::from_secs(10));
+        assert_eq!(self.store().health().sweep_findings, 0);
         let mut found = Vec::new();
         for target in TARGETS {
             let leases = lease_all(self.store(), target).await;

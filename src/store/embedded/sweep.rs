@@ -1,0 +1,208 @@
+//! Compares log, index and lanes, a little of them every minute, and reports what should not be.
+//!
+//! Nothing is mended here: a start counts anew, and makes the index from the log where it has to. What
+//! differs is a bug, or a disk that forgets; an operator hears of it before a delivery is missed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::delivery::Cause;
+use crate::store::embedded::inbox::Request;
+use crate::store::embedded::index::Index;
+use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::lane::{Lane, Standing};
+use crate::store::embedded::lanes::Lanes;
+use crate::store::embedded::listing::{note_unfit, read_webhook_and_added};
+use crate::store::embedded::log::Log;
+use crate::store::embedded::queue::Queue;
+
+/// How long it waits between two looks.
+pub(super) const SWEEP_WAIT: Duration = Duration::from_secs(60);
+
+// Of the records so many are read at once, or so many bytes of them: a thousandth of a busy disk.
+const RECORDS: usize = 64;
+const RECORD_BYTES: u64 = 4 << 20;
+
+/// How many findings there were.
+#[derive(Debug, Default)]
+pub(super) struct Findings(AtomicU64);
+
+impl Findings {
+    /// Since the start.
+    pub(super) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a lane counts otherwise than the index, or holds nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Difference {
+    pending: (i64, i64),
+    dead: BTreeMap<Cause, (i64, i64)>,
+    without_next_step: i64,
+}
+
+/// What is remembered from one look to the next.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    wait: Duration,
+    queue: Arc<Queue>,
+    next: Instant,
+    cursor: u64,
+    // What a look found may be on its way: what the next one finds unchanged is not.
+    suspects: HashMap<Arc<str>, Difference>,
+    told: BTreeSet<Arc<str>>,
+    findings: Arc<Findings>,
+}
+
+impl Sweep {
+    /// The first look comes after a wait.
+    pub(super) fn new(wait: Duration, queue: Arc<Queue>, findings: Arc<Findings>) -> Self {
+        Self {
+            wait,
+            queue,
+            next: Instant::now() + wait,
+            cursor: 0,
+            suspects: HashMap::new(),
+            told: BTreeSet::new(),
+            findings,
+        }
+    }
+
+    /// Looks, if it is time to.
+    pub(super) fn step(&mut self, index: &Index, lanes: &Lanes, log: &Log) -> rusqlite::Result<()> {
+        if Instant::now() < self.next {
+            return Ok(());
+        }
+        self.next = Instant::now() + self.wait;
+        // What a lane has settled by now is behind this request: only a lane in which nothing is
+        // settled meanwhile can be compared.
+        let before: Vec<(Arc<Lane>, Standing)> =
+            lanes.all().into_iter().map(|lane| (Arc::clone(&lane), lane.standing())).collect();
+        self.queue.request(Request::Ask(Box::new(move |indexer| {
+            let found = compare(&before, indexer)?;
+            indexer.sweep.judge(found);
+            Ok(())
+        })));
+        self.read_some(index, log)
+    }
+
+    /// Reads records where the index says that they are.
+    fn read_some(&mut self, index: &Index, log: &Log) -> rusqlite::Result<()> {
+        let rows = index.stored(self.cursor, RECORDS)?;
+        let mut bytes = 0;
+        // Behind the last one it begins anew.
+        self.cursor = 0;
+        for row in rows {
+            if bytes > RECORD_BYTES {
+                break;
+            }
+            self.cursor = row.id.key();
+            bytes += row.at.length;
+            // No record moves meanwhile: this is the thread that moves them.
+            if let Err(unfit) = read_webhook_and_added(log, &row) {
+                note_unfit(log, row.id, row.at, &unfit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what was found twice, once.
+    fn judge(&mut self, found: HashMap<Arc<str>, Difference>) {
+        self.told.retain(|target| found.contains_key(target));
+        for (target, difference) in &found {
+            let is_same = self.suspects.get(target) == Some(difference);
+            if !is_same || !self.told.insert(Arc::clone(target)) {
+                continue;
+            }
+            self.findings.0.fetch_add(1, Ordering::Relaxed);
+            tell(target, difference);
+        }
+        self.suspects = found;
+    }
+}
+
+fn tell(target: &str, difference: &Difference) {
+    let Difference { pending: (lane, index), dead, without_next_step } = difference;
+    if *without_next_step != 0 {
+        tracing::error!(
+            target_name = target,
+            deliveries = without_next_step,
+            "pending deliveries have no next step: restart the relay, and report this"
+        );
+    }
+    if lane != index || dead.values().any(|(lane, index)| lane != index) {
+        tracing::error!(
+            target_name = target,
+            pending_by_lane = lane,
+            pending_by_index = index,
+            dead_letters = ?dead,
+            "a target's lane and the index count differently: a restart counts anew; report this"
+        );
+    }
+}
+
+/// What differs, of those lanes in which nothing has changed since.
+fn compare(
+    before: &[(Arc<Lane>, Standing)],
+    indexer: &Indexer,
+) -> rusqlite::Result<HashMap<Arc<str>, Difference>> {
+    let mut counted: HashMap<Arc<str>, BTreeMap<Option<Cause>, i64>> = HashMap::new();
+    for count in indexer.index.counts()? {
+        let n = i64::try_from(count.n).unwrap_or(i64::MAX);
+        *counted.entry(count.target).or_default().entry(count.cause).or_default() += n;
+    }
+    let mut found = HashMap::new();
+    for (lane, standing) in before {
+        if lane.standing().revision != standing.revision {
+            continue;
+        }
+        let of = counted.remove(lane.name()).unwrap_or_default();
+        let index = |cause: Option<Cause>| of.get(&cause).copied().unwrap_or(0);
+        let both =
+            |cause: Cause| (standing.dead.get(&cause).copied().unwrap_or(0), index(Some(cause)));
+        let difference = Difference {
+            pending: (standing.pending, index(None)),
+            dead: Cause::ALL.into_iter().map(|cause| (cause, both(cause))).collect(),
+            without_next_step: standing.without_next_step,
+        };
+        let is_fine = difference.pending.0 == difference.pending.1
+            && difference.dead.values().all(|(lane, index)| lane == index)
+            && difference.without_next_step == 0;
+        if !is_fine {
+            found.insert(Arc::clone(lane.name()), difference);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweep() -> Sweep {
+        Sweep::new(SWEEP_WAIT, Arc::default(), Arc::default())
+    }
+
+    fn found(pending: i64) -> HashMap<Arc<str>, Difference> {
+        let difference = Difference { pending: (pending, 0), ..Difference::default() };
+        HashMap::from([("crm".into(), difference)])
+    }
+
+    #[test]
+    fn what_is_found_twice_alike_is_told_once() {
+        let mut sweep = sweep();
+        for (difference, findings) in [(1, 0), (2, 0), (2, 1), (2, 1), (3, 1), (3, 1)] {
+            sweep.judge(found(difference));
+            assert_eq!(sweep.findings.count(), findings, "{difference}");
+        }
+        sweep.judge(HashMap::new());
+        sweep.judge(found(3));
+        sweep.judge(found(3));
+        assert_eq!(sweep.findings.count(), 2, "it was over in between");
+    }
+}
