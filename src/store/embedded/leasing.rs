@@ -196,6 +196,8 @@ impl Shared {
             Settlement::Retry { at: self.clock.0.now().plus(READ_AGAIN_WAIT) }
         } else {
             self.unreadable.forget(key);
+            // A copy of it that the sender still posts is what can be delivered.
+            self.claims.recent(|recent| recent.forget(about.id));
             if self.log.damage.may_name() {
                 let text = "a record is damaged: its delivery is a dead letter";
                 name_unread(lane, &about, at, None, text);

@@ -132,6 +132,17 @@ impl Keys {
         self.edit(|slots, hash_of| slots.insert(hash, number, hash_of));
     }
 
+    /// Looks at all of them: for what hardly ever happens.
+    fn forget(&mut self, id: WebhookId) {
+        let mut number = self.ring.first;
+        while number != self.ring.next {
+            if let Some(hash) = self.ring.get(number).filter(|e| e.id == id).map(Entry::hash) {
+                self.edit(|slots, hash_of| slots.remove(hash, number, hash_of));
+            }
+            number = number.wrapping_add(1);
+        }
+    }
+
     fn drop_oldest(&mut self) {
         let first = self.ring.first;
         if let Some(hash) = self.ring.oldest().map(Entry::hash) {
@@ -186,6 +197,12 @@ impl RecentSet {
             return;
         }
         self.insert(known.key, known.id, known.activity_id);
+    }
+
+    /// A webhook that can't be delivered is no first one: its copy is to be taken for new.
+    pub fn forget(&mut self, id: WebhookId) {
+        self.activities.forget(id);
+        self.bare.forget(id);
     }
 
     /// How far back activities are known, if some had to be dropped.
@@ -276,6 +293,35 @@ mod tests {
             }
         }
         assert!(set.reach(Timestamp::from_millis(20_000)).is_some());
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_known_and_all_others_are() {
+        let (mut set, ids) = (RecentSet::new(50), WebhookIds::default());
+        let known: Vec<_> = (0..50_u8)
+            .map(|n| {
+                let id = ids.next(Timestamp::from_millis(u64::from(n)), 5);
+                (DuplicateKey::from_bytes([n; 16]), id)
+            })
+            .collect();
+        known.iter().for_each(|(key, id)| set.insert(*key, *id, id.key() % 2 == 0));
+        for (nth, (key, id)) in known.iter().enumerate().step_by(7) {
+            set.forget(*id);
+            assert_eq!(set.find(key), None);
+            let others = known.iter().enumerate().filter(|(n, _)| n % 7 != 0 || *n > nth);
+            assert!(
+                others
+                    .into_iter()
+                    .all(|(_, (key, id))| { set.find(key).is_some_and(|(found, _)| found == *id) })
+            );
+        }
+        // Its place in the order is given up as all others are.
+        for n in 50..150_u8 {
+            let id = ids.next(Timestamp::from_millis(u64::from(n)), 5);
+            set.insert(DuplicateKey::from_bytes([n; 16]), id, true);
+            assert!(set.len() <= 50);
+        }
+        set.forget(known[1].1);
     }
 
     #[test]

@@ -59,6 +59,24 @@ pub(super) fn scan(world: &World, path: &Path, bytes: Vec<u8>) -> (Vec<Bytes>, u
 }
 
 #[tokio::test]
+async fn a_copy_of_what_can_t_be_delivered_is_taken_for_new() {
+    let mut world = World::new();
+    // Nothing is delivered from memory.
+    world.settings.delivery_memory = 0;
+    let store = world.open();
+    world.commit(&store, b"rotten", &[TARGET]).await.1.unwrap();
+    store.flush().await;
+    assert!(is_duplicate(&store, b"rotten").await.is_some());
+    world.disk.change(&segments(&world)[0], |bytes| {
+        let at = bytes.windows(6).position(|window| window == b"rotten").unwrap();
+        bytes[at] ^= 1;
+    });
+    assert!(lease_now(&store, TARGET, 1).await.is_empty());
+    world.commit(&store, b"rotten", &[TARGET]).await.1.unwrap();
+    assert_eq!(drain(&store, TARGET).await, [&b"rotten"[..]]);
+}
+
+#[tokio::test]
 async fn every_flipped_bit_costs_at_most_its_record_and_is_counted() {
     let (world, path, offsets) = three().await;
     let Snapshot(bytes) = snapshot(&world, &path);
