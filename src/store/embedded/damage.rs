@@ -1,6 +1,7 @@
 //! What was found damaged: each place is counted once and named once, to whoever has to act.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -121,12 +122,26 @@ impl Damage {
 
     /// Counts what was found in a segment and names it.
     pub fn note(&self, flaws: &[Flaw], unread: &[Unread]) {
+        self.note_kept(flaws, unread, |_| None);
+    }
+
+    /// The same where the bytes of a record are kept in a file, which is named too.
+    pub fn note_kept(
+        &self,
+        flaws: &[Flaw],
+        unread: &[Unread],
+        keep: impl Fn(&Flaw) -> Option<PathBuf>,
+    ) {
         let mut news = Vec::with_capacity(flaws.len());
         for flaw in flaws {
             let is_news = self.add(flaw.segment, flaw.offset);
             news.push(is_news);
-            if is_news && self.may_name() {
-                flaw.tell();
+            if !is_news {
+                continue;
+            }
+            let kept = keep(flaw);
+            if self.may_name() {
+                flaw.tell(kept.as_deref());
             }
         }
         for part in unread {
@@ -163,13 +178,15 @@ impl Flaw {
         );
     }
 
-    fn tell(&self) {
+    fn tell(&self, kept: Option<&Path>) {
+        let file = kept.map(|kept| kept.display().to_string());
         let Self { segment, offset, bytes, trace } = self;
         let Some(trace) = trace else {
             tracing::error!(
                 segment,
                 offset,
                 bytes,
+                file,
                 "a record is damaged: what it was is not known"
             );
             return;
@@ -187,6 +204,7 @@ impl Flaw {
             segment,
             offset,
             bytes,
+            file,
             "{message}"
         );
     }

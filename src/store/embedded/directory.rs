@@ -14,10 +14,10 @@ use crate::store::embedded::lock::{DirectoryLock, LockError, lock};
 use crate::store::embedded::{OpenError, Settings};
 
 /// For its owner only.
-const MODE: u32 = 0o700;
+pub(super) const MODE: u32 = 0o700;
 
 /// What a store puts into its directory, and what a new file system comes with.
-const OURS: [&str; 4] = ["lanes.json", "lock", "lost+found", "segments"];
+const OURS: [&str; 5] = ["lanes.json", "lock", "lost+found", "quarantine", "segments"];
 
 /// The index, the files beside it, and what was set aside of it.
 const INDEX: &str = "index.sqlite";
@@ -88,6 +88,11 @@ fn foreign(dir: &Path) -> io::Result<Option<String>> {
         }
     }
     Ok(found)
+}
+
+/// Whether a name in the directory is one of a store's.
+pub(super) fn is_known(name: &str) -> bool {
+    name.starts_with(INDEX) || name.starts_with("lanes.json") || OURS.contains(&name)
 }
 
 /// Takes everybody else's rights to a directory of ours away.

@@ -1,6 +1,7 @@
 //! Handing deliveries out: the wait, and reading back what is not in memory.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -178,7 +179,7 @@ impl Shared {
             Readback::Failed(at, error) => {
                 if self.log.damage.add(at.segment, at.offset) && self.log.damage.may_name() {
                     let text = "a record can't be read: it is tried again every minute for a day";
-                    name_unread(lane, &about, at, Some(&error), text);
+                    name_unread(lane, &about, at, Told { error: Some(error), kept: None }, text);
                 }
                 (at, self.unreadable.note(key).elapsed() < READ_WAIT_MAX)
             }
@@ -198,9 +199,12 @@ impl Shared {
             self.unreadable.forget(key);
             // A copy of it that the sender still posts is what can be delivered.
             self.claims.recent(|recent| recent.forget(about.id));
+            let log = Arc::clone(&self.log);
+            let keep = move || log.set_aside(at.segment, at.offset, at.length);
+            let kept = tokio::task::spawn_blocking(keep).await.ok().flatten();
             if self.log.damage.may_name() {
                 let text = "a record is damaged: its delivery is a dead letter";
-                name_unread(lane, &about, at, None, text);
+                name_unread(lane, &about, at, Told { error: None, kept }, text);
             }
             Settlement::DeadLetter(Cause::Damaged)
         };
@@ -216,22 +220,26 @@ impl Shared {
     }
 }
 
+/// What else is told of a record.
+struct Told {
+    /// Why it could not be read.
+    error: Option<std::io::Error>,
+    /// The file that has its bytes.
+    kept: Option<PathBuf>,
+}
+
 /// Names a webhook whose record could not be read for a delivery.
-fn name_unread(
-    lane: &Lane,
-    about: &Identity,
-    at: Position,
-    error: Option<&std::io::Error>,
-    text: &str,
-) {
+fn name_unread(lane: &Lane, about: &Identity, at: Position, told: Told, text: &str) {
+    let file = told.kept.map(|kept| kept.display().to_string());
     tracing::error!(
-        error = error.map(tracing::field::display),
+        error = told.error.map(tracing::field::display),
         webhook_id = %about.id,
         activity = about.activity.as_deref(),
         received_at = %about.id.timestamp(),
         target_name = %lane.name(),
         segment = at.segment,
         offset = at.offset,
+        file,
         "{text}"
     );
 }

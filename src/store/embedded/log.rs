@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use crate::domain::time::Timestamp;
 use crate::store::embedded::change::Entry;
 use crate::store::embedded::damage::Damage;
+use crate::store::embedded::directory;
 use crate::store::embedded::disk::{Disk, read_fully, write_fully};
+use crate::store::embedded::quarantine::{self, Quarantine};
 use crate::store::embedded::scanner::{Scanner, Unread};
 use crate::store::embedded::segment::{HEADER_BYTES, Header, Heading, LogPoint, Position, Segment};
 
@@ -31,6 +33,7 @@ pub struct Log {
     next_number: AtomicU64,
     // What all segments together may take.
     limit: OnceLock<Limit>,
+    quarantine: Quarantine,
     /// What was found damaged since the start.
     pub damage: Damage,
 }
@@ -86,6 +89,7 @@ impl Log {
     /// read stays, and the others are used.
     pub fn open(dir: PathBuf, disk: Arc<dyn Disk>) -> Result<Self, LogError> {
         disk.create_dir(&dir)?;
+        let quarantine = Quarantine::new(directory::parent(&dir), quarantine::BYTES_MAX);
         let mut log = Self {
             dir,
             disk,
@@ -95,6 +99,7 @@ impl Log {
             end: Mutex::default(),
             next_number: AtomicU64::new(1),
             limit: OnceLock::new(),
+            quarantine,
             damage: Damage::default(),
         };
         let mut segments = BTreeMap::new();
@@ -281,6 +286,11 @@ impl Log {
         self.unread.contains(&number)
     }
 
+    /// The segments that could not be opened at this start.
+    pub fn unread_segments(&self) -> impl Iterator<Item = u64> {
+        self.unread.iter().copied()
+    }
+
     /// Whether a part that could not be read can be read now.
     pub fn can_read(&self, part: Unread) -> bool {
         let Some(segment) = self.get(part.segment) else { return false };
@@ -440,7 +450,10 @@ impl Log {
             }
             let flaws = scanner.take_flaws();
             is_sound &= flaws.is_empty() && all_unread.is_empty();
-            self.damage.note(&flaws, &all_unread);
+            // Before anything of it can be cleaned away.
+            self.damage.note_kept(&flaws, &all_unread, |flaw| {
+                self.set_aside(flaw.segment, flaw.offset, flaw.bytes)
+            });
             if let Some(torn) = scanner.take_torn() {
                 torn.tell_torn();
             }
@@ -469,6 +482,12 @@ impl Log {
             }
         }
         Ok((entries, false, is_known))
+    }
+
+    /// Keeps the bytes of a damaged record; answers the file that has them.
+    pub fn set_aside(&self, segment: u64, offset: u64, bytes: u64) -> Option<PathBuf> {
+        let file = Arc::clone(&self.get(segment)?.file);
+        self.quarantine.keep(&*file, segment, offset, bytes)
     }
 
     /// Whether what a segment says was made durable.

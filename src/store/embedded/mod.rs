@@ -68,6 +68,7 @@ pub mod newest;
 pub mod observer;
 pub mod offer;
 mod past;
+mod quarantine;
 pub mod queue;
 pub mod reader;
 pub mod recall;
