@@ -39,6 +39,7 @@ mod diff;
 mod follower;
 pub mod harm;
 mod observe;
+pub mod offline;
 mod reload;
 mod running;
 mod token;

@@ -30,6 +30,7 @@ pub mod sender;
 pub mod serve;
 pub mod signal;
 pub mod signature;
+pub mod store;
 pub mod story;
 pub mod targets;
 pub mod test;
@@ -89,6 +90,9 @@ pub enum Command {
     DeadLetters(dead_letters::Args),
     /// What waits for each target
     Targets(targets::Args),
+    /// Check, count or copy a data directory while no relay runs on it
+    #[command(long_about = store::ABOUT)]
+    Store(store::Args),
     /// Act as Aryeo: sign a webhook and post it
     #[command(long_about = send::ABOUT)]
     Send(send::Args),
@@ -150,6 +154,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Webhooks(args) => webhooks::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
         Command::Targets(args) => targets::run(args),
+        Command::Store(args) => store::run(args),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),

@@ -9,6 +9,7 @@
 //! - `hung_disk`: a disk that does not answer is said by the probes
 //! - `broken_disk`: a disk that fails, turns read-only, or is gone
 //! - `damage`: a record that decayed is named in the log
+//! - `store_commands`: a data directory checked, counted and copied while no relay runs
 //! - `hang_up`: a sender that leaves cancels nothing
 //! - `language`: what a table can ask and say, in a running relay
 //! - `reload`: files that change while it runs
@@ -65,6 +66,7 @@ mod replays;
 mod restarts;
 mod shipped;
 mod starts_and_stops;
+mod store_commands;
 mod stories;
 mod support;
 mod tls;

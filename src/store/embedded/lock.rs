@@ -51,3 +51,20 @@ pub fn lock(dir: &Path) -> Result<DirectoryLock, LockError> {
     }
     Ok(DirectoryLock { _file: file })
 }
+
+/// Keeps others from taking the directory, without changing anything in it. None where nobody ever
+/// took it, as in a copy.
+pub fn share(dir: &Path) -> Result<Option<DirectoryLock>, LockError> {
+    let mut file = match File::open(dir.join("lock")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(LockError::Io)?,
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Some(DirectoryLock { _file: file })),
+        Err(Errno::WOULDBLOCK) => {
+            let text = io::read_to_string(&mut file);
+            Err(LockError::InUse(text.ok().and_then(|text| text.trim().parse().ok())))
+        }
+        Err(error) => Err(LockError::Io(error.into())),
+    }
+}

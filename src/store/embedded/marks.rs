@@ -66,6 +66,11 @@ impl MarkFile {
     }
 }
 
+/// Whether it can be read, or is not there.
+pub(super) fn is_sound(dir: &Path) -> bool {
+    read(&dir.join(FILE)).is_ok()
+}
+
 fn read(path: &Path) -> io::Result<Marks> {
     let text = match std::fs::read(path) {
         Ok(text) => text,

@@ -67,6 +67,7 @@ pub mod memory;
 pub mod newest;
 pub mod observer;
 pub mod offer;
+pub mod offline;
 mod past;
 mod quarantine;
 pub mod queue;

@@ -13,6 +13,7 @@ use crate::store::embedded::directory;
 use crate::store::embedded::segment::LogPoint;
 
 pub mod apply;
+pub mod compare;
 pub mod queries;
 pub mod stories;
 mod sums;
@@ -146,6 +147,14 @@ impl Index {
         put_aside(path);
         let connection = Self::connect(path, sharing)?;
         Self::create(path, connection, Place::File)
+    }
+
+    /// Opens the index in a file if it is one, all of it; makes nothing.
+    pub fn open_whole(path: &Path) -> rusqlite::Result<Option<Self>> {
+        let Some(index) = Self::open_existing(path, Sharing::Shared)? else { return Ok(None) };
+        let found: String =
+            index.connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+        Ok((found == "ok").then_some(index))
     }
 
     fn connect(path: &Path, sharing: Sharing) -> rusqlite::Result<Connection> {
