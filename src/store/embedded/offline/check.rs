@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::domain::delivery::State;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::damage::Flaw;
 use crate::store::embedded::directory;
@@ -73,8 +74,10 @@ impl<'a> Checked<'a> {
         let damaged: Vec<Value> = self.found.flaws.iter().map(|flaw| self.flaw(flaw)).collect();
         let missing = self.missing();
         let unopened = self.unopened();
-        let acknowledged = damaged.iter().filter(|flaw| flaw["acknowledged"] == true).count()
-            as u64
+        let acknowledged = damaged
+            .iter()
+            .filter(|flaw| flaw.get("acknowledged") == Some(&Value::Bool(true)))
+            .count() as u64
             + self.found.flaws_count.saturating_sub(damaged.len() as u64);
         let without_record = self.without_record();
         let set_aside = self.start.iter().filter(|step| step.starts_with("puts ")).count();
@@ -117,32 +120,51 @@ impl<'a> Checked<'a> {
 
     /// What is known of a damaged or torn place.
     fn flaw(&self, flaw: &Flaw) -> Value {
-        let mut json = place(flaw);
         let at = LogPoint { segment: flaw.segment, offset: flaw.offset };
         let trace = flaw.trace.as_ref();
         let id = trace.map(|trace| trace.webhook).or_else(|| self.webhook_at(at));
         let made = self.scratch.made.as_ref();
         let other = id.and_then(|id| made?.identity(id.key()).ok().flatten()).is_some();
         let kind = trace.map(|trace| trace.kind);
+        let pending = id.and_then(|id| self.pending(id));
         // Of a settlement nobody outside was told; what is lost with it is only done once more.
         let is_of_ours = matches!(kind, Some(Kind::Settlement | Kind::Erase));
         let is_copied = kind == Some(Kind::Webhook) && other;
         let means = match kind {
             _ if is_copied => "another record of this webhook is sound: nothing is lost",
+            Some(Kind::Webhook) if pending == Some(0) => {
+                "this webhook can't be read any more; none of its deliveries was pending"
+            }
             Some(Kind::Webhook) => "this webhook can't be delivered any more",
+            Some(Kind::Deliveries | Kind::State) => {
+                "deliveries that were added to this webhook may be lost, others repeated"
+            }
             Some(_) => "what became of this webhook's deliveries may be repeated",
             None if id.is_some() => "this webhook can't be delivered any more",
             None => "what it was is not known",
         };
-        json["record"] = json!(kind.map(Kind::name));
-        json["webhook_id"] = json!(id.map(|id| id.to_string()));
-        json["activity"] = json!(trace.and_then(|trace| trace.activity.clone()));
-        json["received_at"] = json!(
-            trace.map(|t| t.received_at).or(id.map(|id| id.timestamp())).map(|at| at.to_string())
-        );
-        json["acknowledged"] = json!(!is_of_ours && !is_copied);
-        json["means"] = json!(means);
-        json
+        let received_at = trace.map(|t| t.received_at).or(id.map(|id| id.timestamp()));
+        json!({
+            "segment": flaw.segment,
+            "file": file_of(flaw),
+            "offset": flaw.offset,
+            "bytes": flaw.bytes,
+            "record": kind.map(Kind::name),
+            "webhook_id": id.map(|id| id.to_string()),
+            "activity": trace.and_then(|trace| trace.activity.clone()),
+            "received_at": received_at.map(|at| at.to_string()),
+            "pending": pending,
+            "acknowledged": !is_of_ours && !is_copied,
+            "means": means,
+        })
+    }
+
+    /// How many deliveries of a webhook the index has pending, if it knows the webhook.
+    fn pending(&self, id: WebhookId) -> Option<usize> {
+        let lying = self.scratch.lying.as_ref()?;
+        lying.identity(id.key()).ok().flatten()?;
+        let standings = lying.standings(id.key()).ok()?;
+        Some(standings.iter().filter(|(_, standing, _)| standing.state == State::Pending).count())
     }
 
     fn webhook_at(&self, at: LogPoint) -> Option<WebhookId> {
@@ -283,6 +305,12 @@ impl<'a> Checked<'a> {
 }
 
 fn place(flaw: &Flaw) -> Value {
-    let file = format!("segments/{:08}.log", flaw.segment);
-    json!({ "segment": flaw.segment, "file": file, "offset": flaw.offset, "bytes": flaw.bytes })
+    json!({
+        "segment": flaw.segment, "file": file_of(flaw),
+        "offset": flaw.offset, "bytes": flaw.bytes,
+    })
+}
+
+fn file_of(flaw: &Flaw) -> String {
+    format!("segments/{:08}.log", flaw.segment)
 }

@@ -34,6 +34,7 @@ mod harm;
 mod limit;
 mod model;
 mod obstacles;
+mod offline;
 mod random;
 mod recalling;
 mod retention;
