@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::store::embedded::disk::{Disk, DiskFile};
+use crate::store::embedded::disk::{Disk, DiskFile, FileId};
 
 /// The disk, and what would have been done to it.
 #[derive(Debug)]
@@ -51,6 +51,10 @@ impl Disk for Unchanged {
         self.disk.list(dir)
     }
 
+    fn id_at(&self, path: &Path) -> io::Result<FileId> {
+        self.disk.id_at(path)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.note(format!("removes {}, which was only half made", name(path)));
         Ok(())
@@ -92,6 +96,10 @@ impl DiskFile for UnchangedFile {
 
     fn sync_all(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn id(&self) -> io::Result<FileId> {
+        self.0.id()
     }
 
     fn truncate(&self, _bytes: u64) -> io::Result<()> {
