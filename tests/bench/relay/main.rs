@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench relay                        # 4 KB and 26 KB, unthrottled and at 1,000/s
 //! cargo bench --bench relay -- --million           # start over 1,000,000 pending deliveries
+//! cargo bench --bench relay -- --redrive           # 100,000 dead letters, brought back
 //! cargo bench --bench relay -- --help
 //! ```
 //!
@@ -33,6 +34,7 @@ use target::Target;
 mod body;
 mod million;
 mod process;
+mod redrive;
 mod sender;
 mod target;
 
@@ -66,6 +68,9 @@ struct Args {
     /// Measure a start over this many pending deliveries instead
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "1000000")]
     million: Option<usize>,
+    /// Measure a redrive of this many dead letters instead
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "100000")]
+    redrive: Option<usize>,
     /// With --million: when the dead target is tried again
     #[arg(long, default_value = "2h")]
     dead_retry: String,
@@ -94,9 +99,10 @@ fn main() -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        match args.million {
-            Some(pending) => million::run(&args, pending).await,
-            None => compare(&args).await,
+        match (args.million, args.redrive) {
+            (Some(pending), _) => million::run(&args, pending).await,
+            (None, Some(count)) => redrive::run(&args, count).await,
+            (None, None) => compare(&args).await,
         }
     })
 }

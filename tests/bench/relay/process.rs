@@ -72,7 +72,7 @@ impl Home {
         let relay = Relay::new(listen, self.certificate.clone())?;
         let started = Instant::now();
         let child = command.spawn().with_context(|| format!("{}", self.binary.display()))?;
-        Ok(Process { child, relay, started, log: path("log") })
+        Ok(Process { child, relay, admin, started, log: path("log") })
     }
 
     /// Bytes on the disk.
@@ -118,6 +118,8 @@ pub(crate) struct Process {
     child: Child,
     /// How to reach it.
     pub(crate) relay: Relay,
+    /// Where it answers operators.
+    pub(crate) admin: SocketAddr,
     /// When it was executed.
     pub(crate) started: Instant,
     log: PathBuf,

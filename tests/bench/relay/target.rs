@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +15,6 @@ use tokio::time::{Instant, sleep};
 
 use super::body;
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-
 /// How often somebody who waits for a delivery looks.
 const GLANCE: Duration = Duration::from_millis(1);
 
@@ -24,6 +23,7 @@ pub(crate) struct Target {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     got: Arc<Mutex<Got>>,
+    status: Arc<AtomicU16>,
 }
 
 /// What it has got.
@@ -40,7 +40,8 @@ impl Target {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let got = Arc::new(Mutex::new(Got::default()));
-        let shared = Arc::clone(&got);
+        let status = Arc::new(AtomicU16::new(200));
+        let (shared, answers) = (Arc::clone(&got), Arc::clone(&status));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("target".into()).spawn(move || {
             runtime.block_on(async move {
@@ -49,14 +50,19 @@ impl Target {
                 loop {
                     let (stream, _) = listener.accept().await?;
                     stream.set_nodelay(true)?;
-                    connections.spawn(serve(stream, Arc::clone(&shared)));
+                    connections.spawn(serve(stream, Arc::clone(&shared), Arc::clone(&answers)));
                     while connections.try_join_next().is_some() {}
                 }
                 #[expect(unreachable_code, reason = "says what `?` above returns")]
                 anyhow::Ok(())
             })
         })?;
-        Ok(Self { address, got })
+        Ok(Self { address, got, status })
+    }
+
+    /// Answers with this status from now on.
+    pub(crate) fn answer(&self, status: u16) {
+        self.status.store(status, Ordering::Relaxed);
     }
 
     /// Waits until all of `numbers` are there, each at least once.
@@ -93,7 +99,11 @@ impl Target {
     }
 }
 
-async fn serve(mut stream: TcpStream, got: Arc<Mutex<Got>>) -> anyhow::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    got: Arc<Mutex<Got>>,
+    status: Arc<AtomicU16>,
+) -> anyhow::Result<()> {
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
         if stream.read_buf(&mut buffer).await? == 0 {
@@ -112,6 +122,8 @@ async fn serve(mut stream: TcpStream, got: Arc<Mutex<Got>>) -> anyhow::Result<()
             }
         }
         buffer.drain(..length);
-        stream.write_all(ANSWER).await?;
+        let status = status.load(Ordering::Relaxed);
+        let answer = format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await?;
     }
 }
