@@ -155,12 +155,12 @@ fn print_check(output: &Output, found: &Value) {
     let is_good = found.get("good") == Some(&Value::Bool(true));
     let (style, word) = if is_good { (Style::Good, "good") } else { (Style::Bad, "damaged") };
     output.line(format_args!(
-        "{}: {}, {} records of {} webhooks in {} segments, {}",
+        "{}: {}; {} of {} in {}, {}",
         Foreign(text(found, "data")),
         output.paint(style, word),
-        number(found, "records"),
-        number(found, "webhooks"),
-        number(found, "segments"),
+        count(number(found, "records"), "record"),
+        count(number(found, "webhooks"), "webhook"),
+        count(number(found, "segments"), "segment"),
         bytes(number(found, "bytes")),
     ));
 }
@@ -223,23 +223,23 @@ fn print_stats(output: &Output, found: &Value) {
     line("index", bytes(n("index_bytes")));
     line(
         "quarantine",
-        format!("{} files, {}", n("quarantine_files"), bytes(n("quarantine_bytes"))),
+        format!("{}, {}", count(n("quarantine_files"), "file"), bytes(n("quarantine_bytes"))),
     );
 }
 
 fn print_backup(output: &Output, found: &Value) {
     let n = |name| number(found, name);
     output.line(format_args!(
-        "{} copied to {}: {} files, {}; {} webhooks, {} deliveries pending",
+        "{} copied to {}: {}, {}; {}, {} pending",
         Foreign(text(found, "data")),
         Foreign(text(found, "to")),
-        n("files"),
+        count(n("files"), "file"),
         bytes(n("bytes")),
-        n("webhooks"),
-        n("pending"),
+        count(n("webhooks"), "webhook"),
+        plural(n("pending"), "delivery", "deliveries"),
     ));
     if n("damaged") > 0 {
-        let text = format!("{} damaged records are copied as they are", n("damaged"));
+        let text = format!("{} copied as it is", count(n("damaged"), "damaged record"));
         output.line(output.paint(Style::Bad, text));
     }
     if n("unreadable_bytes") > 0 {
@@ -248,6 +248,14 @@ fn print_backup(output: &Output, found: &Value) {
     }
     let to = Foreign(text(found, "to"));
     output.line(format_args!("start with it: aryeo-relay serve --data {to} …"));
+}
+
+fn count(number: u64, noun: &str) -> String {
+    plural(number, noun, &format!("{noun}s"))
+}
+
+fn plural(number: u64, one: &str, more: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { more })
 }
 
 fn bytes(bytes: u64) -> String {

@@ -91,7 +91,7 @@ fn what_a_killed_relay_left_is_good_and_looking_at_it_changes_no_byte() {
     let before = bytes_of(relay.data());
     let checked = store(&["check"], relay.data());
     assert_eq!(checked.code, Some(0), "{checked:?}");
-    assert!(checked.stdout.contains(": good, "), "{checked:?}");
+    assert!(checked.stdout.contains(": good; "), "{checked:?}");
     let (code, stats) = told(&["stats"], relay.data());
     assert_eq!((code, &stats["webhooks"]), (Some(0), &3.into()), "{stats}");
     assert_eq!(stats["records"]["webhook"]["records"], 3);

@@ -435,7 +435,7 @@ impl Log {
             if on_error == OnError::GoAround {
                 scanner = scanner.around_errors();
             }
-            let mut all_unread = Vec::new();
+            let (mut all_unread, mut flaws) = (Vec::new(), Vec::new());
             loop {
                 let piece = self.piece(&mut scanner).map_err(FollowError::Io)?;
                 let (entries, more, is_known) = piece;
@@ -443,14 +443,18 @@ impl Log {
                 let upto = LogPoint { segment: number, offset: scanner.offset() };
                 let unread = scanner.take_unread();
                 all_unread.extend_from_slice(&unread);
+                let found = scanner.take_flaws();
+                // Before whoever follows the log is past it: what is behind that may be cleaned away.
+                for flaw in &found {
+                    self.set_aside(flaw.segment, flaw.offset, flaw.bytes);
+                }
+                flaws.extend(found);
                 pass(Piece { entries, upto, unread }).map_err(FollowError::Pass)?;
                 if !more {
                     break;
                 }
             }
-            let flaws = scanner.take_flaws();
             is_sound &= flaws.is_empty() && all_unread.is_empty();
-            // Before anything of it can be cleaned away.
             self.damage.note_kept(&flaws, &all_unread, |flaw| {
                 self.set_aside(flaw.segment, flaw.offset, flaw.bytes)
             });

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::store::embedded::directory::MODE;
 use crate::store::embedded::disk::{DiskFile, read_fully};
@@ -13,6 +14,8 @@ use crate::store::embedded::disk::{DiskFile, read_fully};
 pub(super) const FOLDER: &str = "quarantine";
 /// All files together take no more: a rotten disk must not be filled by what is kept of it.
 pub(super) const BYTES_MAX: u64 = 64 << 20;
+/// And no more of them than this: each is synced, and a start does that before it goes on.
+const FILES_MAX: u64 = 1000;
 const CHUNK: u64 = 64 << 10;
 
 /// The folder.
@@ -21,12 +24,19 @@ pub(super) struct Quarantine {
     dir: PathBuf,
     bytes_max: u64,
     is_full_told: AtomicBool,
+    // Files and bytes that are in it, once that was looked at.
+    taken: Mutex<Option<(u64, u64)>>,
 }
 
 impl Quarantine {
     /// The folder in a data directory, made when it is needed.
     pub(super) fn new(data: &Path, bytes_max: u64) -> Self {
-        Self { dir: data.join(FOLDER), bytes_max, is_full_told: AtomicBool::new(false) }
+        Self {
+            dir: data.join(FOLDER),
+            bytes_max,
+            is_full_told: AtomicBool::new(false),
+            taken: Mutex::default(),
+        }
     }
 
     /// Keeps bytes of a segment, once per place; answers the file that has them.
@@ -41,7 +51,9 @@ impl Quarantine {
         if path.exists() {
             return Some(path);
         }
-        if self.taken().saturating_add(bytes) > self.bytes_max {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, taken_bytes) = taken.get_or_insert_with(|| self.weigh());
+        if *files >= FILES_MAX || taken_bytes.saturating_add(bytes) > self.bytes_max {
             if !self.is_full_told.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     dir = %self.dir.display(),
@@ -52,7 +64,11 @@ impl Quarantine {
             return None;
         }
         match self.write(&path, file, offset, bytes) {
-            Ok(()) => Some(path),
+            Ok(()) => {
+                *files += 1;
+                *taken_bytes += bytes;
+                Some(path)
+            }
             Err(error) => {
                 tracing::warn!(%error, file = %path.display(), "a damaged record can't be kept");
                 None
@@ -86,9 +102,10 @@ impl Quarantine {
         File::open(&self.dir)?.sync_all()
     }
 
-    fn taken(&self) -> u64 {
+    fn weigh(&self) -> (u64, u64) {
         let entries = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+        let sizes = entries.filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        sizes.fold((0, 0), |(files, bytes), size| (files + 1, bytes + size))
     }
 }
 

@@ -242,6 +242,13 @@ impl<'a> Checked<'a> {
                 self.notes.push(format!("{name} is half written; the file before it counts"));
             }
         }
+        let kept = weigh(&self.offline.dir.join("quarantine"));
+        if kept.records > 0 {
+            self.notes.push(format!(
+                "quarantine has the bytes of records that were found damaged before: {} in {} files",
+                kept.bytes, kept.records
+            ));
+        }
         if !marks::is_sound(&self.offline.dir) {
             self.notes
                 .push("lanes.json can't be read: which targets are paused is lost".to_owned());
@@ -282,8 +289,8 @@ impl<'a> Checked<'a> {
         }
         if self.found.flaws_count > 0 {
             start.push(
-                "leaves damaged records where they are; of those that it reads, which it does where \
-                 the index does not have them, it keeps the bytes in quarantine, counts and names them"
+                "goes on without damaged records; it keeps their bytes in quarantine, counts and \
+                 names them, as soon as it reads them"
                     .to_owned(),
             );
         }
