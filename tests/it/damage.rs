@@ -10,7 +10,7 @@ use crate::support::receiver::Options;
 use crate::support::relay::{BINARY, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
+use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
 
 const MARK: &[u8] = b"decays-on-the-disk";
 
@@ -69,12 +69,16 @@ fn remove_index(relay: &TestRelay) {
 
 /// The one line of the log that says that this webhook's record is damaged.
 fn the_line_about(relay: &TestRelay, id: &str) -> Value {
-    let lines = relay.logs().into_iter().map(|line| serde_json::from_str::<Value>(&line).unwrap());
     let is_wanted = |line: &Value| {
         line["webhook_id"] == id
             && line["message"].as_str().unwrap().starts_with("a record is damaged")
     };
-    let lines: Vec<_> = lines.filter(is_wanted).collect();
+    let lines = eventually("the record is named in the log", || {
+        let lines = relay.logs();
+        let lines = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let lines: Vec<_> = lines.filter(is_wanted).collect();
+        if lines.is_empty() { Err("it is not".to_owned()) } else { Ok(lines) }
+    });
     let [line] = lines.as_slice() else { panic!("{lines:#?}") };
     assert_eq!((&line["level"], &line["activity"]), (&"ERROR".into(), &"LISTING_DELIVERED".into()));
     assert!(line["received_at"].as_str().unwrap().starts_with("20"), "{line}");

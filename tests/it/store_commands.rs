@@ -11,7 +11,7 @@ use crate::support::receiver::Options;
 use crate::support::relay::{BINARY, Ended, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
+use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
 
 const MARK: &str = "decays-on-the-disk";
 
@@ -133,7 +133,10 @@ fn a_flipped_bit_names_its_webhook_and_a_start_keeps_the_bytes() {
     let kept = std::fs::read(relay.data().join("quarantine").join(&name)).unwrap();
     assert_eq!(kept.len() as u64, flaw["bytes"]);
     let is_named = |line: &String| line.contains(&ids[1]) && line.contains(&name);
-    assert!(relay.logs().iter().any(is_named), "{:#?}", relay.logs());
+    eventually("the log names the webhook and the file", || {
+        let lines = relay.logs();
+        if lines.iter().any(is_named) { Ok(()) } else { Err(lines.join("\n")) }
+    });
 }
 
 #[test]

@@ -132,8 +132,9 @@ impl Shared {
                     leases.push(new_lease(lane, &row, body));
                 }
                 Some(other) => {
-                    pending.release(&row);
+                    // Until it is settled it goes back if nobody waits for this any more.
                     self.settle_unread(lane, &row, other).await;
+                    pending.release(&row);
                 }
             }
         }
