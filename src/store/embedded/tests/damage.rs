@@ -257,6 +257,43 @@ async fn a_record_damaged_under_a_running_store_is_a_dead_letter() {
 }
 
 #[tokio::test]
+async fn a_damaged_record_is_a_dead_letter_also_where_nobody_waits_for_its_lease_any_more() {
+    let (world, _, _) = three().await;
+    let store = world.open();
+    store.close().await;
+    drop(store);
+    // It may have been copied forward.
+    for path in segments(&world) {
+        world.disk.change(&path, |bytes| {
+            if let Some(at) = bytes.windows(6).position(|window| window == b"second") {
+                bytes[at] ^= 1;
+            }
+        });
+    }
+    let store = world.open();
+    let mut sound = lease(&store, TARGET, 1).await;
+    // The index does not answer whose record it is, and whoever leases gives up meanwhile.
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (request, answer) = crate::store::embedded::inbox::Request::ask(move |_| {
+        assert!(wait.recv().is_err());
+        Ok(())
+    });
+    store.shared.inbox.request(request);
+    sound.extend(lease_now(&store, TARGET, 8).await);
+    drop(go_on);
+    answer.await.unwrap();
+    let settled = async {
+        while store.lanes()[0].dead.is_empty() {
+            sound.extend(lease_now(&store, TARGET, 8).await);
+            store.flush().await;
+        }
+    };
+    within(PATIENCE, settled).await;
+    assert_eq!(sound.len(), 2);
+    assert_eq!(store.lanes()[0].dead, [(crate::domain::delivery::Cause::Damaged, 1)]);
+}
+
+#[tokio::test]
 async fn duplicates_are_known_after_a_rebuild_and_another_restart_whatever_old_lies_before_them() {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     let mut world = World::new();
