@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::process::{Home, Lane, Process};
 use super::sender::{Webhooks, post_all};
-use super::target::Target;
+use super::target::{TAKEN, Target};
 use super::{Args, body, megabytes};
 
 /// At most so long for each part.
@@ -32,17 +32,20 @@ pub(crate) async fn run(args: &Args, count: usize) -> anyhow::Result<()> {
     let home = Home::new(&args.folder, &args.binary, &flags, &[lane])?;
     let mut process = home.start()?;
     process.listening(WAIT_MAX).await?;
-    let webhooks = Arc::new(Webhooks::sign(body::of_size(4096), 0, count)?);
+    let all = count * TAKEN as usize / (TAKEN as usize - 1);
+    let webhooks = Arc::new(Webhooks::sign(body::of_size(4096), 0, all)?);
     let posted = post_all(&process.relay, &webhooks, args.senders, None).await?;
-    println!("{count} posted in {:.1?}, each is answered 410", posted.took);
+    println!("{all} posted in {:.1?}; {count} of them are answered 410", posted.took);
     let begun = Instant::now();
-    while dead_letters(args, &process)? < count {
-        ensure!(begun.elapsed() < WAIT_MAX, "they do not become dead letters");
+    let mut dead = 0;
+    // Of a number that is no multiple of it one more is taken.
+    while dead + 1 < count {
+        dead = dead_letters(args, &process)?;
+        ensure!(begun.elapsed() < WAIT_MAX, "only {dead} become dead letters");
         sleep(Duration::from_millis(200)).await;
     }
     println!("all are dead letters; {} resident", megabytes(process.memory()?.now));
     target.answer(200);
-    target.forget();
     let cpu = process.cpu()?;
     let begun = Instant::now();
     let mut first = redrive(args, &process, &[]).spawn()?;
