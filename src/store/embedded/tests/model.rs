@@ -27,6 +27,11 @@ pub(super) enum Doubt {
     UntilWritten,
     // A crash may have undone it: either is right until it is settled again.
     Lasting,
+    // It is dead, or it was redriven though the disk did not take that: a crash may undo all since.
+    Refused,
+    // The index's file may know of a settlement that the log lost, and another one has its number in
+    // the log: which one is right depends on the index.
+    Open,
 }
 
 /// A delivery.
@@ -35,6 +40,32 @@ pub(super) struct Fate {
     pub(super) target: &'static str,
     pub(super) expected: Expected,
     pub(super) doubt: Doubt,
+}
+
+impl Fate {
+    /// Whether it may be due though it was settled.
+    pub(super) fn may_be_due(&self) -> bool {
+        matches!(self.doubt, Doubt::Lasting | Doubt::Refused | Doubt::Open)
+    }
+
+    /// Whether it must be due.
+    pub(super) fn is_due(&self) -> bool {
+        self.expected == Expected::Pending && self.doubt != Doubt::Open
+    }
+
+    /// Whether it must not be due: it was settled for good.
+    pub(super) fn is_over(&self) -> bool {
+        self.expected != Expected::Pending && self.doubt == Doubt::None
+    }
+
+    /// It was settled again: until that is flushed a crash may undo it.
+    pub(super) fn settled(&mut self, expected: Expected) {
+        match self.doubt {
+            Doubt::Open => {}
+            Doubt::Refused if expected == Expected::Pending => {}
+            _ => (self.expected, self.doubt) = (expected, Doubt::UntilWritten),
+        }
+    }
 }
 
 /// What should be: deliveries by body and number. Settled ones may be due again after a crash in
@@ -50,6 +81,8 @@ pub(super) struct Model {
     // To these something was added that the disk did not take, perhaps.
     pub(super) uncertain: BTreeSet<Vec<u8>>,
     pub(super) marks: Marks,
+    // Of these the index's file may know what the log lost.
+    pub(super) only_in_file: BTreeSet<(Vec<u8>, u16)>,
 }
 
 impl Model {
@@ -73,24 +106,38 @@ impl Model {
 
     /// The process was killed: what was settled may be undone, unless it was written.
     pub(super) fn killed(&mut self) {
-        for Fate { doubt, .. } in self.deliveries.values_mut() {
+        for (key, Fate { doubt, .. }) in &mut self.deliveries {
             let is_undone = *doubt == Doubt::UntilSynced && self.is_failing;
             if is_undone || *doubt == Doubt::UntilWritten {
                 *doubt = Doubt::Lasting;
+                self.only_in_file.insert(key.clone());
             }
         }
     }
 
     /// The power went: all that was settled may be undone.
     pub(super) fn cut_off(&mut self) {
-        self.deliveries.values_mut().for_each(|fate| fate.doubt = Doubt::Lasting);
+        for Fate { doubt, .. } in self.deliveries.values_mut() {
+            if !matches!(*doubt, Doubt::Refused | Doubt::Open) {
+                *doubt = Doubt::Lasting;
+            }
+        }
+    }
+
+    /// The index's file is left where it is, and another one is made of the log.
+    pub(super) fn left_file(&mut self) {
+        for key in &self.only_in_file {
+            if let Some(fate) = self.deliveries.get_mut(key) {
+                fate.doubt = Doubt::Open;
+            }
+        }
     }
 
     /// Whether retention may have ended it: nothing of it is pending.
     pub(super) fn may_be_over(&self, body: &[u8], now: Timestamp) -> bool {
         let is_old = now.since(self.accepted[body].timestamp()) >= RETAIN;
         let of = self.deliveries.iter().filter(|((other, _), _)| other == body);
-        is_old && of.clone().count() > 0 && of.clone().all(|(_, d)| d.expected != Expected::Pending)
+        is_old && of.clone().count() > 0 && of.clone().all(|(_, fate)| !fate.is_due())
     }
 }
 
@@ -118,14 +165,15 @@ impl Model {
     /// An operator said something of the dead letters of a target; or the disk did not take it.
     pub(super) fn decided(&mut self, target: &str, redriven: bool, is_done: bool) {
         for fate in self.deliveries.values_mut() {
-            if fate.target != target || fate.expected != Expected::Dead {
+            let is_dead = fate.target == target && fate.expected == Expected::Dead;
+            if !is_dead || fate.doubt == Doubt::Open {
                 continue;
             }
             // What a crash made due again is passed over, and is due.
             *fate = match (redriven, is_done) {
                 (true, true) => Fate { expected: Expected::Pending, doubt: Doubt::None, ..*fate },
-                (true, false) => Fate { doubt: Doubt::Lasting, ..*fate },
-                (false, true) if fate.doubt != Doubt::Lasting => {
+                (true, false) => Fate { doubt: Doubt::Refused, ..*fate },
+                (false, true) if !fate.may_be_due() => {
                     Fate { expected: Expected::Delivered, doubt: Doubt::None, ..*fate }
                 }
                 (false, _) => {

@@ -192,6 +192,7 @@ impl Run {
         self.world.disk.heal();
         self.store().close().await;
         self.model.synced();
+        self.model.left_file();
         drop(self.store.take());
         let in_the_way = block_index(&self.world);
         self.open_on(self.world.disk.clone(), false);
@@ -206,6 +207,7 @@ impl Run {
         self.world.use_disk(disk);
         if delete_index {
             self.world.delete_index();
+            self.model.only_in_file.clear();
         }
         self.model.is_failing = false;
         self.is_limited = self.world.settings.limit != Limit::None;
@@ -263,17 +265,12 @@ impl Run {
                 continue;
             };
             assert_eq!(known.target, target);
-            assert!(
-                known.expected == Expected::Pending || known.doubt == Doubt::Lasting,
-                "leased again: {known:?}"
-            );
-            known.expected = match settlement {
+            assert!(known.is_due() || known.may_be_due(), "leased again: {known:?}");
+            known.settled(match settlement {
                 Settlement::Delivered => Expected::Delivered,
                 Settlement::DeadLetter(_) => Expected::Dead,
                 _ => Expected::Pending,
-            };
-            // Until it is flushed a crash may undo it.
-            known.doubt = Doubt::UntilWritten;
+            });
             self.store().settle(lease, None, settlement);
         }
     }
@@ -285,10 +282,10 @@ impl Run {
         let ended = self.store().expire(target, before, 1000, Cause::TargetRemoved).await;
         let (mut pending, mut doubtful) = (0, 0);
         for known in self.model.deliveries.values_mut().filter(|known| known.target == target) {
-            if known.expected == Expected::Pending {
-                (known.expected, known.doubt) = (Expected::Dead, Doubt::UntilWritten);
+            if known.is_due() {
+                known.settled(Expected::Dead);
                 pending += 1;
-            } else if known.doubt == Doubt::Lasting {
+            } else if known.may_be_due() {
                 doubtful += 1;
             }
         }
@@ -366,14 +363,10 @@ impl Run {
         found.sort();
         found.dedup();
         assert_eq!(found.len(), count, "one delivery was leased twice");
-        for (key, Fate { expected, doubt, .. }) in &self.model.deliveries {
+        for (key, fate) in &self.model.deliveries {
             let pending = found.contains(key);
-            match expected {
-                Expected::Pending => assert!(pending, "lost: {}", key.1),
-                Expected::Delivered | Expected::Dead => {
-                    assert!(!pending || *doubt != Doubt::None, "due again")
-                }
-            }
+            assert!(pending || !fate.is_due(), "lost: {}", key.1);
+            assert!(!pending || !fate.is_over(), "due again");
         }
         found.retain(|(body, _)| !self.model.uncertain.contains(body));
         assert!(found.iter().all(|key| self.model.deliveries.contains_key(key)), "invented");
