@@ -167,10 +167,13 @@ impl Indexer {
         }
     }
 
-    /// Takes in what is on its way into the log.
-    pub fn apply_unwritten(&mut self, entries: Vec<Entry>) -> rusqlite::Result<()> {
-        self.note_unlogged(&entries);
-        self.index.apply(entries, None)
+    /// Takes in settlements that are on their way into the log. Noted only when the index has them: where
+    /// it fails whoever asked asks again, and must find things as they were.
+    pub fn apply_unwritten(&mut self, settled: Vec<Settled>) -> rusqlite::Result<()> {
+        let entry = |settled: Settled| Entry { position: None, change: Change::Settled(settled) };
+        self.index.apply(settled.iter().cloned().map(entry).collect(), None)?;
+        self.note_unlogged(&settled.into_iter().map(entry).collect::<Vec<_>>());
+        Ok(())
     }
 
     fn note_unlogged(&mut self, entries: &[Entry]) {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::domain::delivery::Settlement;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::Shared;
-use crate::store::embedded::change::{Change, Entry};
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::stories::Found;
 use crate::store::embedded::indexer::Indexer;
@@ -109,11 +108,8 @@ impl Indexer {
             let found = self.index.dead_one(id.key(), *number)?;
             rows.extend(found.filter(|found| found.id == *id));
         }
-        let entries = rows.iter().map(|dead| {
-            let settled = dead.row.settled(dead.id, None, settlement);
-            Entry { position: None, change: Change::Settled(settled) }
-        });
-        self.apply_unwritten(entries.collect())?;
+        let settled = rows.iter().map(|dead| dead.row.settled(dead.id, None, settlement));
+        self.apply_unwritten(settled.collect())?;
         let count = rows.len();
         for dead in rows {
             self.parts.lanes.lane(&dead.target).settle_dead(&dead, settlement);
