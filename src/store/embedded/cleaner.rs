@@ -270,6 +270,8 @@ impl Cleaner {
         }
         let mut wait = (retention.settled / 64).min(PASS_WAIT_MAX);
         if log.is_short(self.segment_bytes) {
+            // What was not worth it may be the last that can go.
+            self.without_gain.clear();
             if self.halve(retention) {
                 wait = wait.min(SHORT_PASS_WAIT);
             }
