@@ -32,7 +32,8 @@ pub(crate) async fn run(args: &Args, count: usize) -> anyhow::Result<()> {
     let home = Home::new(&args.folder, &args.binary, &flags, &[lane])?;
     let mut process = home.start()?;
     process.listening(WAIT_MAX).await?;
-    let all = count * TAKEN as usize / (TAKEN as usize - 1);
+    let taken = usize::try_from(TAKEN)?;
+    let all = count * taken / (taken - 1);
     let webhooks = Arc::new(Webhooks::sign(body::of_size(4096), 0, all)?);
     let posted = post_all(&process.relay, &webhooks, args.senders, None).await?;
     println!("{all} posted in {:.1?}; {count} of them are answered 410", posted.took);

@@ -180,7 +180,7 @@ async fn beyond_its_limit_a_target_s_oldest_are_dead_letters_and_no_other_target
     };
     // The oldest are on their way: they stay, and others go.
     let leases = lease(&store, "down", 3).await;
-    assert_eq!(relieved(&store, "down", KEPT * one, 64).await, (COUNT - KEPT) as usize);
+    assert_eq!(relieved(&store, "down", KEPT * one, 64).await as u64, COUNT - KEPT);
     assert_eq!(relieved(&store, "down", KEPT * one, 64).await, 0);
     assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, COUNT - KEPT)]);
     told(&store, "down", KEPT * one).await;
@@ -200,7 +200,8 @@ async fn beyond_its_limit_a_target_s_oldest_are_dead_letters_and_no_other_target
     left.sort();
     // Those that were leased were the oldest, and went when they were free again.
     assert!(leased <= 50);
-    assert_eq!(left, bodies[bodies.len() - (KEPT as usize - 100)..]);
+    let last = bodies.len() - usize::try_from(KEPT - 100).unwrap();
+    assert_eq!(left, bodies[last..]);
     assert_eq!(drain(&store, "up").await.len() as u64, COUNT);
     let empty = closed(&world, store, "drained").await;
     assert!(kept.0.len() > empty.0.len(), "{kept:?} {empty:?}");
