@@ -305,7 +305,8 @@ impl Run {
         }
         let known = |id| self.shared.with(|ledger| ledger.knows(id));
         let random = &mut self.random;
-        let (sectors, webhooks) = harm::cut_power(data, known, || random.u64(..))?;
+        let (sectors, webhooks) =
+            harm::cut_power(data, self.stage.old_segment(), known, || random.u64(..))?;
         self.work.hold(false);
         self.sectors += sectors;
         self.shared.with(|ledger| webhooks.into_iter().for_each(|id| ledger.cut(id)));

@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::app::harm;
 use crate::cli::certificate::{Files, LOCAL_NAMES, make};
 use crate::cli::torture::load::{NAMES, SECRET, Shared, Target};
 use crate::domain::time::Timestamp;
@@ -38,6 +39,7 @@ pub(super) struct Stage {
     folder: PathBuf,
     listen: SocketAddr,
     shared: Arc<Shared>,
+    old_segment: u64,
 }
 
 /// A relay that runs.
@@ -69,12 +71,17 @@ impl Stage {
         Files::of(folder).write(&make(&names, now)?)?;
         std::fs::write(folder.join("routes.yaml"), routes(targets))?;
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        Ok(Self { folder: folder.to_owned(), listen, shared: Arc::clone(shared) })
+        Ok(Self { folder: folder.to_owned(), listen, shared: Arc::clone(shared), old_segment: 0 })
     }
 
     /// Its data directory.
     pub(super) fn data(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// The newest segment that was there when the last relay started: it wrote later ones only.
+    pub(super) fn old_segment(&self) -> u64 {
+        self.old_segment
     }
 
     /// Where webhooks go: the same address over all restarts.
@@ -89,6 +96,7 @@ impl Stage {
 
     /// Starts a relay and waits until it is ready.
     pub(super) fn start(&mut self, limit_mib: u64) -> anyhow::Result<Relay> {
+        self.old_segment = harm::newest_segment(&self.data())?;
         let mut command = Command::new(std::env::current_exe()?);
         for (name, _) in std::env::vars_os() {
             // What an operator has set for his own relay is not meant for this one.
@@ -247,6 +255,7 @@ targets:
     url: http://{}/hook
     sign: {{ scheme: aryeo, secrets: [{{ env: {SECRET_ENV} }}] }}
     retry: {{ first: 100ms, max: 1s }}
+    backlog_limit: 1024GiB
 ",
             target.address
         ));

@@ -48,7 +48,7 @@ impl Trace {
         let kind = Kind::from_code(kind)?;
         let webhook = match kind {
             Kind::Webhook => match glimpse_webhook(payload) {
-                Some(webhook) => return Some(Self::of_webhook(&webhook)),
+                Some(webhook) => return Self::of_webhook(&webhook),
                 None => peek_webhook(payload)?,
             },
             Kind::Settlement | Kind::Deliveries | Kind::State | Kind::Erase => {
@@ -56,23 +56,28 @@ impl Trace {
             }
             Kind::Gone | Kind::Close => return None,
         };
-        let known = version == VERSION;
+        let known = version == VERSION && is_id(webhook);
         known.then(|| Self { kind, webhook, activity: None, received_at: webhook.timestamp() })
     }
 
     /// What is found where even the head of a record is damaged: most often it was a webhook's.
     pub fn of_headless(payload: &Bytes) -> Option<Self> {
-        glimpse_webhook(payload).map(|webhook| Self::of_webhook(&webhook))
+        glimpse_webhook(payload).and_then(|webhook| Self::of_webhook(&webhook))
     }
 
-    fn of_webhook(webhook: &Webhook) -> Self {
-        Self {
+    fn of_webhook(webhook: &Webhook) -> Option<Self> {
+        is_id(webhook.id).then(|| Self {
             kind: Kind::Webhook,
             webhook: webhook.id,
             activity: webhook.activity.clone(),
             received_at: webhook.received_at,
-        }
+        })
     }
+}
+
+/// Zeros can be read as a record, and are what a disk has lost.
+fn is_id(id: WebhookId) -> bool {
+    *id.as_bytes() != [0; 16]
 }
 
 /// All that was found since the start.

@@ -41,13 +41,16 @@ pub struct Cut {
 ///
 /// All batches but the last one were synced before the last one was written. The last one was too if
 /// somebody knows of a webhook in it: `is_known` tells which. Or if the index does: it is told of nothing
-/// sooner. Then nothing is taken.
+/// sooner. Then nothing is taken. Nor from a segment up to number `old`: those were there when the relay
+/// started that was killed, which wrote none of them.
 pub fn cut_power(
     data: &Path,
+    old: u64,
     is_known: impl Fn(WebhookId) -> bool,
     mut random: impl FnMut() -> u64,
 ) -> io::Result<Cut> {
-    let Some(segment) = segments(data)?.pop() else { return Ok(Cut::default()) };
+    let newest = segments(data)?.pop().filter(|segment| segment.header.number > old);
+    let Some(segment) = newest else { return Ok(Cut::default()) };
     let mut scanner = Scanner::new(Arc::clone(&segment), 0, u64::MAX)?;
     let (mut batch, mut from, mut is_durable) = (None, HEADER_BYTES, true);
     let mut cut = Cut::default();
@@ -96,6 +99,11 @@ fn indexed(data: &Path) -> LogPoint {
     Index::open_file(&path).map(|index| index.applied()).unwrap_or_default()
 }
 
+/// The number of the newest segment; 0 if there is none.
+pub fn newest_segment(data: &Path) -> io::Result<u64> {
+    Ok(segments(data)?.pop().map_or(0, |segment| segment.header.number))
+}
+
 /// Flips one bit in one record of a webhook or a settlement, each record as likely as any other.
 /// Answers which; none if there is no record.
 pub fn flip_bit(data: &Path, mut random: impl FnMut() -> u64) -> io::Result<Option<Flipped>> {
@@ -130,6 +138,9 @@ pub fn flip_bit(data: &Path, mut random: impl FnMut() -> u64) -> io::Result<Opti
 fn segments(data: &Path) -> io::Result<Vec<Arc<Segment>>> {
     let disk = RealDisk;
     let dir = data.join("segments");
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
     let mut names = disk.list(&dir)?;
     names.retain(|name| name.ends_with(".log"));
     names.sort();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::embedded::disk::RealDisk;
-use crate::store::embedded::harm::{cut_power, flip_bit};
+use crate::store::embedded::harm::{cut_power, flip_bit, newest_segment};
 
 const TARGET: &str = "crm";
 const BODIES: [&[u8]; 3] = [b"first", b"second", b"third"];
@@ -42,9 +42,14 @@ async fn left(world: &World) -> Vec<Bytes> {
 #[tokio::test]
 async fn a_power_cut_takes_only_what_nobody_knows_of() {
     let (world, ids) = three().await;
-    let cut = cut_power(&world.settings.dir, |id| id == ids[2], || 0).unwrap();
+    let cut = cut_power(&world.settings.dir, 0, |id| id == ids[2], || 0).unwrap();
     assert_eq!((cut.sectors, cut.webhooks), (0, vec![]));
-    let cut = cut_power(&world.settings.dir, |_| false, || 0).unwrap();
+    let old = newest_segment(&world.settings.dir).unwrap();
+    assert_eq!(
+        (old, cut_power(&world.settings.dir, old, |_| false, || 0).unwrap().sectors),
+        (1, 0)
+    );
+    let cut = cut_power(&world.settings.dir, 0, |_| false, || 0).unwrap();
     assert!(cut.sectors > 0);
     assert_eq!(cut.webhooks, [ids[2]]);
     assert_eq!(left(&world).await, BODIES[..2]);
@@ -53,7 +58,7 @@ async fn a_power_cut_takes_only_what_nobody_knows_of() {
 #[tokio::test]
 async fn a_power_cut_takes_nothing_that_the_index_knows_of() {
     let (world, _) = three_and_their_index().await;
-    let cut = cut_power(&world.settings.dir, |_| false, || 0).unwrap();
+    let cut = cut_power(&world.settings.dir, 0, |_| false, || 0).unwrap();
     assert_eq!(cut.sectors, 0);
     assert_eq!(left(&world).await, BODIES);
 }
@@ -78,5 +83,5 @@ async fn there_is_nothing_to_harm_in_an_empty_store() {
     world.settings.disk = Arc::new(RealDisk);
     drop(world.open());
     assert_eq!(flip_bit(&world.settings.dir, random).unwrap(), None);
-    assert_eq!(cut_power(&world.settings.dir, |_| false, random).unwrap().webhooks, []);
+    assert_eq!(cut_power(&world.settings.dir, 0, |_| false, random).unwrap().webhooks, []);
 }
