@@ -149,6 +149,13 @@ impl Model {
         lasting.filter(|body| !self.uncertain.contains(*body)).cloned().collect()
     }
 
+    /// It is erased: nothing of it may come any more.
+    pub(super) fn forget(&mut self, body: &[u8]) {
+        self.accepted.remove(body);
+        self.deliveries.retain(|(other, _), _| other != body);
+        self.only_in_file.retain(|(other, _)| other != body);
+    }
+
     /// How many deliveries a webhook has, and those to a target.
     pub(super) fn count(&self, body: &[u8], target: Option<&str>) -> usize {
         let of = self.deliveries.iter().filter(|((other, _), _)| other == body);

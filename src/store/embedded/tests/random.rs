@@ -40,6 +40,8 @@ enum Step {
         again: bool,
         cleaning: bool,
     },
+    /// A webhook's bytes have to go, also while it is cleaned.
+    Erase(u64, bool),
     Redrive(bool),
     Discard(bool),
     /// What an operator says of a target.
@@ -78,6 +80,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (any::<u64>(), 1..4u8, any::<bool>(), any::<bool>()).prop_map(
             |(which, targets, again, cleaning)| Step::Add { which, targets, again, cleaning }
         ),
+        1 => any::<(u64, bool)>().prop_map(|(which, cleaning)| Step::Erase(which, cleaning)),
         2 => any::<bool>().prop_map(Step::Redrive),
         1 => any::<bool>().prop_map(Step::Discard),
         1 => any::<(bool, bool)>().prop_map(|(first, pause)| Step::Pause(first, pause)),
@@ -145,6 +148,7 @@ impl Run {
             Step::Add { which, targets, again, cleaning } => {
                 self.add(which, targets, again, cleaning).await;
             }
+            Step::Erase(which, cleaning) => self.erase(which, cleaning).await,
             Step::Redrive(first) => self.decide(first, true).await,
             Step::Discard(first) => self.decide(first, false).await,
             Step::Pause(first, pause) => self.mark(first, pause).await,
@@ -325,6 +329,31 @@ impl Run {
             let number = u16::try_from(self.model.count(body, None)).unwrap();
             let fate = Fate { target, expected: Expected::Pending, doubt: Doubt::None };
             self.model.deliveries.insert((body.clone(), number), fate);
+        }
+    }
+
+    async fn erase(&mut self, which: u64, cleaning: bool) {
+        let bodies: Vec<_> = self.model.accepted.keys().cloned().collect();
+        if bodies.is_empty() {
+            return;
+        }
+        let body = &bodies[nth(which, bodies.len())];
+        let is_over = self.model.may_be_over(body, self.world.clock.now());
+        let erases = self.store().erase(self.model.accepted[body]);
+        let erased = if cleaning {
+            tokio::join!(clean(&self.world, self.store()), erases).1
+        } else {
+            erases.await
+        };
+        self.model.forget(body);
+        match erased {
+            Ok(Some(_)) => {}
+            Ok(None) => assert!(is_over || self.model.uncertain.contains(body), "it was stored"),
+            Err(error) => {
+                let may_fail = self.model.is_failing || self.is_limited;
+                assert!(may_fail, "{error}, but the disk is sound");
+                self.model.uncertain.insert(body.clone());
+            }
         }
     }
 
