@@ -75,8 +75,7 @@ impl<S: Store> Backlogs<S> {
         for (name, target) in &table.targets {
             known.limits.insert(Arc::clone(name), target.backlog_limit);
         }
-        // The disk has not said how large the store may be.
-        let Some(store_bytes_max) = self.store.health().bytes_max else { return Progress::Done };
+        let shares_of = self.store.health().shares_of;
         let lanes = self.store.lanes();
         known.over.retain(|target, ended| {
             let is_listed = lanes.iter().any(|lane| lane.target == *target);
@@ -88,7 +87,8 @@ impl<S: Store> Backlogs<S> {
         let mut progress = Progress::Done;
         for lane in lanes {
             let limit = known.limits.get(&*lane.target).copied().unwrap_or_default();
-            let limit_bytes = limit.bytes(store_bytes_max);
+            // It is not known yet how large the store may be.
+            let Some(limit_bytes) = limit.of(shares_of) else { continue };
             // A backlog that stays near its limit is over it again and again: that is one story.
             if lane.backlog_bytes < limit_bytes / 4 * 3
                 && let Some(ended) = known.over.remove(&lane.target)

@@ -233,7 +233,11 @@ impl Store for FakeStore {
     }
 
     fn health(&self) -> Health {
-        Health { bytes_max: Some(STORE_BYTES_MAX), ..Health::default() }
+        Health {
+            bytes_max: Some(STORE_BYTES_MAX),
+            shares_of: Some(STORE_BYTES_MAX),
+            ..Health::default()
+        }
     }
 
     fn sizes(&self) -> Sizes {

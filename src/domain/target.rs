@@ -72,6 +72,14 @@ impl Default for BacklogLimit {
 }
 
 impl BacklogLimit {
+    /// It in bytes, if it is known what shares are shares of.
+    pub fn of(self, shares_of: Option<u64>) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Percent(_) => shares_of.map(|store_bytes_max| self.bytes(store_bytes_max)),
+        }
+    }
+
     /// It in bytes, where the store may take `store_bytes_max`.
     pub fn bytes(self, store_bytes_max: u64) -> u64 {
         match self {

@@ -170,9 +170,12 @@ pub struct Health {
     pub duplicates_reach: Option<Duration>,
     /// The newest webhook of each source, for the alert on silence.
     pub newest_by_source: Vec<(Box<str>, Timestamp)>,
-    /// How many bytes the store may take, which is what shares of it are shares of, as of a moment
-    /// ago; none if its disk has not said that yet.
+    /// How many bytes the store may take, as of a moment ago; none if its disk has not said that yet.
     pub bytes_max: Option<u64>,
+    /// What shares of it are shares of. Where nobody has set a limit that is the most that the disk has had
+    /// for it since the start, and none in the first minute: others may have filled the disk, and what
+    /// waits for targets is theirs to take first.
+    pub shares_of: Option<u64>,
     /// Bytes that webhooks without a delivery take, as of a moment ago. They have a quarter of what the
     /// store may take: beyond it the oldest go.
     pub unrouted_bytes: u64,

@@ -104,7 +104,8 @@ fn list_finds_webhooks_by_what_they_are_and_what_became_of_them() {
     let targets = relay.told(&["targets", "list"]);
     let billing = targets.lines().find(|line| line.starts_with("billing")).unwrap();
     let columns: Vec<_> = billing.split_whitespace().collect();
-    assert_eq!(columns[..5], ["billing", "running", "0", "2", "-"]);
+    assert_eq!(columns[..3], ["billing", "running", "0"]);
+    assert!(billing.contains("  2  -  "), "{billing}");
     assert!(billing.contains(" given_up 410, "), "{billing}");
 }
 

@@ -240,7 +240,7 @@ impl Cleaner {
     /// Answers how many. What time it is does not matter to that.
     fn crowd_out(&mut self, indexer: &mut Indexer) -> rusqlite::Result<usize> {
         let usage = Arc::clone(&indexer.parts.usage);
-        let Some(store_bytes_max) = usage.bytes_max() else { return Ok(0) };
+        let Some(store_bytes_max) = usage.shares_of() else { return Ok(0) };
         let (bytes, bytes_max) = (indexer.index.unrouted_bytes()?, store_bytes_max / UNROUTED_PART);
         let removed = match bytes.saturating_sub(bytes_max) {
             0 => 0,

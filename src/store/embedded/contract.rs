@@ -152,6 +152,7 @@ impl Store for EmbeddedStore {
             newest_by_source: shared.newest.all(),
             sweep_findings: shared.findings.count(),
             bytes_max: shared.usage.bytes_max(),
+            shares_of: shared.usage.shares_of(),
             unrouted_bytes: shared.usage.unrouted_bytes(),
             unrouted_removed: shared.usage.unrouted_removed(),
         }

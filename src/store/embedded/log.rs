@@ -388,6 +388,11 @@ impl Log {
         Some(self.bytes().saturating_add(free) / 5 * 4)
     }
 
+    /// Whether somebody has set a limit.
+    pub fn has_own_limit(&self) -> bool {
+        matches!(self.limit.get(), Some(Limit::Bytes(_)))
+    }
+
     /// What is left of the limit.
     pub fn left_of_limit(&self) -> u64 {
         self.limit().0

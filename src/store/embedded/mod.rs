@@ -382,8 +382,7 @@ impl Shared {
         let inbox = Arc::new(Inbox::default());
         let memory = Memory::new(settings.delivery_memory);
         let lanes = Lanes::new(memory, Arc::clone(&queue), Arc::clone(&inbox));
-        let usage = Usage::default();
-        usage.measure(&log);
+        let usage = Usage::of(&log);
         Self {
             usage: Arc::new(usage),
             findings: Arc::default(),

@@ -3,7 +3,9 @@
 use super::cleaning::{TARGET, clean, small};
 use super::*;
 use crate::domain::delivery::Cause;
-use crate::store::embedded::log::Limit;
+use crate::store::embedded::log::{Limit, Log};
+use crate::store::embedded::sim::Faults;
+use crate::store::embedded::usage::Usage;
 
 /// How many it took.
 async fn commit_until_full(world: &World, store: &EmbeddedStore, kind: u8) -> u32 {
@@ -114,4 +116,28 @@ async fn a_start_at_the_limit_has_room_for_what_frees_it() {
     clean(&world, &store).await;
     assert!(!segments(&world).contains(&before[0]), "nothing is freed");
     until_it_takes_one(&world, &store).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_put_on_the_disk_makes_no_share_of_the_store_smaller() {
+    const ROOM: u64 = 100 << 20;
+    let world = World::new();
+    let dir = world.settings.dir.join("segments");
+    let log = |limit| {
+        let log = Log::open(dir.clone(), Arc::new(world.disk.clone())).unwrap();
+        log.set_limit(limit);
+        log
+    };
+    world.disk.set_faults(Faults { room: Some(ROOM), ..Faults::default() });
+    let usage = Usage::of(&log(Limit::Bytes(7 << 20)));
+    assert_eq!(usage.shares_of(), Some(7 << 20), "a limit that somebody has set is known at once");
+
+    let log = log(Limit::OfFree);
+    let usage = Usage::of(&log);
+    assert_eq!((usage.bytes_max(), usage.shares_of()), (Some(ROOM / 5 * 4), None));
+    world.disk.set_faults(Faults { room: Some(ROOM / 10), ..Faults::default() });
+    tokio::time::advance(Duration::from_secs(61)).await;
+    usage.measure(&log);
+    assert_eq!(usage.bytes_max(), Some(ROOM / 50 * 4));
+    assert_eq!(usage.shares_of(), Some(ROOM / 5 * 4));
 }
