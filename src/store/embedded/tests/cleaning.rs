@@ -440,7 +440,9 @@ async fn what_is_tried_again_and_again_is_not_written_down_again_for_ever() {
         within(PATIENCE, clean(&world, &store)).await;
         most = most.max(store.shared.log.bytes());
     }
-    assert!(most <= webhooks + settlements, "{most} > {webhooks} + {settlements}");
+    // When the current one is closed is a matter of time, and it counts as it was reserved.
+    let enough = webhooks + settlements + world.settings.segment_bytes;
+    assert!(most <= enough, "{most} > {webhooks} + {settlements} and a segment");
     store.close().await;
     drop(store);
     world.delete_index();
