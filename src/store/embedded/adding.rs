@@ -25,11 +25,17 @@ impl Shared {
         let _alone = self.adding.lock().await;
         for some in additions.chunks(ADDED_AT_ONCE) {
             let (some, now) = (some.to_vec(), self.clock.0.now());
-            let records = self.ask(move |indexer| indexer.to_add(&some, now)).await?;
+            let records = self.ask(move |indexer| indexer.begin_adding(&some, now)).await?;
             counts.extend(records.iter().map(|record| record.as_ref().map_or(0, |r| r.due.len())));
             let records: Vec<OwnRecord> = records.into_iter().flatten().collect();
             if !records.is_empty() {
-                self.written(records).await?;
+                let written = self.written(records).await;
+                self.ask(|indexer| {
+                    indexer.adding.clear();
+                    Ok(())
+                })
+                .await?;
+                written?;
             }
         }
         Ok(counts)
@@ -47,12 +53,18 @@ impl Shared {
 
 impl Indexer {
     /// What is to be written for each; nothing for a webhook that is gone or lacks nothing.
-    fn to_add(
-        &self,
+    fn begin_adding(
+        &mut self,
         additions: &[Addition],
         now: Timestamp,
     ) -> rusqlite::Result<Vec<Option<OwnRecord>>> {
-        additions.iter().map(|addition| self.one_to_add(addition, now)).collect()
+        // Of who went away before the end: this is behind what was written for him.
+        self.adding.clear();
+        let records = additions.iter().map(|addition| self.one_to_add(addition, now));
+        let records: Vec<_> = records.collect::<rusqlite::Result<_>>()?;
+        let added = additions.iter().zip(&records).filter(|(_, record)| record.is_some());
+        self.adding.extend(added.map(|(addition, _)| addition.id.key()));
+        Ok(records)
     }
 
     fn one_to_add(

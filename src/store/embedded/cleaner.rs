@@ -176,7 +176,8 @@ impl Cleaner {
                     unrouted: certain.minus(retention.unrouted),
                     dead: certain.minus(retention.dead),
                 };
-                let (next, dead) = indexer.index.expire_some(cursor, ROWS_PER_STEP, expiry)?;
+                let (next, dead) =
+                    indexer.index.expire_some(cursor, ROWS_PER_STEP, expiry, &indexer.adding)?;
                 for (target, cause, n) in dead {
                     indexer.parts.lanes.lane(&target).forget_dead(cause, n);
                 }
@@ -244,7 +245,7 @@ impl Cleaner {
         let (bytes, bytes_max) = (indexer.index.unrouted_bytes()?, store_bytes_max / UNROUTED_PART);
         let removed = match bytes.saturating_sub(bytes_max) {
             0 => 0,
-            over => indexer.index.remove_unrouted(over, ROWS_PER_STEP)?,
+            over => indexer.index.remove_unrouted(over, ROWS_PER_STEP, &indexer.adding)?,
         };
         usage.removed_unrouted(removed as u64);
         usage.set_unrouted(indexer.index.unrouted_bytes()?);

@@ -71,6 +71,8 @@ pub struct Indexer {
     pub clock: Arc<dyn Clock>,
     /// Webhooks that are being erased: nothing is done with them meanwhile.
     pub(super) erasing: HashSet<u64>,
+    /// Webhooks for which more deliveries are being written: their retention waits for that.
+    pub(super) adding: HashSet<u64>,
     pub(super) sweep: Sweep,
     cleaner: Cleaner,
     requests: Vec<Request>,
@@ -98,6 +100,7 @@ impl Indexer {
             index,
             clock,
             erasing: HashSet::new(),
+            adding: HashSet::new(),
             sweep,
             cleaner,
             requests: Vec::new(),

@@ -1,6 +1,6 @@
 //! What retention ends, and what a segment still holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
@@ -36,13 +36,14 @@ pub struct Holding {
 }
 
 impl Index {
-    /// Looks at no more than `max` webhooks from `cursor` on and deletes what is past its time.
-    /// Answers where to go on, none at the end.
+    /// Looks at no more than `max` webhooks from `cursor` on and deletes what is past its time, but for
+    /// those that are `in_use`. Answers where to go on, none at the end.
     pub fn expire_some(
         &mut self,
         cursor: u64,
         max: usize,
         expiry: Expiry,
+        in_use: &HashSet<u64>,
     ) -> rusqlite::Result<(Option<u64>, Vec<Ended>)> {
         let end = expiry.settled.max(expiry.unrouted).max(expiry.dead).as_millis() << 12;
         let looked = self.looked_at(cursor, end, max)?;
@@ -50,8 +51,12 @@ impl Index {
             return Ok((None, Vec::new()));
         };
         let mut dead = Vec::new();
-        let ended: Vec<u64> =
-            looked.iter().filter(|(key, before)| key >> 12 < before(expiry)).map(|l| l.0).collect();
+        let ended: Vec<u64> = looked
+            .iter()
+            .filter(|(key, before)| key >> 12 < before(expiry))
+            .map(|l| l.0)
+            .filter(|key| !in_use.contains(key))
+            .collect();
         if !ended.is_empty() {
             self.transaction(|index| {
                 let mut sums = Sums::default();
@@ -102,8 +107,13 @@ impl Index {
     }
 
     /// Deletes the oldest webhooks without a delivery until they take `over` bytes less, but at most
-    /// `max` of them. Answers how many.
-    pub fn remove_unrouted(&mut self, over: u64, max: usize) -> rusqlite::Result<usize> {
+    /// `max` of them, and none that is `in_use`. Answers how many.
+    pub fn remove_unrouted(
+        &mut self,
+        over: u64,
+        max: usize,
+        in_use: &HashSet<u64>,
+    ) -> rusqlite::Result<usize> {
         let mut left = over;
         let mut keys = Vec::new();
         {
@@ -111,11 +121,16 @@ impl Index {
                 "SELECT id, length FROM webhook INDEXED BY unrouted WHERE unrouted = 1
                  ORDER BY id LIMIT ?1",
             )?;
-            let mut rows = statement.query([int(max as u64)])?;
+            let mut rows = statement.query([int((max + in_use.len()) as u64)])?;
             while left > 0
+                && keys.len() < max
                 && let Some(row) = rows.next()?
             {
-                keys.push(uint(row.get(0)?));
+                let key = uint(row.get(0)?);
+                if in_use.contains(&key) {
+                    continue;
+                }
+                keys.push(key);
                 left = left.saturating_sub(uint(row.get(1)?));
             }
         }

@@ -1,10 +1,16 @@
 //! Deliveries that are added while the store is at something else.
 
+use tokio::task::JoinSet;
+
 use super::*;
+use crate::store::archive::{Addition, Archive};
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::Index;
+use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::record::{FullDelivery, Standing};
 use crate::store::embedded::segment::Position;
+use crate::store::embedded::sim::Faults;
 
 fn at(segment: u64) -> Option<Position> {
     Some(Position { segment, offset: 4096, length: 512 })
@@ -29,4 +35,57 @@ fn what_is_added_before_a_copy_that_was_made_without_it_is_still_found() {
     let standings = index.standings(key).unwrap();
     let defined_at: Vec<_> = standings.into_iter().map(|(_, _, at)| at).collect();
     assert_eq!(defined_at, [None, at(2)], "its own is in the copy, the other one is not");
+}
+
+/// Asks the index at once, whatever the disk does.
+async fn ask_now<T: Send + 'static>(
+    store: &EmbeddedStore,
+    ask: impl FnMut(&mut Indexer) -> rusqlite::Result<T> + Send + 'static,
+) -> T {
+    let (request, answer) = Request::ask(ask);
+    store.shared.inbox.request(request);
+    answer.await.unwrap()
+}
+
+#[tokio::test]
+async fn what_is_added_just_when_its_webhook_s_time_is_over_is_delivered() {
+    let mut world = World::new();
+    world.settings.retain = Duration::from_millis(640);
+    let store = Arc::new(world.open());
+    let (webhook, result) = world.commit(&*store, b"replayed", &["crm"]).await;
+    result.unwrap();
+    let (other, result) = world.commit(&*store, b"over", &["crm"]).await;
+    result.unwrap();
+    drain(&store, "crm").await;
+    world.disk.set_faults(Faults { hung_at_sync: Some(1), ..Faults::default() });
+    let deliveries = world.webhook(b"", &["billing"]).deliveries;
+    let addition = Addition { id: webhook.id, deliveries, again: false };
+    let adds = Arc::clone(&store);
+    let mut added = JoinSet::new();
+    added.spawn(async move { adds.add(vec![addition]).await });
+    // It is on its way to a disk that hangs. Meanwhile the time of both is over.
+    while world.disk.operations().1 == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.clock.advance(Duration::from_secs(10));
+    let (key, other) = (webhook.id.key(), other.id.key());
+    let is_over = async {
+        while ask_now(&store, move |indexer| indexer.index.knows(other)).await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, is_over).await;
+    let is_kept = ask_now(&store, move |indexer| indexer.index.knows(key)).await;
+    // Before anything can fail here: a store does not close while its disk hangs.
+    world.disk.heal();
+    assert!(is_kept);
+    assert_eq!(added.join_next().await.unwrap().unwrap(), Ok(vec![1]));
+    assert_eq!(drain(&store, "billing").await, [&b"replayed"[..]]);
+    // Then its time is over too.
+    let is_over = async {
+        while ask_now(&store, move |indexer| indexer.index.knows(key)).await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, is_over).await;
 }
