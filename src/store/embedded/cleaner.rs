@@ -157,17 +157,11 @@ impl Cleaner {
                     return Ok(());
                 }
                 if self.may_begin(retention, &indexer.parts.log) {
-                    self.stage = Stage::Crowding;
+                    self.crowd_out(indexer)?;
                 }
                 Ok(())
             }
-            Stage::Crowding => {
-                self.stage = match self.crowd_out(indexer)? {
-                    ROWS_PER_STEP => Stage::Crowding,
-                    _ => Stage::Expiring(0),
-                };
-                Ok(())
-            }
+            Stage::Crowding => self.crowd_out(indexer),
             Stage::Expiring(cursor) => {
                 // The clock is in doubt: the next pass tries again.
                 let Some(certain) = indexer.clock.certain() else { return Ok(()) };
@@ -237,11 +231,12 @@ impl Cleaner {
         }
     }
 
-    /// Where unrouted webhooks take more than their share of the store the oldest of them go, a few.
-    /// Answers how many. What time it is does not matter to that.
-    fn crowd_out(&mut self, indexer: &mut Indexer) -> rusqlite::Result<usize> {
+    /// Where unrouted webhooks take more than their share of the store the oldest of them go, a few at
+    /// a time; then comes what is past its time. What time it is does not matter to the former.
+    fn crowd_out(&mut self, indexer: &mut Indexer) -> rusqlite::Result<()> {
+        self.stage = Stage::Expiring(0);
         let usage = Arc::clone(&indexer.parts.usage);
-        let Some(store_bytes_max) = usage.shares_of() else { return Ok(0) };
+        let Some(store_bytes_max) = usage.shares_of() else { return Ok(()) };
         let (bytes, bytes_max) = (indexer.index.unrouted_bytes()?, store_bytes_max / UNROUTED_PART);
         let removed = match bytes.saturating_sub(bytes_max) {
             0 => 0,
@@ -260,7 +255,10 @@ impl Cleaner {
         } else if bytes < bytes_max / 4 * 3 {
             self.crowded = false;
         }
-        Ok(removed)
+        if removed == ROWS_PER_STEP {
+            self.stage = Stage::Crowding;
+        }
+        Ok(())
     }
 
     /// Whether a pass may begin: not too often.
