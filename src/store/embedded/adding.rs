@@ -1,6 +1,7 @@
 //! Deliveries for webhooks that are stored: replays, and dead letters for another target.
 
-use std::sync::mpsc::sync_channel;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 
@@ -8,58 +9,72 @@ use crate::domain::time::Timestamp;
 use crate::store::archive::Addition;
 use crate::store::embedded::Shared;
 use crate::store::embedded::change::Change;
+use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::queries::{DueKey, DueRow};
 use crate::store::embedded::indexer::Indexer;
-use crate::store::embedded::queue::{Own, OwnRecord};
+use crate::store::embedded::queue::{Own, OwnRecord, Queue};
 use crate::store::embedded::record::{FullDelivery, Kind, Standing, encode_deliveries};
+use crate::store::embedded::segment::Position;
 use crate::store::listing::ReadError;
 
 // So many webhooks at once: others wait for the index and the queue too.
 const ADDED_AT_ONCE: usize = 200;
 
 impl Shared {
-    /// Adds deliveries; of each how many.
+    /// Adds deliveries; of each how many. What is begun goes on without the caller.
     pub(super) async fn add(&self, additions: Vec<Addition>) -> Result<Vec<usize>, ReadError> {
         let mut counts = Vec::with_capacity(additions.len());
-        // One after the other: each delivery of a webhook has a number, and the index says which is free.
-        let _alone = self.adding.lock().await;
         for some in additions.chunks(ADDED_AT_ONCE) {
-            let (some, now) = (some.to_vec(), self.clock.0.now());
-            let records = self.ask(move |indexer| indexer.begin_adding(&some, now)).await?;
-            counts.extend(records.iter().map(|record| record.as_ref().map_or(0, |r| r.due.len())));
-            let records: Vec<OwnRecord> = records.into_iter().flatten().collect();
-            if !records.is_empty() {
-                let written = self.written(records).await;
-                self.ask(|indexer| {
+            // One after the other: each delivery of a webhook has a number, and the index says which is
+            // free. So the next one waits until the index has this one.
+            let mut alone = Some(Arc::clone(&self.adding).lock_owned().await);
+            let (some, now, queue) = (some.to_vec(), self.clock.0.now(), Arc::clone(&self.queue));
+            let added = self.ask(move |indexer| {
+                let records = indexer.begin_adding(&some, now)?;
+                let count = |record: &Option<OwnRecord>| record.as_ref().map_or(0, |r| r.due.len());
+                let counts: Vec<usize> = records.iter().map(count).collect();
+                let written = write(&queue, records.into_iter().flatten().collect());
+                let mut alone = alone.take();
+                // Behind what was written.
+                queue.request(Request::Ask(Box::new(move |indexer| {
                     indexer.adding.clear();
+                    alone.take();
                     Ok(())
-                })
-                .await?;
-                written?;
-            }
+                })));
+                Ok((counts, written))
+            });
+            let (added, written) = added.await?;
+            counts.extend(added);
+            durable(written).await?;
         }
         Ok(counts)
     }
 
     /// Writes records, and answers when they are durable; they are in their lanes by then.
     pub(super) async fn written(&self, records: Vec<OwnRecord>) -> Result<(), ReadError> {
-        let (reply, answer) = sync_channel(1);
-        self.queue.write(Own { records, reply });
-        let answered = tokio::task::spawn_blocking(move || answer.recv()).await;
-        // No answer: the disk failed, or the store is closing.
-        answered.ok().and_then(Result::ok).map(|_| ()).ok_or(ReadError::Unavailable)
+        durable(write(&self.queue, records)).await
     }
 }
 
+fn write(queue: &Queue, records: Vec<OwnRecord>) -> Receiver<Vec<Position>> {
+    let (reply, written) = sync_channel(1);
+    queue.write(Own { records, reply });
+    written
+}
+
+async fn durable(written: Receiver<Vec<Position>>) -> Result<(), ReadError> {
+    let answered = tokio::task::spawn_blocking(move || written.recv()).await;
+    // No answer: the disk failed, or the store is closing.
+    answered.ok().and_then(Result::ok).map(|_| ()).ok_or(ReadError::Unavailable)
+}
+
 impl Indexer {
-    /// What is to be written for each; nothing for a webhook that is gone or lacks nothing.
+    /// What is to be written for each, and their retention waits for that; nothing for a webhook that is gone or lacks nothing.
     fn begin_adding(
         &mut self,
         additions: &[Addition],
         now: Timestamp,
     ) -> rusqlite::Result<Vec<Option<OwnRecord>>> {
-        // Of who went away before the end: this is behind what was written for him.
-        self.adding.clear();
         let records = additions.iter().map(|addition| self.one_to_add(addition, now));
         let records: Vec<_> = records.collect::<rusqlite::Result<_>>()?;
         let added = additions.iter().zip(&records).filter(|(_, record)| record.is_some());

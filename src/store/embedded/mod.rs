@@ -246,7 +246,7 @@ struct Shared {
     index_file: PathBuf,
     past_is_whole: IsWhole,
     // Held by whoever adds deliveries.
-    adding: tokio::sync::Mutex<()>,
+    adding: Arc<tokio::sync::Mutex<()>>,
     // Held by whoever erases a webhook.
     erasing: tokio::sync::Mutex<()>,
 }
@@ -398,7 +398,7 @@ impl Shared {
             newest: Arc::new(past.by_source),
             index_file,
             past_is_whole: past.is_whole,
-            adding: tokio::sync::Mutex::default(),
+            adding: Arc::default(),
             erasing: tokio::sync::Mutex::default(),
         }
     }

@@ -49,6 +49,15 @@ async fn ask_now<T: Send + 'static>(
 
 #[tokio::test]
 async fn what_is_added_just_when_its_webhook_s_time_is_over_is_delivered() {
+    add_when_its_time_is_over(false).await;
+}
+
+#[tokio::test]
+async fn what_was_begun_to_be_added_is_delivered_though_nobody_waits_for_it() {
+    add_when_its_time_is_over(true).await;
+}
+
+async fn add_when_its_time_is_over(is_left: bool) {
     let mut world = World::new();
     world.settings.retain = Duration::from_millis(640);
     let store = Arc::new(world.open());
@@ -67,6 +76,9 @@ async fn what_is_added_just_when_its_webhook_s_time_is_over_is_delivered() {
     while world.disk.operations().1 == 0 {
         tokio::task::yield_now().await;
     }
+    if is_left {
+        added.abort_all();
+    }
     world.clock.advance(Duration::from_secs(10));
     let (key, other) = (webhook.id.key(), other.id.key());
     let is_over = async {
@@ -79,7 +91,10 @@ async fn what_is_added_just_when_its_webhook_s_time_is_over_is_delivered() {
     // Before anything can fail here: a store does not close while its disk hangs.
     world.disk.heal();
     assert!(is_kept);
-    assert_eq!(added.join_next().await.unwrap().unwrap(), Ok(vec![1]));
+    match added.join_next().await.unwrap() {
+        Ok(counts) => assert_eq!(counts, Ok(vec![1])),
+        Err(error) => assert!(is_left && error.is_cancelled(), "{error}"),
+    }
     assert_eq!(drain(&store, "billing").await, [&b"replayed"[..]]);
     // Then its time is over too.
     let is_over = async {
