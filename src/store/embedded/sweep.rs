@@ -3,17 +3,18 @@
 //! Nothing is mended here: a start counts anew, and makes the index from the log where it has to. What
 //! differs is a bug, or a disk that forgets; an operator hears of it before a delivery is missed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::delivery::Cause;
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::Index;
+use crate::store::embedded::index::queries::Count;
 use crate::store::embedded::indexer::Indexer;
+use crate::store::embedded::lane::tally::Counted;
 use crate::store::embedded::lane::{Lane, Standing};
 use crate::store::embedded::lanes::Lanes;
 use crate::store::embedded::listing::{note_unfit, read_webhook_and_added};
@@ -41,9 +42,15 @@ impl Findings {
 /// What a lane counts otherwise than the index, or holds nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Difference {
-    pending: (i64, i64),
-    dead: BTreeMap<Cause, (i64, i64)>,
+    by_lane: Counted,
+    by_index: Counted,
     without_next_step: i64,
+}
+
+impl Difference {
+    fn is_none(&self) -> bool {
+        self.by_lane == self.by_index && self.without_next_step == 0
+    }
 }
 
 /// What is remembered from one look to the next.
@@ -127,7 +134,7 @@ impl Sweep {
 }
 
 fn tell(target: &str, difference: &Difference) {
-    let Difference { pending: (lane, index), dead, without_next_step } = difference;
+    let Difference { by_lane, by_index, without_next_step } = difference;
     if *without_next_step != 0 {
         tracing::error!(
             target_name = target,
@@ -135,12 +142,11 @@ fn tell(target: &str, difference: &Difference) {
             "pending deliveries have no next step: restart the relay, and report this"
         );
     }
-    if lane != index || dead.values().any(|(lane, index)| lane != index) {
+    if by_lane != by_index {
         tracing::error!(
             target_name = target,
-            pending_by_lane = lane,
-            pending_by_index = index,
-            dead_letters = ?dead,
+            ?by_lane,
+            ?by_index,
             "a target's lane and the index count differently: a restart counts anew; report this"
         );
     }
@@ -151,29 +157,26 @@ fn compare(
     before: &[(Arc<Lane>, Standing)],
     indexer: &Indexer,
 ) -> rusqlite::Result<HashMap<Arc<str>, Difference>> {
-    let mut counted: HashMap<Arc<str>, BTreeMap<Option<Cause>, i64>> = HashMap::new();
-    for count in indexer.index.counts()? {
-        let n = i64::try_from(count.n).unwrap_or(i64::MAX);
-        *counted.entry(count.target).or_default().entry(count.cause).or_default() += n;
+    let mut counted: HashMap<Arc<str>, Counted> = HashMap::new();
+    for Count { target, cause, n } in indexer.index.counts()? {
+        let n = i64::try_from(n).unwrap_or(i64::MAX);
+        let counted = counted.entry(target).or_default();
+        match cause {
+            None => counted.pending += n,
+            Some(cause) => *counted.dead.entry(cause).or_default() += n,
+        }
     }
     let mut found = HashMap::new();
-    for (lane, standing) in before {
-        if lane.standing().revision != standing.revision {
+    for (lane, Standing { revision, counted: by_lane, without_next_step }) in before {
+        if lane.standing().revision != *revision {
             continue;
         }
-        let of = counted.remove(lane.name()).unwrap_or_default();
-        let index = |cause: Option<Cause>| of.get(&cause).copied().unwrap_or(0);
-        let both =
-            |cause: Cause| (standing.dead.get(&cause).copied().unwrap_or(0), index(Some(cause)));
-        let difference = Difference {
-            pending: (standing.pending, index(None)),
-            dead: Cause::ALL.into_iter().map(|cause| (cause, both(cause))).collect(),
-            without_next_step: standing.without_next_step,
-        };
-        let is_fine = difference.pending.0 == difference.pending.1
-            && difference.dead.values().all(|(lane, index)| lane == index)
-            && difference.without_next_step == 0;
-        if !is_fine {
+        let mut by_lane = by_lane.clone();
+        // The index has no row for none.
+        by_lane.dead.retain(|_, n| *n != 0);
+        let by_index = counted.remove(lane.name()).unwrap_or_default();
+        let difference = Difference { by_lane, by_index, without_next_step: *without_next_step };
+        if !difference.is_none() {
             found.insert(Arc::clone(lane.name()), difference);
         }
     }
@@ -189,7 +192,8 @@ mod tests {
     }
 
     fn found(pending: i64) -> HashMap<Arc<str>, Difference> {
-        let difference = Difference { pending: (pending, 0), ..Difference::default() };
+        let by_lane = Counted { pending, ..Counted::default() };
+        let difference = Difference { by_lane, ..Difference::default() };
         HashMap::from([("crm".into(), difference)])
     }
 

@@ -10,10 +10,8 @@
 //!    that the index has taken in every key that was left to it. What is settled after that is
 //!    `touched`, and what the index still says of it is not believed.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::{HashMap, HashSet};
 use tokio::sync::Notify;
 
 use crate::domain::delivery::{Cause, Settlement};
@@ -24,10 +22,15 @@ use crate::store::embedded::change::{Change, Entry as IndexEntry};
 use crate::store::embedded::index::queries::{Count, DueKey, DueRow};
 use crate::store::embedded::index::stories::DeadRow;
 use crate::store::embedded::indexer::{Inbox, Request};
+use crate::store::embedded::lane::state::{Entry, Leased, Refill, State};
+use crate::store::embedded::lane::tally::Counted;
 use crate::store::embedded::memory::{Hold, Share};
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::queue::Queue;
 use crate::store::{Delivery, LaneCounts, LeaseOwner, Pick};
+
+mod state;
+pub(super) mod tally;
 
 /// How many deliveries a window takes from the index; it holds twice as many at most.
 pub const WINDOW: usize = 512;
@@ -45,60 +48,15 @@ pub struct Lane {
     inbox: Arc<Inbox>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    window: BTreeMap<DueKey, Entry>,
-    // None: nothing is only in the index.
-    bound: Option<DueKey>,
-    leased: HashMap<(u64, u16), Leased>,
-    // What is leased of them ends with its lease.
-    erased: HashMap<u64, WebhookId>,
-    refill: Option<Refill>,
-    base_pending: i64,
-    base_dead: HashMap<Cause, i64>,
-    pending: i64,
-    dead: HashMap<Cause, i64>,
-    // Grows with each change of what is counted.
-    revision: u64,
-    index_oldest: Option<Timestamp>,
-    index_bytes: u64,
-}
-
-#[derive(Debug, Default)]
-struct Refill {
-    arrived: BTreeMap<DueKey, Entry>,
-    arrived_bound: Option<DueKey>,
-    touched: HashSet<(u64, u16)>,
-}
-
 /// What a lane counts.
 #[derive(Debug, Clone)]
 pub(super) struct Standing {
     /// Another one if anything has changed.
     pub(super) revision: u64,
-    /// Due, now or later, and leased.
-    pub(super) pending: i64,
-    /// Dead letters.
-    pub(super) dead: HashMap<Cause, i64>,
+    /// How many there are.
+    pub(super) counted: Counted,
     /// Pending ones that are neither in memory nor asked for: there must be none.
     pub(super) without_next_step: i64,
-}
-
-/// A delivery in a window.
-#[derive(Debug)]
-pub struct Entry {
-    /// What the index knows of it.
-    pub row: DueRow,
-    /// The webhook, if there is memory for it.
-    pub body: Option<Body>,
-    hold: Option<Hold>,
-}
-
-#[derive(Debug)]
-struct Leased {
-    row: DueRow,
-    body: Option<Body>,
-    hold: Option<Hold>,
 }
 
 fn signed(n: u64) -> i64 {
@@ -119,21 +77,12 @@ impl Lane {
 
     /// Nothing was counted up to this start.
     pub(super) fn forget_base(&self) {
-        let mut state = self.lock();
-        state.revision += 1;
-        (state.base_pending, state.base_dead) = (0, HashMap::new());
+        self.lock().tally.forget_base();
     }
 
     /// What the index counted up to this start.
     pub(super) fn set_base(&self, count: &Count) {
-        let mut state = self.lock();
-        state.revision += 1;
-        match count.cause {
-            None => state.base_pending = signed(count.n),
-            Some(cause) => {
-                state.base_dead.insert(cause, signed(count.n));
-            }
-        }
+        self.lock().tally.set_base(count.cause, signed(count.n));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -153,7 +102,7 @@ impl Lane {
     /// A delivery of a webhook that was just committed.
     pub(super) fn push(&self, row: DueRow, webhook: &Arc<Webhook>, headers: Vec<Header>) {
         let mut state = self.lock();
-        state.count(1, None);
+        state.tally.count(1, None);
         let wanted = state.refill.is_some() || state.bound.is_none_or(|bound| row.key < bound);
         if !wanted {
             return;
@@ -171,7 +120,7 @@ impl Lane {
     /// A delivery that was added to a webhook.
     pub(super) fn add(&self, row: DueRow) {
         let mut state = self.lock();
-        state.count(1, None);
+        state.tally.count(1, None);
         let wake = state.put(Entry { row, body: None, hold: None });
         drop(state);
         if wake {
@@ -336,9 +285,9 @@ impl Lane {
                 state.put(Entry { row, body, hold });
             }
             Settlement::DeadLetter(cause) => {
-                state.count(-1, Some((cause, 1)));
+                state.tally.count(-1, Some((cause, 1)));
             }
-            Settlement::Delivered | Settlement::Discarded => state.count(-1, None),
+            Settlement::Delivered | Settlement::Discarded => state.tally.count(-1, None),
         }
     }
 
@@ -405,7 +354,7 @@ impl Lane {
     pub fn settle_dead(&self, dead: &DeadRow, settlement: Settlement) {
         let DeadRow { row, id, cause, .. } = *dead;
         let mut state = self.lock();
-        state.count(1, Some((cause, -1)));
+        state.tally.count(1, Some((cause, -1)));
         let leased = Leased { row, body: None, hold: None };
         self.settle_row(&mut state, id, leased, None, settlement);
         drop(state);
@@ -414,7 +363,7 @@ impl Lane {
 
     /// A dead letter's time is over.
     pub fn forget_dead(&self, cause: Cause, n: i64) {
-        self.lock().count(0, Some((cause, -n)));
+        self.lock().tally.count(0, Some((cause, -n)));
     }
 
     /// What the index says of the oldest pending one, and of the bytes that all of them pin.
@@ -426,19 +375,14 @@ impl Lane {
     /// What it counts, to be held against what the index does.
     pub(super) fn standing(&self) -> Standing {
         let state = self.lock();
-        let pending = state.base_pending + state.pending;
-        let mut dead = state.base_dead.clone();
-        for (cause, n) in &state.dead {
-            *dead.entry(*cause).or_default() += n;
-        }
+        let counted = state.tally.counted();
         let in_memory = state.window.len() + state.leased.len();
         let is_all_in_memory = state.bound.is_none() && state.refill.is_none();
-        let elsewhere = pending - signed(in_memory as u64);
+        let elsewhere = counted.pending - signed(in_memory as u64);
         Standing {
-            revision: state.revision,
-            pending,
-            dead,
+            revision: state.tally.revision(),
             without_next_step: if is_all_in_memory { elsewhere } else { elsewhere.min(0) },
+            counted,
         }
     }
 
@@ -448,21 +392,16 @@ impl Lane {
         let waiting = state.window.values().map(|entry| entry.row.started_at);
         let leased = state.leased.values().map(|leased| leased.row.started_at);
         let index = state.index_oldest.filter(|_| state.bound.is_some());
-        let dead = |cause: Cause| {
-            let base = state.base_dead.get(&cause).copied().unwrap_or(0);
-            u64::try_from(base + state.dead.get(&cause).copied().unwrap_or(0)).unwrap_or(0)
-        };
-        let pending = u64::try_from(state.base_pending + state.pending).unwrap_or(0);
+        let counted = state.tally.counted();
+        let number = |n: i64| u64::try_from(n).unwrap_or(0);
+        let pending = number(counted.pending);
+        let dead = counted.dead.into_iter().map(|(cause, n)| (cause, number(n)));
         LaneCounts {
             target: self.name.as_ref().into(),
             pending,
             oldest: waiting.chain(leased).chain(index).min().filter(|_| pending > 0),
             backlog_bytes: if pending > 0 { state.index_bytes } else { 0 },
-            dead: Cause::ALL
-                .into_iter()
-                .map(|cause| (cause, dead(cause)))
-                .filter(|(_, n)| *n > 0)
-                .collect(),
+            dead: dead.filter(|(_, n)| *n > 0).collect(),
         }
     }
 
@@ -475,71 +414,6 @@ impl Lane {
     pub fn in_memory(&self) -> usize {
         let state = self.lock();
         state.window.len() + state.leased.len()
-    }
-}
-
-impl State {
-    fn count(&mut self, pending: i64, dead: Option<(Cause, i64)>) {
-        self.revision += 1;
-        self.pending += pending;
-        if let Some((cause, n)) = dead {
-            *self.dead.entry(cause).or_default() += n;
-        }
-    }
-
-    /// The one in the window whose turn it is.
-    fn first(&self, pick: Pick, now: Timestamp) -> Option<(&DueKey, &Entry)> {
-        let mut due = self.window.iter().take_while(|(key, _)| key.due_at <= now);
-        let untried = match pick {
-            Pick::LongestDue => None,
-            Pick::UntriedFirst => due.find(|(_, entry)| entry.row.attempts == 0),
-        };
-        untried.or_else(|| self.window.first_key_value())
-    }
-
-    /// Puts a delivery where it belongs; answers whether it is now the first.
-    fn put(&mut self, entry: Entry) -> bool {
-        let key = entry.row.key;
-        debug_assert!(
-            !self.leased.contains_key(&(key.webhook, key.number)),
-            "what is leased is nowhere else"
-        );
-        if self.bound.is_none_or(|bound| key < bound) {
-            self.window.insert(key, entry);
-            self.trim();
-            return self.window.first_key_value().is_some_and(|(first, _)| *first == key);
-        }
-        if let Some(refill) = &mut self.refill {
-            refill.arrived.insert(key, entry);
-            if refill.arrived.len() > WINDOW
-                && let Some((last, _)) = refill.arrived.pop_last()
-            {
-                let bound = refill.arrived_bound.map_or(last, |bound| bound.min(last));
-                refill.arrived_bound = Some(bound);
-            }
-        }
-        false
-    }
-
-    /// Takes a delivery out of memory. It may be due at another time by now than the index knows.
-    fn take_out(&mut self, id: (u64, u16)) -> Option<DueRow> {
-        let arrived = self.refill.as_mut().map(|refill| &mut refill.arrived);
-        let mut taken = None;
-        for entries in std::iter::once(&mut self.window).chain(arrived) {
-            let key = entries.keys().find(|key| (key.webhook, key.number) == id).copied();
-            let entry = key.and_then(|key| entries.remove(&key));
-            taken = taken.or(entry.map(|entry| entry.row));
-        }
-        taken
-    }
-
-    fn trim(&mut self) {
-        while self.window.len() > 2 * WINDOW
-            && let Some((last, _)) = self.window.pop_last()
-        {
-            debug_assert!(self.bound.is_none_or(|bound| last < bound), "invariant 2");
-            self.bound = Some(last);
-        }
     }
 }
 
