@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::delivery::next_look;
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::route::RoutingTable;
 use crate::domain::target::BacklogLimit;
@@ -57,12 +58,7 @@ impl<S: Store> Backlogs<S> {
     pub(super) async fn run(mut self, first: Instant) {
         let mut known = Known::default();
         let mut next = first;
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = super::changed(&mut self.table) => {}
-                () = sleep_until(next) => {}
-            }
+        while next_look(&self.stop, &mut self.table, next).await {
             next = match self.once(&mut known).await {
                 Progress::Done => Instant::now() + EVERY,
                 Progress::More => Instant::now(),

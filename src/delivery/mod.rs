@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::route::RoutingTable;
@@ -246,6 +246,19 @@ impl<S: Store + MarkKeeper, N: Network> Running<S, N> {
                 self.start(&name, Lane::paused);
             }
         }
+    }
+}
+
+/// Waits until it is time, or another table is in force; answers whether to go on.
+async fn next_look<T>(
+    stop: &CancellationToken,
+    table: &mut watch::Receiver<T>,
+    at: Instant,
+) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = changed(table) => true,
+        () = sleep_until(at) => true,
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::delivery::next_look;
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::route::RoutingTable;
@@ -43,12 +44,7 @@ impl<S: Store> Sweep<S> {
     pub(super) async fn run(mut self, first: Instant) {
         let mut known = Known::default();
         let mut next = first;
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = super::changed(&mut self.table) => {}
-                () = sleep_until(next) => {}
-            }
+        while next_look(&self.stop, &mut self.table, next).await {
             next = Instant::now() + EVERY;
             self.once(&mut known).await;
         }
