@@ -1,16 +1,13 @@
 //! A record that decayed on the disk: the log says which webhook to fetch again by hand.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
-use crate::support::receiver::Options;
 use crate::support::relay::{BINARY, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
+use crate::support::{Receiver, Routes, Sender, TestRelay, eventually};
 
 const MARK: &[u8] = b"decays-on-the-disk";
 
@@ -30,15 +27,6 @@ fn flip_a_bit(relay: &TestRelay) -> u64 {
         }
     }
     panic!("no segment has the body");
-}
-
-/// A target that takes nothing until it is told to.
-fn late_target() -> (Receiver, Arc<AtomicBool>) {
-    let willing = Arc::new(AtomicBool::new(false));
-    let is_willing = Arc::clone(&willing);
-    let answer =
-        move |_: &_| Reply::Status(if is_willing.load(Ordering::SeqCst) { 200 } else { 503 });
-    (Options::default().start(answer), willing)
 }
 
 /// A relay that has three webhooks to deliver to nobody yet; the second one's id.
@@ -88,12 +76,12 @@ fn the_line_about(relay: &TestRelay, id: &str) -> Value {
 
 #[test]
 fn a_damaged_record_is_named_once_in_the_log_and_everything_else_is_delivered() {
-    let (target, willing) = late_target();
+    let target = Receiver::unwilling();
     let (mut relay, id) = loaded(&target);
     relay.kill9();
     let at = flip_a_bit(&relay);
     remove_index(&relay);
-    willing.store(true, Ordering::SeqCst);
+    target.take_all();
     relay.start_again();
     wait_until_both_others_are_delivered(&relay);
     let line = the_line_about(&relay, &id);
@@ -104,11 +92,11 @@ fn a_damaged_record_is_named_once_in_the_log_and_everything_else_is_delivered() 
 
 #[test]
 fn where_the_index_knows_a_damaged_webhook_the_log_says_whose_delivery_is_a_dead_letter() {
-    let (target, willing) = late_target();
+    let target = Receiver::unwilling();
     let (mut relay, id) = loaded(&target);
     relay.terminate();
     flip_a_bit(&relay);
-    willing.store(true, Ordering::SeqCst);
+    target.take_all();
     relay.start_again();
     wait_until_both_others_are_delivered(&relay);
     let dead = [("target", "crm"), ("cause", "damaged")];

@@ -2,27 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
-use crate::support::receiver::Options;
 use crate::support::relay::{BINARY, Ended, command, run};
 use crate::support::routes::SOON;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually};
+use crate::support::{Receiver, Routes, Sender, TestRelay, eventually};
 
 const MARK: &str = "decays-on-the-disk";
-
-/// A target that takes nothing until it is told to.
-fn late_target() -> (Receiver, Arc<AtomicBool>) {
-    let willing = Arc::new(AtomicBool::new(false));
-    let is_willing = Arc::clone(&willing);
-    let answer =
-        move |_: &_| Reply::Status(if is_willing.load(Ordering::SeqCst) { 200 } else { 503 });
-    (Options::default().start(answer), willing)
-}
 
 fn routes(target: &Receiver) -> Routes {
     Routes::new().target("crm", &target.url(), &[SOON]).all_to(&["crm"])
@@ -85,7 +73,7 @@ fn remove_index(data: &Path) {
 
 #[test]
 fn what_a_killed_relay_left_is_good_and_looking_at_it_changes_no_byte() {
-    let (target, _) = late_target();
+    let target = Receiver::unwilling();
     let (mut relay, _) = loaded(&target);
     relay.kill9();
     let before = bytes_of(relay.data());
@@ -109,7 +97,7 @@ fn what_a_killed_relay_left_is_good_and_looking_at_it_changes_no_byte() {
 
 #[test]
 fn a_flipped_bit_names_its_webhook_and_a_start_keeps_the_bytes() {
-    let (target, willing) = late_target();
+    let target = Receiver::unwilling();
     let (mut relay, ids) = loaded(&target);
     relay.kill9();
     flip_a_bit(relay.data());
@@ -125,7 +113,7 @@ fn a_flipped_bit_names_its_webhook_and_a_start_keeps_the_bytes() {
     });
     assert_eq!(bytes_of(relay.data()), before);
     remove_index(relay.data());
-    willing.store(true, Ordering::SeqCst);
+    target.take_all();
     relay.start_again();
     let delivered = [("target", "crm"), ("settlement", "delivered")];
     relay.wait_for_metric("relay_deliveries_settled_total", &delivered, 2.0);
@@ -141,7 +129,7 @@ fn a_flipped_bit_names_its_webhook_and_a_start_keeps_the_bytes() {
 
 #[test]
 fn a_running_relays_directory_and_one_that_is_none_are_refused() {
-    let (target, _) = late_target();
+    let target = Receiver::unwilling();
     let (relay, _) = loaded(&target);
     let to = relay.path("copy");
     for words in [&["check"][..], &["stats"], &["backup", "--to", to.to_str().unwrap()]] {
@@ -160,7 +148,7 @@ fn a_running_relays_directory_and_one_that_is_none_are_refused() {
 
 #[test]
 fn a_backup_starts_elsewhere_and_delivers_what_was_pending() {
-    let (target, willing) = late_target();
+    let target = Receiver::unwilling();
     let (mut relay, ids) = loaded(&target);
     relay.told(&["targets", "pause", "crm"]);
     relay.kill9();
@@ -175,7 +163,7 @@ fn a_backup_starts_elsewhere_and_delivers_what_was_pending() {
     let again = store(&["backup", "--to", to.to_str().unwrap()], relay.data());
     assert_eq!(again.code, Some(2), "{again:?}");
     assert!(again.stderr.contains("it is not empty"), "{again:?}");
-    willing.store(true, Ordering::SeqCst);
+    target.take_all();
     let other = TestRelay::with(&routes(&target)).data_in(&to).start();
     assert!(other.told(&["targets", "list"]).contains("paused"));
     other.told(&["targets", "resume", "crm"]);

@@ -164,6 +164,16 @@ impl Receiver {
         Self::start(|_| Reply::Status(200))
     }
 
+    /// Takes nothing until it is told to.
+    pub(crate) fn unwilling() -> Self {
+        Self::start(|_| Reply::Status(503))
+    }
+
+    /// Takes everything from now on.
+    pub(crate) fn take_all(&self) {
+        self.set(|_| Reply::Status(200));
+    }
+
     /// Where to send to.
     pub(crate) fn url(&self) -> String {
         let scheme = if self.inner.options.tls.is_some() { "https" } else { "http" };
