@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::domain::limit::ANSWER_WAIT_MAX;
-use crate::store::embedded::committer::Failing;
+use crate::store::embedded::failing::Failing;
 use crate::store::{CommitError, Pulse};
 
 /// Since when the committer has been doing something that it waits for.

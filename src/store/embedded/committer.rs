@@ -1,7 +1,7 @@
 //! Group commit: one thread writes what waits, syncs once, and only then tells anybody.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use crate::store::embedded::assembly::Assembly;
 use crate::store::embedded::busy::Busy;
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
 use crate::store::embedded::current::{Current, Demand, commit_error};
+use crate::store::embedded::failing::Failing;
 use crate::store::embedded::indexer::Inbox;
 use crate::store::embedded::lanes::Lanes;
 use crate::store::embedded::log::Log;
@@ -34,27 +35,6 @@ const UNINDEXED_BYTES_MAX: u64 = 64 << 20;
 const THROTTLE_WAIT: Duration = Duration::from_millis(10);
 // Settlements that no segment would take: beyond this the oldest are forgotten.
 const KEPT_MAX: usize = 65_536;
-
-/// Why nothing can be committed now, if so.
-#[derive(Debug, Default)]
-pub struct Failing(Mutex<Option<CommitError>>);
-
-impl Failing {
-    /// Why, if so.
-    pub fn get(&self) -> Option<CommitError> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, error: Option<CommitError>) {
-        let before =
-            std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), error);
-        match (before, error) {
-            (None, Some(error)) => tracing::error!(%error, "nothing can be committed"),
-            (Some(_), None) => tracing::warn!("the store takes webhooks again"),
-            (None, None) | (Some(_), Some(_)) => {}
-        }
-    }
-}
 
 /// What the committer works with.
 #[derive(Debug)]

@@ -41,6 +41,7 @@ mod retention;
 mod scale;
 mod sweeping;
 mod torn;
+mod undeliverable;
 
 pub(super) const START: u64 = 1_700_000_000_000;
 
