@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::store::embedded::disk::FileId;
 use crate::store::embedded::disk::write_fully;
 use crate::store::embedded::record::{Kind, VERSION};
 use crate::store::embedded::segment::{FRAME_HEAD, NewFrame, Position, Seal, Segment};
@@ -18,6 +19,8 @@ const KEPT_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Writer {
     pub(super) segment: Arc<Segment>,
+    // Which file that is, asked once.
+    pub(super) file: FileId,
     pub(super) offset: u64,
     pub(super) synced: u64,
     pub(super) batch: u32,

@@ -302,7 +302,7 @@ impl Committer {
             let began = Instant::now();
             writer.segment.file.sync_data()?;
             // What no start finds is not durable, however well it was synced.
-            self.parts.log.is_in_place(&writer.segment)?;
+            self.parts.log.is_in_place(writer.segment.header.number, writer.file)?;
             self.average_sync = (self.average_sync * 7 + began.elapsed()) / 8;
             writer.synced = writer.offset;
             writer.batch = writer.batch.saturating_add(1);

@@ -211,6 +211,7 @@ impl Current {
                 made => break made?,
             }
         };
+        let file = segment.file.id()?;
         if let Some(void) = self.void.take()
             && let Some(old) = self.log.get(void.segment)
             && let Err(error) = old.file.truncate(void.offset)
@@ -218,6 +219,7 @@ impl Current {
             tracing::warn!(%error, "a failed segment could not be cut to its sound part");
         }
         Ok(Writer {
+            file,
             segment,
             offset: HEADER_BYTES,
             synced: HEADER_BYTES,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use crate::domain::time::Timestamp;
 use crate::store::embedded::damage::Damage;
 use crate::store::embedded::directory;
-use crate::store::embedded::disk::{Disk, read_fully, write_fully};
+use crate::store::embedded::disk::{Disk, FileId, read_fully, write_fully};
 use crate::store::embedded::quarantine::{self, Quarantine};
 use crate::store::embedded::scanner::Unread;
 use crate::store::embedded::segment::{HEADER_BYTES, Header, Heading, LogPoint, Segment};
@@ -295,11 +295,10 @@ impl Log {
         segments.values().cloned().collect()
     }
 
-    /// An error unless its file is where the next start looks for it.
-    pub fn is_in_place(&self, segment: &Segment) -> io::Result<()> {
-        let path = self.path(segment.header.number);
-        let there = self.disk.id_at(&path).ok();
-        if there == Some(segment.file.id()?) {
+    /// An error unless a segment's file is where the next start looks for it.
+    pub fn is_in_place(&self, number: u64, file: FileId) -> io::Result<()> {
+        let path = self.path(number);
+        if self.disk.id_at(&path).is_ok_and(|there| there == file) {
             return Ok(());
         }
         let text = "was removed, moved or replaced: do not stop the relay before all is delivered";
