@@ -1,9 +1,9 @@
 //! Deliveries for webhooks that are stored: replays, and dead letters for another target.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
+use tokio::sync::oneshot::{self, Receiver};
 
 use crate::domain::time::Timestamp;
 use crate::store::archive::Addition;
@@ -57,15 +57,14 @@ impl Shared {
 }
 
 fn write(queue: &Queue, records: Vec<OwnRecord>) -> Receiver<Vec<Position>> {
-    let (reply, written) = sync_channel(1);
+    let (reply, written) = oneshot::channel();
     queue.write(Own { records, reply });
     written
 }
 
 async fn durable(written: Receiver<Vec<Position>>) -> Result<(), ReadError> {
-    let answered = tokio::task::spawn_blocking(move || written.recv()).await;
     // No answer: the disk failed, or the store is closing.
-    answered.ok().and_then(Result::ok).map(|_| ()).ok_or(ReadError::Unavailable)
+    written.await.map(drop).map_err(|_| ReadError::Unavailable)
 }
 
 impl Indexer {

@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::domain::time::Timestamp;
 use crate::store::embedded::Settings;
-use crate::store::embedded::forward::{Job, Problem};
+use crate::store::embedded::forward::{Job, Problem, Progress};
 use crate::store::embedded::index::trim::{Expiry, Holding};
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::log::Log;
@@ -42,7 +42,7 @@ struct Forced {
     waiting: VecDeque<u64>,
     under_way: Option<u64>,
     remaining: Vec<u64>,
-    reply: SyncSender<Vec<u64>>,
+    reply: oneshot::Sender<Vec<u64>>,
 }
 
 /// The state between two steps.
@@ -83,6 +83,7 @@ enum Stage {
     Crowding,
     Expiring(u64),
     Copying(Box<Job>),
+    Waiting(Box<Job>, Instant),
 }
 
 impl Cleaner {
@@ -100,13 +101,17 @@ impl Cleaner {
         }
     }
 
-    /// Whether there is more to do at once.
-    pub fn is_busy(&self) -> bool {
-        !matches!(self.stage, Stage::Idle)
+    /// When there is more to do, if there is: at once, or when what is to be written should be.
+    pub fn next_step(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Idle => None,
+            Stage::Waiting(_, until) => Some(until),
+            Stage::Crowding | Stage::Expiring(_) | Stage::Copying(_) => Some(Instant::now()),
+        }
     }
 
     /// Cleans these before all others; tells those that could not be.
-    pub(super) fn force(&mut self, segments: Vec<u64>, reply: SyncSender<Vec<u64>>) {
+    pub(super) fn force(&mut self, segments: Vec<u64>, reply: oneshot::Sender<Vec<u64>>) {
         let (under_way, remaining) = (None, Vec::new());
         self.forced = Some(Forced { waiting: segments.into(), under_way, remaining, reply });
     }
@@ -184,12 +189,19 @@ impl Cleaner {
                 }
                 Ok(())
             }
-            Stage::Copying(mut job) => {
-                let result = job.step(indexer, &self.queue);
-                if matches!(result, Ok(false)) {
-                    self.stage = Stage::Copying(job);
-                    return Ok(());
-                }
+            Stage::Copying(mut job) | Stage::Waiting(mut job, _) => {
+                let result = match job.step(indexer, &self.queue) {
+                    Ok(Progress::More) => {
+                        self.stage = Stage::Copying(job);
+                        return Ok(());
+                    }
+                    Ok(Progress::Waits(until)) => {
+                        self.stage = Stage::Waiting(job, until);
+                        return Ok(());
+                    }
+                    Ok(Progress::Gone) => Ok(()),
+                    Err(problem) => Err(problem),
+                };
                 self.forced_ended(job.number(), result.is_ok());
                 self.copied(&job, result, indexer, now)
             }
@@ -200,13 +212,13 @@ impl Cleaner {
     fn copied(
         &mut self,
         job: &Job,
-        result: Result<bool, Problem>,
+        result: Result<(), Problem>,
         indexer: &Indexer,
         now: Timestamp,
     ) -> rusqlite::Result<()> {
         let Some(retention) = self.settings else { return Ok(()) };
         match result {
-            Ok(_) => {
+            Ok(()) => {
                 self.without_room.clear();
                 self.choose(indexer, now, retention)
             }

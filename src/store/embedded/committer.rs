@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::domain::time::Clock;
@@ -161,6 +162,7 @@ impl Committer {
             self.roll();
         }
         self.last_batch = webhooks.len();
+        let has_own = !own.is_empty();
         loop {
             let began = Instant::now();
             match self.write(&mut webhooks, &own) {
@@ -179,6 +181,11 @@ impl Committer {
             if webhooks.is_empty() {
                 break;
             }
+        }
+        // Who had them written may be the indexer.
+        drop(own);
+        if has_own {
+            self.parts.inbox.hurry();
         }
         for request in requests {
             self.parts.inbox.request(request);
@@ -431,7 +438,7 @@ impl Committer {
                 change: Change::None,
                 due: Vec::new(),
             }],
-            reply: std::sync::mpsc::sync_channel(1).0,
+            reply: oneshot::channel().0,
         };
         self.current.try_at_once();
         let own = vec![own];

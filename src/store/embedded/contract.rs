@@ -192,14 +192,13 @@ impl MarkKeeper for EmbeddedStore {
         &self,
         change: impl FnOnce(&mut Marks) + Send + 'static,
     ) -> impl Future<Output = Result<(), MarkError>> + Send {
-        let marks = Arc::clone(&self.marks);
+        let (marks, aside) = (Arc::clone(&self.marks), self.shared.aside);
         let closing = self.shared.queue.is_closing();
         async move {
             if closing {
                 return Err(MarkError::Closed);
             }
-            // Cancelled at the end of the runtime only: then nobody waits for the answer.
-            let changed = tokio::task::spawn_blocking(move || marks.change(change)).await;
+            let changed = aside.run(move || marks.change(change)).await;
             changed.unwrap_or(Err(MarkError::Closed))
         }
     }

@@ -6,16 +6,15 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use crate::domain::delivery::{Cause, State};
 use crate::domain::webhook::WebhookId;
 use crate::store::archive::{EraseError, Erased};
 use crate::store::embedded::Shared;
 use crate::store::embedded::change::Change;
-use crate::store::embedded::inbox::Request;
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::queue::{Own, OwnRecord};
@@ -39,23 +38,25 @@ impl Shared {
         id: WebhookId,
     ) -> Result<Option<Erased>, EraseError> {
         let shared = Arc::clone(self);
-        let erased = tokio::task::spawn_blocking(move || shared.erase_blocking(id));
+        let erased = tokio::spawn(async move { shared.erase_to_the_end(id).await });
         erased.await.unwrap_or(Err(ReadError::Closed.into()))
     }
 
-    fn erase_blocking(&self, id: WebhookId) -> Result<Option<Erased>, EraseError> {
-        let _alone = self.erasing.blocking_lock();
-        let known = self.end_all(id)?;
+    async fn erase_to_the_end(&self, id: WebhookId) -> Result<Option<Erased>, EraseError> {
+        let _alone = self.erasing.lock().await;
+        let known = self.end_all(id).await?;
         // What is not known may have been erased before by one who did not get to the end.
-        let holding = holding(&self.log, id).map_err(|_| ReadError::Unavailable)?;
+        let log = Arc::clone(&self.log);
+        let holding = self.aside.run(move || holding(&log, id)).await;
+        let holding = holding.ok_or(ReadError::Closed)?.map_err(|_| ReadError::Unavailable)?;
         if known.is_none() && holding.is_empty() {
             return Ok(None);
         }
         if known.is_none() {
             // Their segment may be the current one.
-            self.write_erased(id)?;
+            self.write_erased(id).await?;
         }
-        let remaining = self.clean(holding)?;
+        let remaining = self.clean(holding).await?;
         if let Some(segment) = remaining.first().copied() {
             return Err(EraseError::Remains { segment });
         }
@@ -64,28 +65,29 @@ impl Shared {
     }
 
     /// Ends its deliveries, and has it in the log that it is erased. None if it is not known.
-    pub(super) fn end_all(&self, id: WebhookId) -> Result<Option<Known>, EraseError> {
+    pub(super) async fn end_all(&self, id: WebhookId) -> Result<Option<Known>, EraseError> {
         // Nobody adds deliveries to it meanwhile.
-        let _alone = self.adding.blocking_lock();
-        let Some(mut known) = self.ask_blocking(move |indexer| indexer.begin_erasing(id))? else {
+        let _alone = self.adding.lock().await;
+        let Some(mut known) = self.ask(move |indexer| indexer.begin_erasing(id)).await? else {
             return Ok(None);
         };
         // What was settled just then is in the index now.
-        if let Some(later) = self.ask_blocking(move |indexer| indexer.begin_erasing(id))? {
+        if let Some(later) = self.ask(move |indexer| indexer.begin_erasing(id)).await? {
             known.dead = later.dead;
         }
-        let written = self.write_erased(id);
+        let written = self.write_erased(id).await;
         let dead = if written.is_ok() { std::mem::take(&mut known.dead) } else { Vec::new() };
-        self.ask_blocking(move |indexer| {
+        self.ask(move |indexer| {
             indexer.end_erasing(id, &dead);
             Ok(())
-        })?;
+        })
+        .await?;
         written.map(|()| Some(known))
     }
 
     /// Writes it into a segment of its own, so that all before can be cleaned.
-    fn write_erased(&self, id: WebhookId) -> Result<(), EraseError> {
-        let (reply, answer) = sync_channel(1);
+    async fn write_erased(&self, id: WebhookId) -> Result<(), EraseError> {
+        let (reply, answer) = oneshot::channel();
         let record = OwnRecord {
             kind: Kind::Erase,
             meta: id.as_bytes().to_vec(),
@@ -96,26 +98,21 @@ impl Shared {
         self.queue.roll();
         self.queue.write(Own { records: vec![record], reply });
         // No answer: the disk failed, or the store is closing.
-        answer.recv().map(drop).map_err(|_| ReadError::Unavailable.into())
+        answer.await.map(drop).map_err(|_| ReadError::Unavailable.into())
     }
 
     /// Has segments cleaned whatever it takes; answers those that could not be.
-    fn clean(&self, segments: Vec<u64>) -> Result<Vec<u64>, EraseError> {
-        let (reply, cleaned) = sync_channel(1);
-        self.ask_blocking(move |indexer| {
-            indexer.clean_now(segments.clone(), reply.clone());
+    async fn clean(&self, segments: Vec<u64>) -> Result<Vec<u64>, EraseError> {
+        let (reply, cleaned) = oneshot::channel();
+        let mut forced = Some((segments, reply));
+        self.ask(move |indexer| {
+            if let Some((segments, reply)) = forced.take() {
+                indexer.clean_now(segments, reply);
+            }
             Ok(())
-        })?;
-        cleaned.recv().map_err(|_| ReadError::Closed.into())
-    }
-
-    fn ask_blocking<T: Send + 'static>(
-        &self,
-        ask: impl FnMut(&mut Indexer) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, ReadError> {
-        let (request, answer) = Request::ask(ask);
-        self.queue.request(request);
-        answer.blocking_recv().map_err(|_| ReadError::Closed)
+        })
+        .await?;
+        cleaned.await.map_err(|_| ReadError::Closed.into())
     }
 }
 

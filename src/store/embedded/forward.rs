@@ -9,10 +9,11 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot::{self, Receiver, error::TryRecvError};
+use tokio::time::Instant;
 
 use crate::domain::webhook::{Webhook, WebhookId};
 use crate::store::embedded::change::{Change, WebhookRow};
@@ -48,6 +49,25 @@ pub(super) struct Job {
     stated: HashSet<u64>,
     gone: HashSet<u64>,
     written: LogPoint,
+    under_way: Option<UnderWay>,
+}
+
+/// Records on their way into the log: where they will be, and until when that is waited for.
+#[derive(Debug)]
+struct UnderWay {
+    answer: Receiver<Vec<Position>>,
+    until: Instant,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// There is more to do at once.
+    More,
+    /// What was to be written is on its way: until then at most.
+    Waits(Instant),
+    /// The segment is gone.
+    Gone,
 }
 
 /// What has to be written before a segment may go, as far as it is known.
@@ -109,6 +129,7 @@ impl Job {
             stated: HashSet::new(),
             gone: HashSet::new(),
             written: LogPoint::default(),
+            under_way: None,
         })
     }
 
@@ -122,22 +143,25 @@ impl Job {
         self.segment.header.number
     }
 
-    /// Does a little; answers whether the segment is gone.
-    pub(super) fn step(&mut self, indexer: &Indexer, queue: &Queue) -> Result<bool, Problem> {
+    /// Does a little, unless what was to be written is still on its way: nobody is to wait for that.
+    pub(super) fn step(&mut self, indexer: &Indexer, queue: &Queue) -> Result<Progress, Problem> {
+        if let Some(until) = self.waits_until()? {
+            return Ok(Progress::Waits(until));
+        }
         if let Some(weight) = self.weight.take() {
             self.weight = self.weigh_some(weight, indexer)?;
-            return Ok(false);
+            return Ok(Progress::More);
         }
         if !self.scanned {
             self.copy_some(indexer, queue)?;
-            return Ok(false);
+            return Ok(Progress::More);
         }
         // What was written must be in the index before anybody looks there again.
         if indexer.index.applied() < self.written {
-            return Ok(false);
+            return Ok(Progress::More);
         }
         if self.state_again(indexer, queue)? {
-            return Ok(false);
+            return Ok(Progress::More);
         }
         let number = self.segment.header.number;
         let live = indexer.index.holdings()?.get(&number).map_or(0, |holding| holding.live);
@@ -153,7 +177,25 @@ impl Job {
             return Err(Problem::Later);
         }
         indexer.index.forget_segment(number)?;
-        Ok(true)
+        Ok(Progress::Gone)
+    }
+
+    /// Until when what was to be written is waited for; none if it is written.
+    fn waits_until(&mut self) -> Result<Option<Instant>, Problem> {
+        let Some(UnderWay { answer, until }) = &mut self.under_way else { return Ok(None) };
+        let until = *until;
+        match answer.try_recv() {
+            Ok(positions) => {
+                let ends = positions.iter().map(Position::end);
+                self.written = ends.fold(self.written, LogPoint::max);
+            }
+            Err(TryRecvError::Closed) => return Err(Problem::NoRoom),
+            Err(TryRecvError::Empty) if Instant::now() < until => return Ok(Some(until)),
+            // The disk hangs.
+            Err(TryRecvError::Empty) => return Err(Problem::Later),
+        }
+        self.under_way = None;
+        Ok(None)
     }
 
     /// Makes durable that the segment before was cut to its sound part: so far this one's header said
@@ -236,24 +278,17 @@ impl Job {
                 due: Vec::new(),
             });
         }
-        self.write(records, queue)
+        self.write(records, queue);
+        Ok(())
     }
 
-    fn write(&mut self, records: Vec<OwnRecord>, queue: &Queue) -> Result<(), Problem> {
+    fn write(&mut self, records: Vec<OwnRecord>, queue: &Queue) {
         if records.is_empty() {
-            return Ok(());
+            return;
         }
-        let (reply, answer) = sync_channel(1);
+        let (reply, answer) = oneshot::channel();
         queue.write(Own { records, reply });
-        let positions = answer.recv_timeout(REPLY_WAIT).map_err(|error| match error {
-            RecvTimeoutError::Disconnected => Problem::NoRoom,
-            // The disk hangs: nobody is to wait for another one.
-            RecvTimeoutError::Timeout => Problem::Later,
-        })?;
-        for position in positions {
-            self.written = self.written.max(position.end());
-        }
-        Ok(())
+        self.under_way = Some(UnderWay { answer, until: Instant::now() + REPLY_WAIT });
     }
 
     fn look_at(
@@ -377,7 +412,7 @@ impl Job {
             }
         }
         let any = !records.is_empty();
-        self.write(records, queue)?;
+        self.write(records, queue);
         Ok(any)
     }
 }

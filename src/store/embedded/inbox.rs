@@ -72,6 +72,8 @@ struct State {
     closed: bool,
     // The indexer was woken for that already.
     was_enough: bool,
+    // What it had written is answered.
+    hurries: bool,
 }
 
 /// What the indexer finds.
@@ -135,6 +137,12 @@ impl Inbox {
         self.wake.notify_one();
     }
 
+    /// Has the indexer look at once whether what it waits for is there.
+    pub fn hurry(&self) {
+        self.lock().hurries = true;
+        self.wake.notify_one();
+    }
+
     /// Says that nothing follows.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -153,7 +161,9 @@ impl Inbox {
                 waiting_for_more = true;
                 deadline = deadline.min(now + patience);
             }
-            let enough = self.is_enough(&state) || !state.requests.is_empty();
+            let hurries = std::mem::take(&mut state.hurries);
+            let asked = !state.requests.is_empty() || hurries;
+            let enough = self.is_enough(&state) || asked;
             if enough || state.behind || state.closed || now >= deadline {
                 state.was_enough = false;
                 return News {

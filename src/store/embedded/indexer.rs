@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::domain::time::Clock;
@@ -145,12 +144,12 @@ impl Indexer {
     }
 
     /// Has segments cleaned before all others, however much of them lives.
-    pub(super) fn clean_now(&mut self, segments: Vec<u64>, reply: SyncSender<Vec<u64>>) {
+    pub(super) fn clean_now(&mut self, segments: Vec<u64>, reply: oneshot::Sender<Vec<u64>>) {
         self.cleaner.force(segments, reply);
     }
 
     fn next_wake(&self) -> Instant {
-        if self.cleaner.is_busy() { Instant::now() } else { self.next_housekeeping }
+        self.next_housekeeping.min(self.cleaner.next_step().unwrap_or(self.next_housekeeping))
     }
 
     /// Takes changes in; if that fails the log is read again.

@@ -147,8 +147,7 @@ impl Shared {
         }
         let log = Arc::clone(&self.log);
         let read = move || rows.iter().map(|row| read_back(&log, row)).collect();
-        // Cancelled at the end of the runtime only: then nobody waits for the answer.
-        tokio::task::spawn_blocking(read).await.unwrap_or_default()
+        self.aside.run(read).await.unwrap_or_default()
     }
 
     /// The record was copied forward since the index was asked, and may be again before it is read.
@@ -202,7 +201,7 @@ impl Shared {
             self.claims.recent(|recent| recent.forget(about.id));
             let log = Arc::clone(&self.log);
             let keep = move || log.set_aside(at.segment, at.offset, at.length);
-            let kept = tokio::task::spawn_blocking(keep).await.ok().flatten();
+            let kept = self.aside.run(keep).await.flatten();
             if self.log.damage.may_name() {
                 let text = "a record is damaged: its delivery is a dead letter";
                 name_unread(lane, &about, at, Told { error: None, kept }, text);

@@ -27,8 +27,8 @@ impl Shared {
             let next = rows.last().filter(|_| rows.len() == max).map(|row| row.id);
             let next = next.map(Place::behind);
             let log = std::sync::Arc::clone(&self.log);
-            let read = tokio::task::spawn_blocking(move || read_page(&log, rows));
-            let (webhooks, left_out, moved) = read.await.map_err(|_| ReadError::Closed)?;
+            let read = self.aside.run(move || read_page(&log, rows));
+            let (webhooks, left_out, moved) = read.await.ok_or(ReadError::Closed)?;
             if moved == 0 || trial == TRIALS {
                 return Ok(Page { webhooks, next, left_out: left_out + moved });
             }
@@ -43,8 +43,8 @@ impl Shared {
         let mut at = Position { segment, offset, length };
         for _ in 0..TRIALS {
             let log = std::sync::Arc::clone(&self.log);
-            let read = tokio::task::spawn_blocking(move || read_webhook(&log, at));
-            match read.await.map_err(|_| ReadError::Closed)? {
+            let read = self.aside.run(move || read_webhook(&log, at));
+            match read.await.ok_or(ReadError::Closed)? {
                 Ok(webhook) if webhook.id == summary.id => return Ok(Some(webhook.body)),
                 Err(Unfit::Moved) => {}
                 other => {

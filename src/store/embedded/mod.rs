@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::domain::limit::RECALL_WAIT_MAX;
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::claims::Claims;
+use crate::store::embedded::aside::Aside;
 use crate::store::embedded::busy::Busy;
 use crate::store::embedded::cleaner::Cleaner;
 use crate::store::embedded::committer::Committer;
@@ -40,6 +41,7 @@ use crate::store::embedded::sweep::{Findings, SWEEP_WAIT, Sweep};
 use crate::store::embedded::usage::Usage;
 
 mod adding;
+mod aside;
 mod assembly;
 pub mod busy;
 pub mod change;
@@ -247,6 +249,7 @@ struct Shared {
     unreadable: Unreadable,
     index_file: PathBuf,
     past_is_whole: IsWhole,
+    aside: Aside,
     // Held by whoever adds deliveries.
     adding: Arc<tokio::sync::Mutex<()>>,
     // Held by whoever erases a webhook.
@@ -400,6 +403,7 @@ impl Shared {
             newest: Arc::new(past.by_source),
             index_file,
             past_is_whole: past.is_whole,
+            aside: Aside::Thread,
             adding: Arc::default(),
             erasing: tokio::sync::Mutex::default(),
         }

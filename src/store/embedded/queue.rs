@@ -53,7 +53,7 @@ pub struct Own {
     /// The records.
     pub records: Vec<OwnRecord>,
     /// Where they are, once durable.
-    pub reply: std::sync::mpsc::SyncSender<Vec<Position>>,
+    pub reply: oneshot::Sender<Vec<Position>>,
 }
 
 /// A record of the store's own.
@@ -270,14 +270,14 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::{TryRecvError, sync_channel};
+    use tokio::sync::oneshot::error::TryRecvError;
 
     #[test]
     fn who_has_something_written_while_it_closes_is_not_left_waiting() {
         let queue = Queue::default();
         queue.close();
-        let (reply, answer) = sync_channel(1);
+        let (reply, mut answer) = oneshot::channel();
         queue.write(Own { records: Vec::new(), reply });
-        assert_eq!(answer.try_recv(), Err(TryRecvError::Disconnected));
+        assert_eq!(answer.try_recv(), Err(TryRecvError::Closed));
     }
 }

@@ -45,8 +45,8 @@ impl Shared {
                 return Ok(None);
             }
             let (log, at) = (Arc::clone(&self.log), row.at);
-            let read = tokio::task::spawn_blocking(move || read_webhook_and_added(&log, &row));
-            let record = match read.await.map_err(|_| ReadError::Closed)? {
+            let read = self.aside.run(move || read_webhook_and_added(&log, &row));
+            let record = match read.await.ok_or(ReadError::Closed)? {
                 Ok(webhook) => Ok(webhook),
                 Err(Unfit::Moved) if trial < TRIALS => {
                     trial += 1;

@@ -209,7 +209,7 @@ async fn one_that_a_crash_kept_from_its_end_is_finished_when_it_is_asked_for_aga
     world.use_disk(before);
     let store = world.open();
     let shared = Arc::clone(&store.shared);
-    tokio::task::spawn_blocking(move || shared.end_all(webhook.id).unwrap()).await.unwrap();
+    shared.end_all(webhook.id).await.unwrap();
     assert_eq!(store.whole(webhook.id).await, Ok(None));
     assert!(files_with(&world, b"half") > 0);
     let disk = world.disk.power_cut(5);
