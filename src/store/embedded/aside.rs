@@ -5,6 +5,9 @@
 pub(super) enum Aside {
     /// On one of the runtime's threads for that.
     Thread,
+    /// Here and now: nothing goes on meanwhile.
+    #[cfg(any(test, feature = "test-util"))]
+    Here,
 }
 
 impl Aside {
@@ -15,6 +18,8 @@ impl Aside {
     ) -> Option<T> {
         match self {
             Self::Thread => tokio::task::spawn_blocking(work).await.ok(),
+            #[cfg(any(test, feature = "test-util"))]
+            Self::Here => Some(work()),
         }
     }
 }

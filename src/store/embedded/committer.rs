@@ -118,18 +118,27 @@ impl Committer {
     pub fn run(mut self) {
         loop {
             let work = self.parts.queue.next(self.patience());
-            let closing = work.closing;
             self.parts.busy.begin();
-            self.cycle(work);
-            if closing {
+            let is_over = self.turn(work);
+            while !is_over && self.is_far_ahead() {
+                self.parts.inbox.wait_for_progress(THROTTLE_WAIT);
+            }
+            self.parts.busy.end();
+            if is_over {
                 break;
             }
-            self.throttle();
-            self.parts.busy.end();
         }
-        self.finish();
-        self.parts.busy.end();
-        self.parts.inbox.close();
+    }
+
+    /// Does what there is to do; answers whether that was the last of it.
+    pub(super) fn turn(&mut self, work: Work) -> bool {
+        let closing = work.closing;
+        self.cycle(work);
+        if closing {
+            self.finish();
+            self.parts.inbox.close();
+        }
+        closing
     }
 
     fn patience(&self) -> Patience {
@@ -145,13 +154,9 @@ impl Committer {
         }
     }
 
-    /// Waits while the indexer is far behind: a start would take too long.
-    fn throttle(&self) {
-        while self.parts.inbox.unindexed_bytes() > UNINDEXED_BYTES_MAX
-            && !self.parts.queue.has_own()
-        {
-            self.parts.inbox.wait_for_progress(THROTTLE_WAIT);
-        }
+    /// Whether the indexer is to get on first: a start would take too long.
+    pub(super) fn is_far_ahead(&self) -> bool {
+        self.parts.inbox.unindexed_bytes() > UNINDEXED_BYTES_MAX && !self.parts.queue.has_own()
     }
 
     fn cycle(&mut self, work: Work) {

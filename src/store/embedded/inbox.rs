@@ -165,16 +165,26 @@ impl Inbox {
             let asked = !state.requests.is_empty() || hurries;
             let enough = self.is_enough(&state) || asked;
             if enough || state.behind || state.closed || now >= deadline {
-                state.was_enough = false;
-                return News {
-                    entries: std::mem::take(&mut state.entries),
-                    requests: std::mem::take(&mut state.requests),
-                    behind: std::mem::take(&mut state.behind),
-                    closed: state.closed,
-                };
+                return Self::take(&mut state);
             }
             let wait = deadline.saturating_duration_since(now);
             state = self.wake.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What there is now, if anything.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn take_now(&self) -> News {
+        Self::take(&mut self.lock())
+    }
+
+    fn take(state: &mut State) -> News {
+        state.was_enough = false;
+        News {
+            entries: std::mem::take(&mut state.entries),
+            requests: std::mem::take(&mut state.requests),
+            behind: std::mem::take(&mut state.behind),
+            closed: state.closed,
         }
     }
 

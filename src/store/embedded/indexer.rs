@@ -11,6 +11,7 @@ use crate::domain::time::Clock;
 use crate::store::claims::Claims;
 use crate::store::embedded::change::{Change, Entry};
 use crate::store::embedded::cleaner::Cleaner;
+use crate::store::embedded::inbox::News;
 pub use crate::store::embedded::inbox::{Inbox, Request};
 use crate::store::embedded::index::{Index, is_unsound};
 use crate::store::embedded::lane::WINDOW;
@@ -116,31 +117,45 @@ impl Indexer {
 
     /// Works until the inbox is closed and empty.
     pub fn run(mut self) {
-        let mut closed = false;
+        let mut is_over = self.begin();
+        while !is_over {
+            let news = self.parts.inbox.next(APPLY_WAIT, self.next_wake());
+            is_over = self.turn(news);
+        }
+    }
+
+    /// Reads what the index does not know of the log, and answers as a turn does.
+    pub(super) fn begin(&mut self) -> bool {
         self.fill_gaps();
-        loop {
-            if self.behind && !self.catch_up() && closed {
-                // The log has it all: the next start catches up.
-                tracing::warn!("the index could not be brought up to date before the stop");
-                break;
-            }
-            if closed && !self.behind {
-                break;
-            }
-            let until = if self.behind { Instant::now() + TRIAL_WAIT } else { self.next_wake() };
-            let news = self.parts.inbox.next(APPLY_WAIT, until);
-            closed = news.closed;
-            self.behind |= news.behind;
-            self.requests.extend(news.requests);
-            self.apply(news.entries);
-            if !self.behind {
-                self.answer();
-                self.keep_house(closed);
-            }
+        self.get_on(false)
+    }
+
+    /// Does what there is to do; answers whether that was the last of it.
+    pub(super) fn turn(&mut self, news: News) -> bool {
+        let News { entries, requests, behind, closed } = news;
+        self.behind |= behind;
+        self.requests.extend(requests);
+        self.apply(entries);
+        if !self.behind {
+            self.answer();
+            self.keep_house(closed);
+        }
+        self.get_on(closed)
+    }
+
+    fn get_on(&mut self, closed: bool) -> bool {
+        let is_behind = self.behind && !self.catch_up();
+        if !closed {
+            return false;
+        }
+        if is_behind {
+            // The log has it all: the next start catches up.
+            tracing::warn!("the index could not be brought up to date before the stop");
         }
         if let Err(error) = self.index.checkpoint() {
             tracing::warn!(%error, "the index could not be checkpointed at the stop");
         }
+        true
     }
 
     /// Has segments cleaned before all others, however much of them lives.
@@ -149,6 +164,9 @@ impl Indexer {
     }
 
     fn next_wake(&self) -> Instant {
+        if self.behind {
+            return Instant::now() + TRIAL_WAIT;
+        }
         self.next_housekeeping.min(self.cleaner.next_step().unwrap_or(self.next_housekeeping))
     }
 

@@ -11,33 +11,26 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::domain::limit::RECALL_WAIT_MAX;
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::claims::Claims;
 use crate::store::embedded::aside::Aside;
 use crate::store::embedded::busy::Busy;
-use crate::store::embedded::cleaner::Cleaner;
-use crate::store::embedded::committer::Committer;
 use crate::store::embedded::disk::Disk;
 use crate::store::embedded::failing::Failing;
 use crate::store::embedded::inbox::{Inbox, Request};
-use crate::store::embedded::index::Index;
-use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lane::Lane;
 use crate::store::embedded::lanes::Lanes;
 use crate::store::embedded::leasing::Unreadable;
-use crate::store::embedded::lock::DirectoryLock;
-use crate::store::embedded::log::{Limit, Log, LogError};
+use crate::store::embedded::log::{Limit, Log};
 use crate::store::embedded::marks::MarkFile;
-use crate::store::embedded::memory::Memory;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::{Observer, Unobserved};
-use crate::store::embedded::past::{IsWhole, Past, Rest};
+use crate::store::embedded::past::IsWhole;
 use crate::store::embedded::queue::Queue;
 use crate::store::embedded::recent::RecentSet;
-use crate::store::embedded::sweep::{Findings, SWEEP_WAIT, Sweep};
+use crate::store::embedded::sweep::{Findings, SWEEP_WAIT};
 use crate::store::embedded::usage::Usage;
 
 mod adding;
@@ -72,6 +65,7 @@ pub mod newest;
 pub mod observer;
 pub mod offer;
 pub mod offline;
+mod opening;
 mod past;
 mod quarantine;
 pub mod queue;
@@ -84,6 +78,8 @@ pub mod segment;
 #[cfg(any(test, feature = "test-util"))]
 pub mod sim;
 mod slots;
+#[cfg(any(test, feature = "test-util"))]
+pub mod stepping;
 mod sweep;
 mod telling;
 #[cfg(test)]
@@ -266,62 +262,9 @@ impl std::fmt::Debug for ClockHandle {
 }
 
 impl EmbeddedStore {
-    /// Opens the store of a directory, and makes it if there is none. Ready within a second
-    /// whatever the backlog: an index that takes longer is completed in the background.
-    pub fn open(settings: &Settings, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let begun = Instant::now();
-        let dir = settings.dir.clone();
-        let io = |source| OpenError::Io { dir: dir.clone(), source };
-        let lock = directory::claim(settings)?;
-        let marks = Arc::new(MarkFile::open(&dir));
-        let log =
-            Log::open(dir.join("segments"), Arc::clone(&settings.disk)).map_err(
-                |error| match error {
-                    LogError::Io(source) => io(source),
-                    LogError::Newer(file, format) => OpenError::Newer { file, format },
-                },
-            )?;
-        log.set_limit(settings.limit);
-        let index_file = dir.join("index.sqlite");
-        let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
-        let mut index = index.map_err(|source| OpenError::Index { dir: dir.clone(), source })?;
-        let (past, rest) = Past::read(&log, &mut index, settings, clock.now(), begun);
-        if past.newest > Timestamp::default() {
-            clock.at_least(past.newest.plus(Duration::from_millis(1)));
-        }
-        let ids_after = past.ids_after;
-        let shared = Arc::new(Shared::new(log, past, settings, Arc::clone(&clock), index_file));
-        let mut committer = Committer::new(shared.committer_parts(settings), Arc::clone(&clock));
-        let start = shared.log.end_of_old();
-        committer.begin();
-        let (caught_up, is_caught_up) = watch::channel(false);
-        let parts = shared.indexer_parts(settings, start, caught_up);
-        let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
-        let (queue, findings) = (Arc::clone(&shared.queue), Arc::clone(&shared.findings));
-        let sweep = Sweep::new(settings.sweep_wait, queue, findings);
-        let indexer = Indexer::new(parts, index, clock, cleaner, sweep);
-        let (stop, stopped) = watch::channel(false);
-        let reads_rest = shared.read_rest(rest).map_err(io)?;
-        let mut threads = start_threads(committer, indexer, lock, stop).map_err(io)?;
-        threads.extend(reads_rest);
-        let store = Self { shared, marks, threads: Mutex::new(threads), stopped, ids_after };
-        store.wait_for_index(&is_caught_up, begun + settings.catch_up_wait);
-        Ok(store)
-    }
-
     /// No webhook in it was made later: new ids come after this.
     pub fn ids_after(&self) -> Timestamp {
         self.ids_after
-    }
-
-    fn wait_for_index(&self, caught_up: &watch::Receiver<bool>, until: Instant) {
-        while !*caught_up.borrow() {
-            if Instant::now() >= until {
-                tracing::warn!("the index is completed in the background");
-                return;
-            }
-            self.shared.inbox.wait_for_progress(Duration::from_millis(5));
-        }
     }
 
     /// Answers when everything that was committed or settled before is in the index.
@@ -344,116 +287,6 @@ impl EmbeddedStore {
             if thread.join().is_err() {
                 tracing::error!("a thread of the store ended by a defect");
             }
-        }
-    }
-}
-
-/// The index, made again if it knows a segment that is gone. That has to be found out before this
-/// start makes a segment: under the number of the other one it would pass for indexed.
-fn fitting(mut index: Index, log: &Log) -> rusqlite::Result<Index> {
-    if !log.can_follow(index.applied()) {
-        tracing::warn!("the index knows a segment that is gone and is made again from the log");
-        index.make_again()?;
-    }
-    Ok(index)
-}
-
-fn start_threads(
-    committer: Committer,
-    indexer: Indexer,
-    lock: DirectoryLock,
-    stop: watch::Sender<bool>,
-) -> io::Result<Vec<JoinHandle<()>>> {
-    let committer =
-        std::thread::Builder::new().name("store-commit".into()).spawn(move || committer.run())?;
-    let indexer = std::thread::Builder::new().name("store-index".into()).spawn(move || {
-        indexer.run();
-        // The directory is ours until the last byte is written.
-        drop(lock);
-        stop.send_replace(true);
-    })?;
-    Ok(vec![committer, indexer])
-}
-
-impl Shared {
-    fn new(
-        log: Log,
-        past: Past,
-        settings: &Settings,
-        clock: Arc<dyn Clock>,
-        index_file: PathBuf,
-    ) -> Self {
-        let queue = Arc::new(Queue::default());
-        let inbox = Arc::new(Inbox::default());
-        let memory = Memory::new(settings.delivery_memory);
-        let lanes = Lanes::new(memory, Arc::clone(&queue), Arc::clone(&inbox));
-        let usage = Usage::of(&log);
-        Self {
-            usage: Arc::new(usage),
-            findings: Arc::default(),
-            claims: Arc::new(Claims::new(past.recent, Arc::clone(&clock))),
-            clock: ClockHandle(clock),
-            queue,
-            inbox,
-            lanes: Arc::new(lanes),
-            log: Arc::new(log),
-            failing: Arc::default(),
-            busy: Arc::default(),
-            unreadable: Unreadable::default(),
-            newest: Arc::new(past.by_source),
-            index_file,
-            past_is_whole: past.is_whole,
-            aside: Aside::Thread,
-            adding: Arc::default(),
-            erasing: tokio::sync::Mutex::default(),
-        }
-    }
-
-    /// What has to be known of the past is read on while the store is open.
-    fn read_rest(&self, rest: Rest) -> io::Result<Option<JoinHandle<()>>> {
-        if rest.is_empty() {
-            return Ok(None);
-        }
-        tracing::warn!("what was received last is still being read: webhooks wait for that");
-        let (log, queue) = (Arc::clone(&self.log), Arc::clone(&self.queue));
-        let (claims, newest) = (Arc::clone(&self.claims), Arc::clone(&self.newest));
-        std::thread::Builder::new()
-            .name("store-recall".into())
-            .spawn(move || rest.read(&log, &queue, &past::Memory { claims, newest }))
-            .map(Some)
-    }
-
-    fn committer_parts(&self, settings: &Settings) -> committer::Parts {
-        committer::Parts {
-            queue: Arc::clone(&self.queue),
-            log: Arc::clone(&self.log),
-            lanes: Arc::clone(&self.lanes),
-            inbox: Arc::clone(&self.inbox),
-            observer: Arc::clone(&settings.observer),
-            failing: Arc::clone(&self.failing),
-            busy: Arc::clone(&self.busy),
-            newest: Arc::clone(&self.newest),
-            segment_age: settings.retain / 8,
-            segment_bytes: settings.segment_bytes,
-        }
-    }
-
-    fn indexer_parts(
-        &self,
-        settings: &Settings,
-        start: segment::LogPoint,
-        caught_up: watch::Sender<bool>,
-    ) -> indexer::Parts {
-        indexer::Parts {
-            inbox: Arc::clone(&self.inbox),
-            log: Arc::clone(&self.log),
-            lanes: Arc::clone(&self.lanes),
-            claims: Arc::clone(&self.claims),
-            newest: Arc::clone(&self.newest),
-            usage: Arc::clone(&self.usage),
-            start,
-            read_patience: settings.read_patience,
-            caught_up,
         }
     }
 }

@@ -242,6 +242,12 @@ impl Queue {
         }
     }
 
+    /// What there is to do now, if anything.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn take_now(&self) -> Work {
+        Self::take(&mut self.lock())
+    }
+
     fn take(state: &mut State) -> Work {
         let (mut count, mut bytes) = (0, 0);
         for waiting in &state.webhooks {
