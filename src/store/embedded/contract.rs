@@ -173,12 +173,15 @@ impl Store for EmbeddedStore {
 
     fn close(&self) -> impl Future<Output = ()> + Send {
         self.shared.queue.close();
-        let mut stopped = self.stopped.clone();
+        let (mut stopped, tasks) = (self.stopped.clone(), self.shared.tasks.clone());
+        tasks.close();
         async move {
             // An error: the thread is gone, which is what is waited for.
             if let Err(error) = stopped.wait_for(|stopped| *stopped).await {
                 tracing::error!(%error, "the store did not stop in order");
             }
+            // Nothing that they wait for comes any more.
+            tasks.wait().await;
         }
     }
 }

@@ -38,7 +38,7 @@ impl Shared {
         id: WebhookId,
     ) -> Result<Option<Erased>, EraseError> {
         let shared = Arc::clone(self);
-        let erased = tokio::spawn(async move { shared.erase_to_the_end(id).await });
+        let erased = self.tasks.spawn(async move { shared.erase_to_the_end(id).await });
         erased.await.unwrap_or(Err(ReadError::Closed.into()))
     }
 

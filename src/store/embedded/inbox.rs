@@ -70,6 +70,8 @@ struct State {
     // Some were dropped: the log has them.
     behind: bool,
     closed: bool,
+    // The last of it was taken out.
+    is_over: bool,
     // The indexer was woken for that already.
     was_enough: bool,
     // What it had written is answered.
@@ -131,9 +133,14 @@ impl Inbox {
         many || (!state.entries.is_empty() && self.unindexed_bytes() >= BYTES_ENOUGH)
     }
 
-    /// Asks something.
+    /// Asks something; when nobody answers any more, it is dropped.
     pub fn request(&self, request: Request) {
-        self.lock().requests.push(request);
+        let mut state = self.lock();
+        if state.is_over {
+            return;
+        }
+        state.requests.push(request);
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -180,6 +187,7 @@ impl Inbox {
 
     fn take(state: &mut State) -> News {
         state.was_enough = false;
+        state.is_over = state.closed;
         News {
             entries: std::mem::take(&mut state.entries),
             requests: std::mem::take(&mut state.requests),

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::limit::RECALL_WAIT_MAX;
 use crate::domain::time::{Clock, Timestamp};
@@ -250,6 +251,8 @@ struct Shared {
     adding: Arc<tokio::sync::Mutex<()>>,
     // Held by whoever erases a webhook.
     erasing: tokio::sync::Mutex<()>,
+    // What goes on without who asked for it.
+    tasks: TaskTracker,
 }
 
 #[derive(Clone)]

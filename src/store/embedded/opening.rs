@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::claims::Claims;
@@ -174,6 +175,7 @@ impl Shared {
             aside,
             adding: Arc::default(),
             erasing: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
         }
     }
 

@@ -98,6 +98,8 @@ struct State {
     requests: Vec<Request>,
     roll: bool,
     closing: bool,
+    // Nobody takes anything out any more.
+    is_over: bool,
     // How many webhooks are worth waking the committer for.
     wake_at: usize,
 }
@@ -179,9 +181,15 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Passes a request on to the indexer, behind everything that waits now.
+    /// Passes a request on to the indexer, behind everything that waits now. Dropped, and with it whoever
+    /// waits for the answer, when nobody takes it out any more.
     pub fn request(&self, request: Request) {
-        self.lock().requests.push(request);
+        let mut state = self.lock();
+        if state.is_over {
+            return;
+        }
+        state.requests.push(request);
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -262,6 +270,7 @@ impl Queue {
         state.wake_at = usize::MAX;
         state.settled_since = None;
         let all = count == state.webhooks.len();
+        state.is_over = state.closing && all;
         Work {
             webhooks: state.webhooks.drain(..count).collect(),
             settled: std::mem::take(&mut state.settled),
@@ -277,6 +286,20 @@ impl Queue {
 mod tests {
     use super::*;
     use tokio::sync::oneshot::error::TryRecvError;
+
+    #[test]
+    fn who_asks_when_it_is_over_is_not_left_waiting() {
+        let queue = Queue::default();
+        let (before, mut answer) = Request::ask(|_| Ok(()));
+        queue.close();
+        queue.request(before);
+        let work = queue.take_now();
+        assert_eq!((work.closing, work.requests.len()), (true, 1));
+        assert_eq!(answer.try_recv(), Err(TryRecvError::Empty));
+        let (after, mut answer) = Request::ask(|_| Ok(()));
+        queue.request(after);
+        assert_eq!(answer.try_recv(), Err(TryRecvError::Closed));
+    }
 
     #[test]
     fn who_has_something_written_while_it_closes_is_not_left_waiting() {
