@@ -125,6 +125,15 @@ impl Standing {
         }
     }
 
+    /// Whether more is known here than there: what came later, or the same with what came before it.
+    /// Where a settlement is in the log before a state that was asked for earlier, a rebuild has lost
+    /// what the state says of the past.
+    pub fn says_more_than(&self, other: &Self) -> bool {
+        let is_as_late = self.version == other.version;
+        let is_as_long = self.history.len() >= other.history.len();
+        self.version > other.version || (is_as_late && is_as_long && self != other)
+    }
+
     /// Takes a settlement in; one that was taken in before changes nothing.
     pub fn apply(&mut self, settled: &Settled) -> bool {
         if settled.version <= self.version {

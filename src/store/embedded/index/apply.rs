@@ -282,7 +282,7 @@ impl Index {
             if let Some(at) = at {
                 self.define_at(key, number, at)?;
             }
-            if old.version >= standing.version {
+            if !standing.says_more_than(old) {
                 return Ok(());
             }
             sums.count(*target, old.state, -1, length);

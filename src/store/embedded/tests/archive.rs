@@ -190,3 +190,44 @@ async fn where_the_disk_does_not_take_it_an_operator_is_not_told_that_it_is_done
     let answer = store.settle_dead(vec![(webhook.id, 0)], Settlement::Redriven { at }).await;
     assert_eq!(answer, Err(ReadError::Unavailable));
 }
+
+/// What the log says, in this order, to an index that knows nothing.
+#[test]
+fn what_came_before_a_settlement_is_known_also_where_the_log_tells_it_later() {
+    use crate::store::embedded::change::{Change, Entry, WebhookRow};
+    use crate::store::embedded::index::Index;
+    use crate::store::embedded::record::{FullDelivery, Settled, Standing};
+    use crate::store::embedded::segment::Position;
+    let world = World::new();
+    let (webhook, now) = (world.webhook(b"a", &[TARGET]), world.clock.now());
+    let settled = |version, outcome, settlement| Settled {
+        webhook: webhook.id,
+        number: 0,
+        version,
+        attempts: version,
+        attempt: Some(attempt(now, outcome)),
+        settlement,
+    };
+    let retried = settled(1, Outcome::Status, Settlement::Retry { at: now });
+    let delivered = settled(2, Outcome::Delivered, Settlement::Delivered);
+    let mut standing = Standing::new(now);
+    standing.apply(&retried);
+    standing.apply(&delivered);
+    let delivery = webhook.deliveries[0].clone();
+    let state = vec![FullDelivery { number: 0, delivery, standing: standing.clone() }];
+    // The segment that had the first settlement is gone. What is left of it was asked for before the
+    // second one, and written behind that.
+    let changes = [
+        Change::Webhook(Box::new(WebhookRow::new(&webhook, None))),
+        Change::Settled(delivered),
+        Change::Deliveries(webhook.id, state),
+    ];
+    let entry = |(n, change): (u64, Change)| {
+        let position = Position { segment: 1, offset: 4096 + n * 64, length: 64 };
+        Entry { position: Some(position), change }
+    };
+    std::fs::create_dir_all(&world.settings.dir).unwrap();
+    let mut index = Index::open(&world.index_file()).unwrap();
+    index.apply((0_u64..).zip(changes).map(entry).collect(), None).unwrap();
+    assert_eq!(index.standings(webhook.id.key()).unwrap()[0].1, standing);
+}
