@@ -85,7 +85,9 @@ impl Store for EmbeddedStore {
         self.shared.queue.request(request);
         async move {
             let found = answer.await.unwrap_or_default();
-            found.into_iter().filter(|(row, id)| lane.end(*row, *id, cause)).count()
+            let ended = found.into_iter().filter(|(row, id)| lane.end(*row, *id, cause)).count();
+            lane.forget_ended();
+            ended
         }
     }
 
@@ -121,6 +123,7 @@ impl Store for EmbeddedStore {
                     ended += 1;
                 }
             }
+            lane.forget_ended();
             ended
         }
     }

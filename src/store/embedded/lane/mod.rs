@@ -306,16 +306,22 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// Ends a pending delivery that nobody has leased; answers whether it was one.
+    /// Ends a pending delivery that nobody has leased; answers whether it was one. Followed by
+    /// [`forget_ended`](Self::forget_ended).
     pub fn end(&self, row: DueRow, id: WebhookId, cause: Cause) -> bool {
         let mut state = self.lock();
         let key = row.key;
-        if state.leased.contains_key(&(key.webhook, key.number)) {
+        let is_ending = state.erased.contains_key(&key.webhook);
+        if is_ending || state.leased.contains_key(&(key.webhook, key.number)) {
             return false;
         }
         let in_window = state.window.remove(&key).is_some();
         // Below the bound and not in the window: it was settled since the index was asked.
         if !in_window && state.bound.is_none_or(|bound| key < bound) {
+            return false;
+        }
+        // What the index goes on to say of it until it has taken that in is not believed.
+        if !in_window && !state.ended.insert((key.webhook, key.number)) {
             return false;
         }
         if let Some(refill) = &mut state.refill {
@@ -326,12 +332,30 @@ impl Lane {
         true
     }
 
+    /// Forgets what was ended so far when the index has taken that in.
+    pub(super) fn forget_ended(self: &Arc<Self>) {
+        let ended: Vec<_> = self.lock().ended.iter().copied().collect();
+        if ended.is_empty() {
+            return;
+        }
+        let lane = Arc::clone(self);
+        // Behind what was settled.
+        self.queue.request(Request::Ask(Box::new(move |_| {
+            let mut state = lane.lock();
+            for id in &ended {
+                state.ended.remove(id);
+            }
+            Ok(())
+        })));
+    }
+
     /// Ends a delivery of a webhook that is being erased; `row` is what the index has of it if it is
     /// pending there. What is leased ends with its lease.
     pub(super) fn erase(&self, id: WebhookId, number: u16, row: Option<DueRow>) {
         let mut state = self.lock();
         state.erased.insert(id.key(), id);
-        if state.leased.contains_key(&(id.key(), number)) {
+        let key = (id.key(), number);
+        if state.leased.contains_key(&key) || state.ended.contains(&key) {
             return;
         }
         let bound = state.bound;

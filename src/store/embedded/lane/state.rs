@@ -21,6 +21,8 @@ pub(super) struct State {
     pub(super) leased: HashMap<(u64, u16), Leased>,
     // What is leased of them ends with its lease.
     pub(super) erased: HashMap<u64, WebhookId>,
+    // They ended while only the index had them, and it does not know yet: nothing ends them again.
+    pub(super) ended: HashSet<(u64, u16)>,
     pub(super) refill: Option<Refill>,
     pub(super) tally: Tally,
     pub(super) index_oldest: Option<Timestamp>,

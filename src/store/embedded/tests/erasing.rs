@@ -1,5 +1,7 @@
 //! A webhook whose bytes have to go.
 
+use std::pin::pin;
+
 use super::cleaning::clean;
 use super::*;
 use crate::domain::delivery::Cause;
@@ -218,4 +220,37 @@ async fn one_that_a_crash_kept_from_its_end_is_finished_when_it_is_asked_for_aga
     let store = world.open();
     assert_eq!(store.erase(webhook.id).await, ended(0, b""));
     assert_eq!(files_with(&world, b"half"), 0);
+}
+
+#[tokio::test]
+async fn what_ends_otherwise_while_its_webhook_is_erased_ends_once() {
+    let world = World::new();
+    let (store, mut stepper) = world.open_stepped();
+    turns(&mut stepper);
+    let mut ids = Vec::new();
+    for body in [b"a", b"b"] {
+        let mut commits = pin!(world.commit(&store, body, &["gone"]));
+        assert!(poll_now(&mut commits).is_none());
+        turns(&mut stepper);
+        ids.push(poll_now(&mut commits).unwrap().0.id);
+    }
+    turns(&mut stepper);
+    // Nobody leases them. Both ask for the older one before either of them does anything.
+    let mut erases = pin!(store.erase(ids[0]));
+    assert!(poll_now(&mut erases).is_none());
+    tokio::task::yield_now().await;
+    let before = world.clock.now().plus(Duration::from_secs(1));
+    let mut expires = pin!(store.expire("gone", before, 1, Cause::TargetRemoved));
+    turns(&mut stepper);
+    assert_eq!(poll_now(&mut expires), Some(0));
+    let erased = loop {
+        tokio::task::yield_now().await;
+        turns(&mut stepper);
+        if let Some(erased) = poll_now(&mut erases) {
+            break erased;
+        }
+    };
+    assert_eq!(erased.unwrap().unwrap().ended, 1);
+    let lanes = store.lanes();
+    assert_eq!((lanes[0].pending, lanes[0].dead.len()), (1, 0), "{lanes:?}");
 }

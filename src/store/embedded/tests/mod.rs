@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +19,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds};
 use crate::store::claims::Claim;
 use crate::store::embedded::sim::SimDisk;
+use crate::store::embedded::stepping::Stepper;
 use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
 use crate::store::{CommitError, Lease, Pick, Store};
 
@@ -136,6 +139,12 @@ impl World {
         self.try_open().unwrap()
     }
 
+    /// A store in which nothing goes on but by its stepper.
+    pub(super) fn open_stepped(&self) -> (EmbeddedStore, Stepper) {
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        EmbeddedStore::open_stepped(&self.settings, clock).unwrap()
+    }
+
     pub(super) fn index_file(&self) -> std::path::PathBuf {
         self.settings.dir.join("index.sqlite")
     }
@@ -194,6 +203,20 @@ impl World {
             Claim::Duplicate(id) => panic!("{id} is a duplicate"),
         };
         (webhook, result)
+    }
+}
+
+/// A turn of each of a store's threads.
+pub(super) fn turns(stepper: &mut Stepper) {
+    stepper.commit();
+    stepper.index();
+}
+
+/// What a future has come to, if it has.
+pub(super) fn poll_now<F: Future + ?Sized>(future: &mut Pin<&mut F>) -> Option<F::Output> {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => Some(done),
+        Poll::Pending => None,
     }
 }
 
