@@ -121,6 +121,8 @@ impl<S: Store + MarkKeeper, N: Network> Dispatcher<S, N> {
             let now = Arc::clone(&table.borrow_and_update());
             running.follow(&now);
             tokio::select! {
+                // In one order always: what happened is then all that decides what happens next.
+                biased;
                 () = running.stop.cancelled() => break,
                 () = changed(&mut table) => {}
                 Some(ended) = running.tasks.join_next_with_id(), if !running.tasks.is_empty() => {
@@ -256,6 +258,7 @@ async fn next_look<T>(
     at: Instant,
 ) -> bool {
     tokio::select! {
+        biased;
         () = stop.cancelled() => false,
         () = changed(table) => true,
         () = sleep_until(at) => true,

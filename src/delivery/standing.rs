@@ -192,6 +192,7 @@ impl<S: MarkKeeper> Keeper<S> {
             }
             let pause = if failed { AGAIN } else { Duration::ZERO };
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => {}
                 changed = async {
                     tokio::time::sleep(pause).await;

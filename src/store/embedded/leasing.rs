@@ -94,6 +94,7 @@ impl Shared {
                     let wait = due_at.since(self.clock.0.now()).min(SLEEP_MAX);
                     let until = Instant::now() + wait;
                     tokio::select! {
+                        biased;
                         () = changed => {}
                         () = tokio::time::sleep_until(until) => {}
                     }
