@@ -29,6 +29,12 @@ impl SystemClock {
         Self::from(machine_time)
     }
 
+    /// Starts from a wall clock that a test has in hand.
+    #[cfg(test)]
+    pub(super) fn shown_by(wall: fn() -> Timestamp) -> Self {
+        Self::from(wall)
+    }
+
     fn from(wall: fn() -> Timestamp) -> Self {
         let now = wall();
         Self {

@@ -42,6 +42,8 @@ mod observe;
 pub mod offline;
 mod reload;
 mod running;
+#[cfg(test)]
+mod simulation;
 mod token;
 pub mod watcher;
 
