@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::play::Play;
 
 mod ending;
+mod isolation;
 mod ledger;
 mod life;
 mod network;
