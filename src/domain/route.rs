@@ -1,7 +1,7 @@
 //! The routing table: which targets want a webhook, decided in one pass.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::domain::condition::Condition;
@@ -104,7 +104,7 @@ pub struct RoutingTable {
     /// Who may post.
     pub sources: Vec<Arc<Source>>,
     /// Where deliveries go, by name.
-    pub targets: HashMap<Arc<str>, Arc<Target>>,
+    pub targets: BTreeMap<Arc<str>, Arc<Target>>,
     /// What happens to the rest.
     pub unrouted: Unrouted,
     /// SHA-256 of the file.

@@ -47,7 +47,11 @@ impl Play {
 
     async fn make_well(&mut self) {
         self.tell(|| "all is well".into());
-        self.place.disk.heal();
+        self.heal();
+        if self.was_unreadable {
+            self.stop().await;
+            self.open();
+        }
         for target in self.place.targets.clone() {
             self.network.set_mood(&target.name, Mood::Well);
         }
@@ -166,7 +170,7 @@ impl Play {
 
     /// Whether its retention may be over, by the machine's clock.
     fn is_past_retention(&self, id: WebhookId) -> bool {
-        time::latest().since(id.timestamp()) >= self.place.settings.retain
+        self.was_full || time::latest().since(id.timestamp()) >= self.place.settings.retain
     }
 
     fn check_story(&self, story: &Story, begun: Duration, clock_was_wrong: bool) {

@@ -57,6 +57,10 @@ impl Scene {
 
     async fn pass(&mut self, time: Duration) {
         yield_now().await;
+        while self.network.ready() > 0 {
+            self.network.answer(0);
+        }
+        yield_now().await;
         self.life.stepper.commit();
         self.life.stepper.index();
         yield_now().await;

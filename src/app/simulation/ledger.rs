@@ -50,6 +50,8 @@ pub(super) struct Ledger {
     pub(super) posts: Vec<Post>,
     /// Which post was tried under an id, and since when.
     pub(super) by_id: BTreeMap<WebhookId, (usize, Duration)>,
+    /// How many decisions on dead letters nobody was told of yet.
+    pub(super) deciding: u32,
     /// Of these targets an operator discarded dead letters.
     pub(super) discarded: BTreeSet<Arc<str>>,
     /// These were missing in the table for a while.

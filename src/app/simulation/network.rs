@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::BodyExt as _;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::time;
@@ -51,6 +52,9 @@ pub(super) struct Known {
     pub(super) taken: HashMap<(String, Arc<str>), u32>,
     pub(super) given_up: HashMap<(String, Arc<str>), u32>,
     pub(super) life: u32,
+    /// Answers that are ready, until somebody says whose turn it is: what wakes tasks has no order of its
+    /// own that a seed could give again.
+    ready: BTreeMap<(u32, Arc<str>, String), oneshot::Sender<()>>,
     /// Lives up to this one send nothing any more.
     pub(super) dead: u32,
 }
@@ -62,6 +66,19 @@ pub(super) struct Targets(Arc<Mutex<Known>>);
 impl Targets {
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap()
+    }
+
+    /// Which answers are ready.
+    pub(super) fn ready(&self) -> usize {
+        self.known().ready.len()
+    }
+
+    /// Lets one of them go.
+    pub(super) fn answer(&self, nth: usize) {
+        let mut known = self.known();
+        let key = known.ready.keys().nth(nth).cloned();
+        // Who waited may be dead.
+        key.and_then(|key| known.ready.remove(&key)).map(|go| go.send(()));
     }
 
     pub(super) fn set_mood(&self, target: &str, mood: Mood) {
@@ -106,6 +123,11 @@ impl Client {
     }
 
     async fn note(&self, request: Request, status: Option<u16>) {
+        self.lives().await;
+        let (go, goes) = oneshot::channel();
+        let key = (self.life, Arc::clone(&self.target), request.id.clone());
+        self.targets.known().ready.insert(key, go);
+        goes.await.unwrap();
         self.lives().await;
         let mut known = self.targets.known();
         let Request { id, body, life, begun } = request;

@@ -55,8 +55,11 @@ impl Play {
         let (store, ledger) = (Arc::clone(&self.alive().store), Arc::clone(&self.ledger));
         self.alive().tasks.spawn(async move {
             let Ok(dead) = dead(&store, &target).await else { return };
+            ledger.lock().unwrap().deciding += 1;
             let count = store.settle_dead(dead, word).await;
-            ledger.lock().unwrap().tell(|| format!("{count:?} dead letters of {target}: {word:?}"));
+            let mut ledger = ledger.lock().unwrap();
+            ledger.deciding = ledger.deciding.saturating_sub(1);
+            ledger.tell(|| format!("{count:?} dead letters of {target}: {word:?}"));
         });
     }
 

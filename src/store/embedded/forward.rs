@@ -6,7 +6,7 @@
 //! gone.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,9 +45,9 @@ pub(super) struct Job {
     earlier: Vec<(u64, u64)>,
     later: Vec<(u64, u64)>,
     // What was copied, at which versions.
-    copied: HashMap<u64, Vec<u32>>,
+    copied: BTreeMap<u64, Vec<u32>>,
     stated: HashSet<u64>,
-    gone: HashSet<u64>,
+    gone: BTreeSet<u64>,
     written: LogPoint,
     under_way: Option<UnderWay>,
 }
@@ -125,9 +125,9 @@ impl Job {
             weight: Some(weight),
             earlier: spans((Bound::Unbounded, Bound::Excluded(number))),
             later: spans((Bound::Excluded(number), Bound::Unbounded)),
-            copied: HashMap::new(),
+            copied: BTreeMap::new(),
             stated: HashSet::new(),
-            gone: HashSet::new(),
+            gone: BTreeSet::new(),
             written: LogPoint::default(),
             under_way: None,
         })
@@ -268,7 +268,7 @@ impl Job {
             bytes += added.map(|r: &OwnRecord| r.meta.len() + r.body.len()).sum::<usize>();
         }
         if self.scanned && !self.gone.is_empty() {
-            let keys: Vec<u64> = self.gone.drain().collect();
+            let keys: Vec<u64> = std::mem::take(&mut self.gone).into_iter().collect();
             let (meta, change) = (encode_gone(&keys), Change::Gone(keys));
             records.push(OwnRecord {
                 kind: Kind::Gone,

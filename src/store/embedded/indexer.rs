@@ -1,6 +1,6 @@
 //! The thread that follows the log and keeps the index; nobody waits for it but those who ask.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +80,7 @@ pub struct Indexer {
     behind: bool,
     next_housekeeping: Instant,
     // Settlements that no segment has yet: an index that is made again must have them too.
-    unlogged: HashMap<(u64, u16), Settled>,
+    unlogged: BTreeMap<(u64, u16), Settled>,
     unreadable_since: Option<Instant>,
     failed_writes: u32,
     next_file_trial: Instant,
@@ -107,7 +107,7 @@ impl Indexer {
             requests: Vec::new(),
             behind: true,
             next_housekeeping: Instant::now(),
-            unlogged: HashMap::new(),
+            unlogged: BTreeMap::new(),
             unreadable_since: None,
             failed_writes: 0,
             next_file_trial: Instant::now(),

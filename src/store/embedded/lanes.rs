@@ -1,8 +1,7 @@
 //! All lanes, by target.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
-
-use hashbrown::HashMap;
 
 use crate::store::embedded::index::queries::{Count, DueKey, DueRow};
 use crate::store::embedded::indexer::Inbox;
@@ -15,7 +14,7 @@ use crate::store::embedded::segment::Position;
 /// All lanes.
 #[derive(Debug)]
 pub struct Lanes {
-    lanes: RwLock<HashMap<Arc<str>, Arc<Lane>>>,
+    lanes: RwLock<BTreeMap<Arc<str>, Arc<Lane>>>,
     memory: Arc<Memory>,
     queue: Arc<Queue>,
     inbox: Arc<Inbox>,

@@ -34,6 +34,14 @@ impl fmt::Debug for Stepper {
     }
 }
 
+impl Drop for Stepper {
+    /// What waits holds the lanes, which hold what it waits in.
+    fn drop(&mut self) {
+        drop(self.shared.queue.take_now());
+        drop(self.shared.inbox.take_now());
+    }
+}
+
 impl EmbeddedStore {
     /// Opens a store in which nothing goes on but by its stepper.
     pub fn open_stepped(
