@@ -120,7 +120,7 @@ impl Cleaner {
     fn begin_forced(&mut self, indexer: &Indexer) -> rusqlite::Result<bool> {
         let log = &indexer.parts.log;
         let holdings = indexer.index.holdings()?;
-        let needed_behind = needed_behind(indexer)?;
+        let needed_from = needed_from(indexer)?;
         let Some(forced) = &mut self.forced else { return Ok(false) };
         while let Some(number) = forced.waiting.front().copied() {
             // What was written since is not in the index yet: in a moment.
@@ -129,7 +129,7 @@ impl Cleaner {
             }
             forced.waiting.pop_front();
             let Some(segment) = log.get(number) else { continue };
-            let is_free = number <= needed_behind && !says_an_end(&segment, log);
+            let is_free = number < needed_from && !says_an_end(&segment, log);
             let job = is_free.then(|| Job::new(&segment, log, &holdings)).flatten();
             if let Some(job) = job {
                 forced.under_way = Some(number);
@@ -333,7 +333,7 @@ impl Cleaner {
         let current = indexer.parts.log.end().segment;
         let log = &indexer.parts.log;
         let segments = log.all();
-        let needed_behind = needed_behind(indexer)?;
+        let needed_from = needed_from(indexer)?;
         for segment in &segments {
             let number = segment.header.number;
             if number >= current {
@@ -346,7 +346,7 @@ impl Cleaner {
             if self.staying.get(&number).is_none_or(|until| present >= *until)
                 && !self.without_room.contains(&number)
                 && !self.without_gain.contains_key(&number)
-                && number <= needed_behind
+                && number < needed_from
                 && is_removable(segment, log, &holdings)
                 && indexer.index.applied().segment > number
                 && let Some(job) = Job::new(segment, log, &holdings)
@@ -359,9 +359,9 @@ impl Cleaner {
     }
 }
 
-/// Behind the first part that could not be read all is needed: what later segments say of webhooks in
-/// it is, if it can be read again.
-fn needed_behind(indexer: &Indexer) -> rusqlite::Result<u64> {
+/// From the first part on that could not be read all is needed: nobody knows what was in it, and later
+/// segments may say something of that, if it can be read again.
+fn needed_from(indexer: &Indexer) -> rusqlite::Result<u64> {
     let unread = indexer.index.unread()?;
     let numbers = unread.iter().map(|part| part.segment);
     Ok(numbers.filter(|number| indexer.parts.log.exists(*number)).min().unwrap_or(u64::MAX))
