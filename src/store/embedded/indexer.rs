@@ -38,6 +38,8 @@ const WRITE_TRIALS: u32 = 3;
 // The disk takes the index again when it has so much room.
 const FILE_ROOM: u64 = 32 << 20;
 const FILE_TRIAL_WAIT: Duration = Duration::from_secs(60);
+// What the disk did not read may be read later.
+const GAP_TRIAL_WAIT: Duration = Duration::from_secs(60);
 
 /// What the indexer works with.
 #[derive(Debug)]
@@ -85,6 +87,9 @@ pub struct Indexer {
     failed_writes: u32,
     next_file_trial: Instant,
     next_measuring: Instant,
+    next_gap_trial: Instant,
+    // The index knows more than the lanes were told.
+    has_filled_gaps: bool,
 }
 
 impl Indexer {
@@ -112,6 +117,8 @@ impl Indexer {
             failed_writes: 0,
             next_file_trial: Instant::now(),
             next_measuring: Instant::now() + MEASURING_WAIT,
+            next_gap_trial: Instant::now() + GAP_TRIAL_WAIT,
+            has_filled_gaps: false,
         }
     }
 
@@ -145,6 +152,12 @@ impl Indexer {
 
     fn get_on(&mut self, closed: bool) -> bool {
         let is_behind = self.behind && !self.catch_up();
+        if !is_behind && std::mem::take(&mut self.has_filled_gaps) {
+            self.sweep.recount();
+            for lane in self.parts.lanes.all() {
+                lane.begin_anew();
+            }
+        }
         if !closed {
             return false;
         }
@@ -219,18 +232,24 @@ impl Indexer {
         self.index.apply(entries.collect(), None)
     }
 
-    /// Makes the index again if a part of the log that it misses can be read now.
-    fn fill_gaps(&mut self) {
+    /// Makes the index again if a part of the log that it misses can be read now; answers whether it does.
+    fn fill_gaps(&mut self) -> bool {
         let parts = match self.index.unread() {
             Ok(parts) => parts,
-            Err(error) => return self.failed(&error),
-        };
-        if parts.iter().any(|part| self.parts.log.can_read(*part)) {
-            tracing::warn!("what could not be read can be read now: the index is made again");
-            if let Err(error) = self.index.make_again() {
-                tracing::error!(%error, "the index can't be made again");
+            Err(error) => {
+                self.failed(&error);
+                return true;
             }
+        };
+        if !parts.iter().any(|part| self.parts.log.can_read(*part)) {
+            return false;
         }
+        tracing::warn!("what could not be read can be read now: the index is made again");
+        self.behind = true;
+        if let Err(error) = self.index.make_again() {
+            tracing::error!(%error, "the index can't be made again");
+        }
+        true
     }
 
     /// An operation on the index failed: what the log has is read again, into a new file if this
@@ -391,6 +410,13 @@ impl Indexer {
         self.try_file(now);
         if self.behind {
             return;
+        }
+        if now >= self.next_gap_trial {
+            self.next_gap_trial = now + GAP_TRIAL_WAIT;
+            self.has_filled_gaps = self.fill_gaps();
+            if self.behind {
+                return;
+            }
         }
         if now >= self.next_measuring {
             self.next_measuring = now + MEASURING_WAIT;

@@ -63,6 +63,8 @@ pub(super) struct Sweep {
     // What a look found may be on its way: what the next one finds unchanged is not.
     suspects: HashMap<Arc<str>, Difference>,
     told: BTreeSet<Arc<str>>,
+    // The index knows more than the lanes were told: they count as it does.
+    recounts: bool,
     findings: Arc<Findings>,
 }
 
@@ -76,6 +78,7 @@ impl Sweep {
             cursor: 0,
             suspects: HashMap::new(),
             told: BTreeSet::new(),
+            recounts: false,
             findings,
         }
     }
@@ -90,11 +93,7 @@ impl Sweep {
         // settled meanwhile can be compared.
         let before: Vec<(Arc<Lane>, Standing)> =
             lanes.all().into_iter().map(|lane| (Arc::clone(&lane), lane.standing())).collect();
-        self.queue.request(Request::Ask(Box::new(move |indexer| {
-            let found = compare(&before, indexer)?;
-            indexer.sweep.judge(found);
-            Ok(())
-        })));
+        self.queue.request(Request::Ask(Box::new(move |indexer| look(&before, indexer))));
         self.read_some(index, log)
     }
 
@@ -118,19 +117,48 @@ impl Sweep {
         Ok(())
     }
 
-    /// Tells what was found twice, once.
-    fn judge(&mut self, found: HashMap<Arc<str>, Difference>) {
+    /// The index knows more than the lanes were told: what differs is counted anew, and is no finding.
+    pub(super) fn recount(&mut self) {
+        self.recounts = true;
+        self.next = Instant::now();
+    }
+
+    /// Tells what was found twice, once; answers what that is.
+    fn judge(&mut self, found: &HashMap<Arc<str>, Difference>) -> Vec<Arc<str>> {
         self.told.retain(|target| found.contains_key(target));
-        for (target, difference) in &found {
+        let mut told = Vec::new();
+        for (target, difference) in found {
             let is_same = self.suspects.get(target) == Some(difference);
             if !is_same || !self.told.insert(Arc::clone(target)) {
                 continue;
             }
             self.findings.0.fetch_add(1, Ordering::Relaxed);
             tell(target, difference);
+            told.push(Arc::clone(target));
         }
-        self.suspects = found;
+        self.suspects.clone_from(found);
+        told
     }
+}
+
+/// Compares, tells what is not as it should be, and has those lanes begin anew as a restart would.
+fn look(before: &[(Arc<Lane>, Standing)], indexer: &mut Indexer) -> rusqlite::Result<()> {
+    let found = compare(before, indexer)?;
+    let is_as_it_was =
+        |(lane, standing): &(Arc<Lane>, Standing)| lane.standing().revision == standing.revision;
+    let mends: Vec<Arc<str>> = if indexer.sweep.recounts {
+        indexer.sweep.recounts = !before.iter().all(is_as_it_was);
+        found.keys().cloned().collect()
+    } else {
+        indexer.sweep.judge(&found)
+    };
+    for (lane, standing) in before.iter().filter(|(lane, _)| mends.contains(lane.name())) {
+        if let Some(difference) = found.get(lane.name()) {
+            lane.recount(standing.revision, &difference.by_index);
+            lane.begin_anew();
+        }
+    }
+    Ok(())
 }
 
 fn tell(target: &str, difference: &Difference) {
@@ -139,7 +167,7 @@ fn tell(target: &str, difference: &Difference) {
         tracing::error!(
             target_name = target,
             deliveries = without_next_step,
-            "pending deliveries have no next step: restart the relay, and report this"
+            "pending deliveries had no next step: their lane has begun anew; report this"
         );
     }
     if by_lane != by_index {
@@ -147,7 +175,7 @@ fn tell(target: &str, difference: &Difference) {
             target_name = target,
             ?by_lane,
             ?by_index,
-            "a target's lane and the index count differently: a restart counts anew; report this"
+            "a target's lane and the index counted differently: it is counted anew; report this"
         );
     }
 }
@@ -201,12 +229,12 @@ mod tests {
     fn what_is_found_twice_alike_is_told_once() {
         let mut sweep = sweep();
         for (difference, findings) in [(1, 0), (2, 0), (2, 1), (2, 1), (3, 1), (3, 1)] {
-            sweep.judge(found(difference));
+            sweep.judge(&found(difference));
             assert_eq!(sweep.findings.count(), findings, "{difference}");
         }
-        sweep.judge(HashMap::new());
-        sweep.judge(found(3));
-        sweep.judge(found(3));
+        sweep.judge(&HashMap::new());
+        sweep.judge(&found(3));
+        sweep.judge(&found(3));
         assert_eq!(sweep.findings.count(), 2, "it was over in between");
     }
 }

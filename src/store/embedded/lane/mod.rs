@@ -197,7 +197,7 @@ impl Lane {
     }
 
     /// Takes in what the index has from `asked` on; `rest` is where it goes on, if it does.
-    pub fn refilled(&self, asked: DueKey, rows: Vec<DueRow>, rest: Option<DueKey>) {
+    pub fn refilled(self: &Arc<Self>, asked: DueKey, rows: Vec<DueRow>, rest: Option<DueKey>) {
         let mut state = self.lock();
         let Some(refill) = state.refill.take() else { return };
         // The window overflowed in the meantime: what is below the old bound may be in the index.
@@ -217,8 +217,38 @@ impl Lane {
             }
             state.trim();
         }
+        if std::mem::take(&mut state.anew) {
+            self.forget_window(&mut state);
+        }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// The index has learnt of deliveries that it did not know: asks it for all that is not leased.
+    pub(super) fn begin_anew(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.refill.is_some() {
+            state.anew = true;
+        } else {
+            self.forget_window(&mut state);
+        }
+    }
+
+    /// What is settled by now is in the index before it is asked (invariant 4).
+    fn forget_window(self: &Arc<Self>, state: &mut State) {
+        state.window.clear();
+        state.bound = Some(DueKey::FIRST);
+        self.ask_for_refill(state);
+    }
+
+    /// Counts as the index does, unless something has changed since it was asked; answers whether it does.
+    pub(super) fn recount(&self, revision: u64, by_index: &Counted) -> bool {
+        let mut state = self.lock();
+        let is_as_it_was = state.tally.revision() == revision;
+        if is_as_it_was {
+            state.tally.recount(by_index);
+        }
+        is_as_it_was
     }
 
     /// A body that was read is kept until its lease ends.

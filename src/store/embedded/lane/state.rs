@@ -24,6 +24,8 @@ pub(super) struct State {
     // They ended while only the index had them, and it does not know yet: nothing ends them again.
     pub(super) ended: HashSet<(u64, u16)>,
     pub(super) refill: Option<Refill>,
+    // After this refill all is asked for again.
+    pub(super) anew: bool,
     pub(super) tally: Tally,
     pub(super) index_oldest: Option<Timestamp>,
     pub(super) index_bytes: u64,

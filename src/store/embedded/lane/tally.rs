@@ -53,6 +53,12 @@ impl Tally {
         }
     }
 
+    /// There are so many by now.
+    pub(super) fn recount(&mut self, counted: &Counted) {
+        self.revision += 1;
+        (self.base, self.since) = (counted.clone(), Counted::default());
+    }
+
     /// How many there are.
     pub(super) fn counted(&self) -> Counted {
         let mut counted = self.base.clone();
@@ -85,7 +91,8 @@ mod tests {
     #[test]
     fn each_change_is_another_revision() {
         let mut tally = Tally::default();
-        let changes: [fn(&mut Tally); 3] = [
+        let changes: [fn(&mut Tally); 4] = [
+            |tally| tally.recount(&Counted { pending: 7, ..Counted::default() }),
             |tally| tally.count(0, Some((Cause::Damaged, 1))),
             |tally| tally.set_base(None, 0),
             Tally::forget_base,

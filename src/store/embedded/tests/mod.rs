@@ -33,6 +33,7 @@ mod decay;
 mod erasing;
 mod everywhere;
 mod faults;
+mod gaps;
 mod harm;
 mod limit;
 mod model;

@@ -1,0 +1,86 @@
+//! A disk that can't be read for a while, and then can.
+
+use std::pin::pin;
+
+use super::*;
+use crate::store::embedded::segment::HEADER_BYTES;
+
+const TARGET: &str = "crm";
+
+/// Everybody's turn, after a while.
+async fn pass(stepper: &mut Stepper, time: Duration) {
+    tokio::time::advance(time).await;
+    for _ in 0..4 {
+        turns(stepper);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets the threads get on until something is done.
+async fn drive<T>(stepper: &mut Stepper, until: impl Future<Output = T>) -> T {
+    let mut until = pin!(until);
+    for _ in 0..10_000 {
+        if let Some(done) = poll_now(&mut until) {
+            return done;
+        }
+        pass(stepper, Duration::from_millis(1)).await;
+    }
+    panic!("it never comes");
+}
+
+/// A store that had to start without a part of its log, which can be read the moment after: one webhook is
+/// in it, and another one was committed since.
+async fn around_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf) {
+    let mut world = World::new();
+    // So that whatever can go does.
+    world.settings.retain = Duration::from_secs(1);
+    let (store, mut stepper) = world.open_stepped();
+    drive(&mut stepper, world.commit(&store, b"before", &[TARGET])).await.1.unwrap();
+    drive(&mut stepper, store.close()).await;
+    drop((store, stepper));
+    world.delete_index();
+    let path = segments(&world).remove(0);
+    world.disk.break_reads(&path, HEADER_BYTES..HEADER_BYTES + 512);
+    let (store, mut stepper) = world.open_stepped();
+    stepper.recall();
+    while !stepper.is_caught_up() {
+        tokio::time::advance(world.settings.read_patience).await;
+        stepper.index();
+    }
+    world.disk.mend(&path);
+    drive(&mut stepper, world.commit(&store, b"since", &[TARGET])).await.1.unwrap();
+    (world, store, stepper, path)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_segment_that_was_not_read_to_its_end_is_not_cleaned_away() {
+    let (world, _store, mut stepper, path) = around_a_gap().await;
+    for _ in 0..20 {
+        world.clock.advance(Duration::from_secs(1));
+        pass(&mut stepper, Duration::from_secs(1)).await;
+    }
+    assert!(segments(&world).contains(&path), "nobody knows what was in it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_be_read_again_is_delivered_without_a_restart_and_nothing_twice() {
+    let (world, store, mut stepper, _path) = around_a_gap().await;
+    let mut bodies = Vec::new();
+    // What is there is delivered meanwhile.
+    while bodies.len() < 2 {
+        let leases = drive(&mut stepper, store.lease(TARGET, 1, Pick::LongestDue)).await;
+        for lease in leases {
+            bodies.push(lease.delivery.webhook.body.clone());
+            store.settle(lease, None, Settlement::Delivered);
+        }
+        world.clock.advance(Duration::from_secs(60));
+        pass(&mut stepper, Duration::from_secs(60)).await;
+    }
+    assert_eq!(bodies, [&b"since"[..], b"before"]);
+    for _ in 0..4 {
+        pass(&mut stepper, world.settings.sweep_wait).await;
+    }
+    assert!(store.lanes().is_empty(), "{:?}", store.lanes());
+    assert_eq!(store.health().sweep_findings, 0);
+    assert!(store.lane(TARGET).standing().counted.pending == 0);
+}
