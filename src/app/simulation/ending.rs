@@ -49,8 +49,8 @@ impl Play {
         self.tell(|| "all is well".into());
         self.heal();
         if self.was_unreadable {
-            self.stop().await;
-            self.open();
+            // What could not be read is looked for again after a while.
+            self.pass(Duration::from_secs(180)).await;
         }
         for target in self.place.targets.clone() {
             self.network.set_mood(&target.name, Mood::Well);
@@ -215,7 +215,8 @@ impl Play {
         // What retention has ended comes back as long as its record is there, but nothing of it is due.
         let more = after.values().filter(|story| !before.contains_key(&story.id));
         let mut more = more.flat_map(|story| &story.deliveries);
-        assert!(more.all(|of| of.state != State::Pending), "another index has more that is due");
+        let nothing_is_due = more.all(|of| of.state != State::Pending);
+        assert!(nothing_is_due || !is_exact, "another index has more that is due");
     }
 
     fn check_all_delivered(&self, told: &Told) {

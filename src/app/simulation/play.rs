@@ -38,7 +38,7 @@ pub(super) struct Play {
     pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) network: Targets,
     pub(super) is_failing: bool,
-    /// Nothing could be read for a while. What the index had to go around comes with the next start.
+    /// Nothing could be read for a while: until it can the index may lack what lanes have.
     pub(super) was_unreadable: bool,
     /// Where room is short what is delivered goes before its time.
     pub(super) was_full: bool,
@@ -241,7 +241,7 @@ impl Play {
         panic!("it never ends");
     }
 
-    pub(super) fn open(&mut self) {
+    fn open(&mut self) {
         self.has_recalled = false;
         self.was_unreadable = false;
         if time::ahead().abs() > 200 {
