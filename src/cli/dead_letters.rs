@@ -183,6 +183,8 @@ async fn show(args: &Show) -> anyhow::Result<Verdict> {
 struct Sum {
     found: u64,
     settled: u64,
+    /// Of those found: there is nothing left to redrive.
+    gone: u64,
 }
 
 async fn decide(
@@ -212,17 +214,28 @@ async fn decide(
         }
     }
     let output = Output::new();
-    let Sum { found, settled } = sum;
+    let Sum { found, settled, gone } = sum;
+    let there = found.saturating_sub(gone);
     match (args.asking.format, args.dry_run) {
+        (Format::Json, _) if gone > 0 => {
+            output.line(json!({ "found": found, done: settled, "gone": gone }));
+        }
         (Format::Json, _) => output.line(json!({ "found": found, done: settled })),
-        (Format::Text, true) => output.line(format_args!("{} would be {done}", dead(found))),
+        (Format::Text, true) => output.line(format_args!("{} would be {done}", dead(there))),
         (Format::Text, false) => output.line(format_args!("{} {done}", dead(settled))),
     }
-    if let (Some(to), false, 1..) = (to, args.dry_run, found - settled) {
-        let rest = dead(found - settled);
+    if let (Some(to), false, 1..) = (to, args.dry_run, there.saturating_sub(settled)) {
+        let rest = dead(there - settled);
         output::note(format_args!("{rest} stay: {to} has a delivery of them already"));
     }
-    Ok(if found == 0 { Verdict::No } else { Verdict::Yes })
+    if gone > 0 {
+        let gone = dead(gone);
+        output::note(format_args!(
+            "{gone} can't be {done}: the bytes are gone, as only a full backlog's dead letters were \
+             left of them"
+        ));
+    }
+    Ok(if there == 0 { Verdict::No } else { Verdict::Yes })
 }
 
 fn dead(count: u64) -> String {
@@ -247,6 +260,7 @@ async fn go_through(
         let number = |name: &str| answer.get(name).and_then(Value::as_u64).unwrap_or_default();
         sum.found += number("found");
         sum.settled += number(done);
+        sum.gone += number("gone");
         match text(&answer, "next") {
             "" => return Ok(()),
             next => members.insert("cursor".to_owned(), next.into()),

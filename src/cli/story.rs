@@ -78,12 +78,14 @@ pub fn print_line(output: &Output, webhook: &Value) {
 /// One dead letter in one line.
 pub fn print_dead_line(output: &Output, dead: &Value) {
     let last = dead.get("last_attempt").filter(|last| !last.is_null());
+    let is_gone = dead.get("bytes_gone").and_then(Value::as_bool).unwrap_or_default();
     output.line(format_args!(
-        "{}  {}  {}  {}  {}{}",
+        "{}  {}  {}  {}{}  {}{}",
         text(dead, "webhook_id"),
         text(dead, "received_at"),
         text(dead, "target"),
         output.paint(Style::Bad, text(dead, "cause")),
+        if is_gone { " (bytes gone)" } else { "" },
         Foreign(&about(dead)),
         last.map(|last| format!("  last: {}", came_to(last))).unwrap_or_default(),
     ));

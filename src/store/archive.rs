@@ -61,7 +61,8 @@ pub enum EraseError {
 ///   [`erase`](Self::erase) answers, what it did survives `kill -9` and a power cut.
 pub trait Archive: Send + Sync + 'static {
     /// The webhooks behind a place, the oldest first, without their bodies: at least one if any
-    /// follows, and at most `max`; a store may answer fewer. Damaged ones are left out and counted.
+    /// follows, and at most `max`; a store may answer fewer. Damaged ones are left out and counted;
+    /// those whose bytes are gone are left out.
     ///
     /// To go through all since a moment, begin with [`Place::since`] and go on with each page's
     /// `next` until there is none.
@@ -99,7 +100,8 @@ pub trait Archive: Send + Sync + 'static {
 
     /// Settles dead letters by an operator's word: [`Settlement::Redriven`] or
     /// [`Settlement::Discarded`]. Each is a webhook and which of its deliveries; what is no dead
-    /// letter is passed over. Answers how many were, once that is durable.
+    /// letter is passed over, and so is one to be redriven whose bytes are gone
+    /// ([`Story::bytes_gone`](crate::store::story::Story::bytes_gone)). Answers how many were, once that is durable.
     fn settle_dead(
         &self,
         dead: Vec<(WebhookId, u16)>,

@@ -85,6 +85,9 @@ pub enum ReadError {
     /// Closed, or closing.
     #[error("the store is closed")]
     Closed,
+    /// Nothing has needed it any more.
+    #[error("its bytes are gone: nothing needed them but dead letters of a full backlog")]
+    Gone,
     /// What is there is not what was written.
     #[error("the record is damaged")]
     Damaged,

@@ -106,6 +106,9 @@ pub struct Story {
     pub resource: Resource,
     /// The length of its body.
     pub body_bytes: u64,
+    /// Whether its bytes are given up: nothing needs them any more but dead letters of a full backlog,
+    /// which pin none. What became of it is still known; it can neither be read nor delivered again.
+    pub bytes_gone: bool,
     /// Its deliveries in their order; none if it is unrouted.
     pub deliveries: Vec<DeliveryStory>,
 }
@@ -146,7 +149,7 @@ pub struct Whole {
     /// How far it has come.
     pub story: Story,
     /// As it was accepted; of all its deliveries, those added later too, why they are. An error if
-    /// its record can't be read: the story is known nevertheless.
+    /// its record can't be read or its bytes are gone: the story is known nevertheless.
     pub record: Result<Webhook, ReadError>,
 }
 
@@ -173,6 +176,7 @@ mod tests {
             activity: Some("ORDER_CREATED".into()),
             resource: Resource { object: Some("ORDER".into()), id: Some("17".into()) },
             body_bytes: 3,
+            bytes_gone: false,
             deliveries: vec![
                 delivery(0, "crm", State::Delivered),
                 delivery(1, "billing", State::DeadLetter(Cause::Expired)),

@@ -127,12 +127,17 @@ pub(super) async fn decide<S: Archive>(
     }
     let mut behind = cursor(decision.cursor.as_deref())?;
     let deadline = Instant::now() + TIME_MAX;
-    let (mut found, mut settled) = (0, 0);
+    let (mut found, mut settled, mut gone) = (0, 0, 0);
     let lot = if decision.to.is_some() { REDIRECTED_AT_ONCE } else { LIMIT_MAX };
     let next = loop {
-        let some = choice.some(store, behind, lot).await?;
+        let mut some = choice.some(store, behind, lot).await?;
         for story in &some.stories {
-            found += dead(story, &choice.filter.delivery).count();
+            let count = dead(story, &choice.filter.delivery).count();
+            found += count;
+            gone += if story.bytes_gone { count } else { 0 };
+        }
+        if settlement != Settlement::Discarded {
+            some.stories.retain(|story| !story.bytes_gone);
         }
         if !decision.dry_run {
             settled += match &decision.to {
@@ -145,7 +150,12 @@ pub(super) async fn decide<S: Archive>(
             next => break next,
         }
     };
-    Ok(json!({ "found": found, settlement.name(): settled, "next": shown_place(next) }))
+    let answer = json!({ "found": found, settlement.name(): settled, "next": shown_place(next) });
+    Ok(match settlement {
+        Settlement::Discarded => answer,
+        // There is nothing left to deliver.
+        _ => with(answer, json!({ "gone": gone })),
+    })
 }
 
 async fn settle<S: Archive>(
@@ -236,10 +246,12 @@ fn dead<'a>(
 pub(super) fn unread(error: ReadError) -> Problem {
     let status = match error {
         ReadError::Closed | ReadError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ReadError::Gone => StatusCode::GONE,
         ReadError::Damaged => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let detail = match error {
         ReadError::Closed => "the relay is stopping".to_owned(),
+        ReadError::Gone => error.to_string(),
         ReadError::Damaged => "its record is damaged: see the log and the runbook".to_owned(),
         ReadError::Unavailable => {
             "the disk does not answer; what was done before is in force: try again".to_owned()
@@ -265,6 +277,7 @@ fn shown(story: &Story) -> Value {
         "resource_type": story.resource.object,
         "resource_id": story.resource.id,
         "body_bytes": story.body_bytes,
+        "bytes_gone": story.bytes_gone,
         "deliveries": story.deliveries.iter().map(shown_delivery).collect::<Vec<_>>(),
     })
 }
@@ -288,6 +301,7 @@ fn shown_dead(story: &Story, delivery: &DeliveryStory, cause: Cause) -> Value {
         "target": &*delivery.target,
         "again": delivery.again,
         "cause": cause.name(),
+        "bytes_gone": story.bytes_gone,
         "received_at": story.received_at.to_string(),
         "source": &*story.source,
         "activity": story.activity.as_deref(),

@@ -68,7 +68,8 @@ async fn durable(written: Receiver<Vec<Position>>) -> Result<(), ReadError> {
 }
 
 impl Indexer {
-    /// What is to be written for each, and their retention waits for that; nothing for a webhook that is gone or lacks nothing.
+    /// What is to be written for each, and their retention waits for that; nothing for a webhook that is
+    /// gone, or its bytes are, and for one that lacks nothing.
     fn begin_adding(
         &mut self,
         additions: &[Addition],
@@ -87,7 +88,7 @@ impl Indexer {
         now: Timestamp,
     ) -> rusqlite::Result<Option<OwnRecord>> {
         let (id, key) = (addition.id, addition.id.key());
-        let story = self.index.story(key)?.filter(|story| story.id == id);
+        let story = self.index.story(key)?.filter(|story| story.id == id && !story.bytes_gone);
         let (Some(story), Some(webhook_at)) = (story, self.index.position(key)?) else {
             return Ok(None);
         };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, Resource, Webhook, WebhookId};
 use crate::store::embedded::record::{
-    DecodeError, FullDelivery, Record, Settled, Standing, decode,
+    DecodeError, FullDelivery, Record, Settled, Standing, decode, left_out,
 };
 use crate::store::embedded::segment::{Frame, Position};
 
@@ -49,6 +49,8 @@ pub struct WebhookRow {
     pub durable: bool,
     /// The length of its body.
     pub body_bytes: u64,
+    /// Whether its record leaves the body out.
+    pub bare: bool,
     /// Targets, and where the deliveries stand.
     pub deliveries: Vec<(Arc<str>, Standing)>,
 }
@@ -71,6 +73,7 @@ impl WebhookRow {
             duplicate_key: webhook.duplicate_key,
             durable: true,
             body_bytes: webhook.body.len() as u64,
+            bare: false,
             deliveries,
         }
     }
@@ -91,7 +94,13 @@ impl Entry {
         let change = match decode(frame.kind, frame.version, &Bytes::clone(&frame.payload))? {
             Record::Webhook(webhook, standings) => {
                 let row = WebhookRow::new(&webhook, standings);
-                Change::Webhook(Box::new(WebhookRow { durable, ..row }))
+                let left_out = left_out(&webhook, &frame.payload);
+                Change::Webhook(Box::new(WebhookRow {
+                    durable,
+                    bare: left_out.is_some(),
+                    body_bytes: left_out.unwrap_or(row.body_bytes),
+                    ..row
+                }))
             }
             Record::Settlement(settled) => Change::Settled(settled),
             Record::Deliveries(id, deliveries) | Record::State(id, deliveries) => {

@@ -23,7 +23,8 @@ use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::queue::{Own, OwnRecord, Queue};
 use crate::store::embedded::record::{
-    FullDelivery, Kind, Record, Standing, decode, encode_deliveries, encode_gone, encode_webhook,
+    FullDelivery, Kind, Record, Standing, decode, encode_bare, encode_deliveries, encode_gone,
+    encode_webhook,
 };
 use crate::store::embedded::scanner::Scanner;
 use crate::store::embedded::segment::{Frame, LogPoint, Position, Segment};
@@ -237,7 +238,7 @@ impl Job {
                 continue;
             }
             let (deliveries, attempts) = indexer.index.standings_bytes(key)?;
-            let record = if at.segment == number { at.length } else { 0 };
+            let record = if at.segment == number { indexer.index.live_bytes(key)? } else { 0 };
             weight.bytes += record + deliveries * DELIVERY_BYTES + attempts;
             if weight.bytes > weight.bytes_max {
                 return Err(Problem::NoGain);
@@ -307,7 +308,10 @@ impl Job {
                     Some(at) if at == frame.position => {
                         let (webhook, standings) = full(indexer, webhook)?;
                         self.copied.insert(key, standings.iter().map(|s| s.version).collect());
-                        records.push(copy_of(webhook, standings));
+                        records.push(match indexer.index.spared_body(key)? {
+                            Some(body_bytes) => bare_copy_of(webhook, body_bytes, standings),
+                            None => copy_of(webhook, standings),
+                        });
                         Ok(())
                     }
                     // A copy whose original stayed must not leave it behind as if it were new. And it
@@ -470,6 +474,15 @@ pub(super) fn copy_of(mut webhook: Webhook, standings: Vec<Standing>) -> OwnReco
         change: Change::Webhook(Box::new(row)),
         due: Vec::new(),
     }
+}
+
+/// Without its body, which was so long.
+fn bare_copy_of(mut webhook: Webhook, body_bytes: u64, standings: Vec<Standing>) -> OwnRecord {
+    webhook.body = Bytes::new();
+    let meta = encode_bare(&webhook, body_bytes, &standings);
+    let row = WebhookRow { bare: true, body_bytes, ..WebhookRow::new(&webhook, Some(standings)) };
+    let change = Change::Webhook(Box::new(row));
+    OwnRecord { kind: Kind::Webhook, meta, body: Bytes::new(), change, due: Vec::new() }
 }
 
 fn state_record(id: WebhookId, webhook: Webhook, standings: Vec<Standing>) -> OwnRecord {

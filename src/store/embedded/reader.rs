@@ -9,7 +9,7 @@ use crate::domain::webhook::Header;
 use crate::store::embedded::index::queries::DueRow;
 use crate::store::embedded::log::Log;
 use crate::store::embedded::offer::Body;
-use crate::store::embedded::record::{Record, decode};
+use crate::store::embedded::record::{Record, decode, left_out};
 use crate::store::embedded::segment::Position;
 use crate::store::listing::ReadError;
 
@@ -64,7 +64,7 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
 pub enum Unfit {
     /// The record is not what was written.
     Damaged,
-    /// The segment is gone: the record was copied forward.
+    /// The segment is gone: the record was copied forward. Or its body was given up.
     Moved,
     /// The disk refused.
     Failed(io::Error),
@@ -98,7 +98,14 @@ pub fn read_record(log: &Log, at: Position) -> Result<Record, Unfit> {
     };
     match segment.read(at) {
         Ok(Some(frame)) => {
-            decode(frame.kind, frame.version, &frame.payload).map_err(|_| Unfit::Damaged)
+            let record = decode(frame.kind, frame.version, &frame.payload);
+            match record.map_err(|_| Unfit::Damaged)? {
+                // Whoever reads wants the body: the index knows that there is none any more.
+                Record::Webhook(webhook, _) if left_out(&webhook, &frame.payload).is_some() => {
+                    Err(Unfit::Moved)
+                }
+                record => Ok(record),
+            }
         }
         Ok(None) => Err(Unfit::Damaged),
         Err(error) => Err(Unfit::Failed(error)),

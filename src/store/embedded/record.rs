@@ -209,10 +209,29 @@ pub enum DecodeError {
 
 /// The payload of a webhook's record but for the body, which follows it.
 pub fn encode_webhook(webhook: &Webhook, standings: Option<&[Standing]>) -> Vec<u8> {
+    encode_head(webhook, webhook.body.len() as u64, standings)
+}
+
+/// The whole payload of the record of a webhook whose body, so many bytes, is left out.
+pub fn encode_bare(webhook: &Webhook, body_bytes: u64, standings: &[Standing]) -> Vec<u8> {
+    encode_head(webhook, body_bytes, Some(standings))
+}
+
+// Where the length of the body is, behind the id and a byte of flags.
+const BODY_BYTES_AT: usize = 17;
+
+/// How long the body was that is left out of a webhook's payload; none where it is there.
+pub fn left_out(webhook: &Webhook, payload: &[u8]) -> Option<u64> {
+    let at = payload.get(BODY_BYTES_AT..).and_then(|rest| rest.first_chunk());
+    let body_bytes = at.copied().map_or(0, u64::from_le_bytes);
+    (webhook.body.is_empty() && body_bytes > 0).then_some(body_bytes)
+}
+
+fn encode_head(webhook: &Webhook, body_bytes: u64, standings: Option<&[Standing]>) -> Vec<u8> {
     let mut out = Writer(Vec::with_capacity(512));
     out.bytes(webhook.id.as_bytes());
     out.u8(u8::from(webhook.activity_id) | u8::from(standings.is_some()) << 1);
-    out.bytes(&u64::try_from(webhook.body.len()).unwrap_or(u64::MAX).to_le_bytes());
+    out.bytes(&body_bytes.to_le_bytes());
     out.time(webhook.received_at);
     out.bytes(webhook.duplicate_key.as_bytes());
     out.bytes(&webhook.table);

@@ -40,10 +40,13 @@ impl Shared {
             let found = self
                 .ask(move |indexer| Ok((indexer.index.story(key)?, indexer.index.stored_one(key)?)))
                 .await?;
-            let (Some(story), Some(row)) = found else { return Ok(None) };
+            let (Some(story), row) = found else { return Ok(None) };
             if story.id != id {
                 return Ok(None);
             }
+            let Some(row) = row else {
+                return Ok(Some(Whole { story, record: Err(ReadError::Gone) }));
+            };
             let (log, at) = (Arc::clone(&self.log), row.at);
             let read = self.aside.run(move || read_webhook_and_added(&log, &row));
             let record = match read.await.ok_or(ReadError::Closed)? {
@@ -106,7 +109,10 @@ impl Indexer {
                 continue;
             }
             let found = self.index.dead_one(id.key(), *number)?;
-            rows.extend(found.filter(|found| found.id == *id));
+            // There is nothing left to deliver.
+            let is_gone = matches!(settlement, Settlement::Redriven { .. })
+                && self.index.spared_body(id.key())?.is_some();
+            rows.extend(found.filter(|found| found.id == *id && !is_gone));
         }
         let settled = rows.iter().map(|dead| dead.row.settled(dead.id, None, settlement));
         self.apply_unwritten(settled.collect())?;

@@ -3,10 +3,11 @@
 use hashbrown::HashMap;
 use rusqlite::{OptionalExtension, params};
 
+use crate::domain::delivery::State;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, WebhookId};
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
-use crate::store::embedded::index::sums::{Sums, state_columns, state_of};
+use crate::store::embedded::index::sums::{LEFT_OUT, Sums, state_columns, state_of};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::{
@@ -158,7 +159,7 @@ impl Index {
     ) -> rusqlite::Result<Vec<(Box<WebhookRow>, Position)>> {
         // Looked up once: that takes as long as binding a row's values.
         let mut insert = self.connection.prepare_cached(
-            "INSERT INTO webhook VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)
+            "INSERT INTO webhook VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)
              ON CONFLICT DO NOTHING",
         )?;
         let mut insert_delivery = self.connection.prepare_cached(
@@ -182,6 +183,7 @@ impl Index {
                 row.resource.id.as_deref(),
                 int(row.body_bytes),
                 row.deliveries.is_empty(),
+                if row.bare { LEFT_OUT } else { 0 },
             ])?;
             if inserted == 0 {
                 known.push((row, at));
@@ -226,13 +228,23 @@ impl Index {
             return Ok(());
         }
         if let Some(old) = self.position(key)? {
-            *sums.live.entry(old.segment).or_default() -= int(old.length);
+            self.count_live(key, -1, sums)?;
             self.resize(key, int(at.length) - int(old.length), sums)?;
         }
-        *sums.live.entry(at.segment).or_default() += int(at.length);
         self.connection
-            .prepare_cached("UPDATE webhook SET segment=?2, start=?3, length=?4 WHERE id=?1")?
-            .execute([int(key), int(at.segment), int(at.offset), int(at.length)])?;
+            .prepare_cached(
+                "UPDATE webhook SET segment=?2, start=?3, length=?4, bare=IIF(?5, ?6, bare)
+                 WHERE id=?1",
+            )?
+            .execute(params![
+                int(key),
+                int(at.segment),
+                int(at.offset),
+                int(at.length),
+                row.bare,
+                LEFT_OUT,
+            ])?;
+        self.count_live(key, 1, sums)?;
         // What was added while the copy was made is not in it: its own record still says what it is.
         self.connection
             .prepare_cached(
@@ -288,6 +300,9 @@ impl Index {
             sums.count(*target, old.state, -1, length);
         }
         let target = self.name_id(target)?;
+        if standing.state == State::Pending {
+            self.needs_body(key, sums)?;
+        }
         sums.count(target, standing.state, 1, length);
         if known.is_some() {
             return self.update_delivery(key, number, standing);
@@ -314,6 +329,9 @@ impl Index {
             return Ok(());
         }
         if before != standing.state {
+            if standing.state == State::Pending {
+                self.needs_body(key, sums)?;
+            }
             let length = self.position(key)?.map_or(0, |at| at.length);
             sums.count(target, before, -1, length);
             sums.count(target, standing.state, 1, length);
@@ -406,7 +424,7 @@ impl Index {
     /// Deletes a webhook and its deliveries.
     pub(super) fn delete(&self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
         let Some(at) = self.position(key)? else { return Ok(()) };
-        *sums.live.entry(at.segment).or_default() -= int(at.length);
+        self.count_live(key, -1, sums)?;
         for (target, state) in self.states(key)? {
             sums.count(target, state, -1, at.length);
         }

@@ -19,7 +19,7 @@ pub mod stories;
 mod sums;
 pub mod trim;
 
-const FORMAT: i64 = 3;
+const FORMAT: i64 = 4;
 // An index in memory, where the disk takes none: beyond this it falls behind.
 const MEMORY_BYTES_MAX: i64 = 64 << 20;
 const PAGE_BYTES: i64 = 8192;
@@ -32,7 +32,7 @@ CREATE TABLE webhook (
   segment INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
   received_at INTEGER NOT NULL, source INTEGER NOT NULL, activity INTEGER,
   resource_type INTEGER, resource_id TEXT, body_bytes INTEGER NOT NULL,
-  unrouted INTEGER NOT NULL);
+  unrouted INTEGER NOT NULL, bare INTEGER NOT NULL);
 CREATE INDEX unrouted ON webhook (id) WHERE unrouted = 1;
 CREATE TABLE delivery (
   webhook INTEGER NOT NULL, number INTEGER NOT NULL, target INTEGER NOT NULL,

@@ -139,12 +139,20 @@ impl Index {
             .map(Option::flatten)
     }
 
-    /// Webhooks with a greater key than this one, in order.
+    /// The length of a webhook's body, if that is not needed or gone.
+    pub fn spared_body(&self, key: u64) -> rusqlite::Result<Option<u64>> {
+        self.connection
+            .prepare_cached("SELECT body_bytes FROM webhook WHERE id=?1 AND bare <> 0")?
+            .query_row([int(key)], |row| row.get(0).map(uint))
+            .optional()
+    }
+
+    /// Webhooks with a greater key than this one, in order; none whose body is not needed or gone.
     pub fn stored(&self, after: u64, max: usize) -> rusqlite::Result<Vec<StoredRow>> {
         let mut stored: Vec<StoredRow> = self
             .connection
             .prepare_cached(
-                "SELECT webhook_id, segment, start, length FROM webhook WHERE id > ?1
+                "SELECT webhook_id, segment, start, length FROM webhook WHERE id > ?1 AND bare = 0
                  ORDER BY id LIMIT ?2",
             )?
             .query_map([int(after), int(max as u64)], |row| {

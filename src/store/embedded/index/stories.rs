@@ -66,7 +66,7 @@ impl Index {
         };
         let mut statement = self.connection.prepare_cached(&format!(
             "SELECT id, webhook_id, received_at, source, activity, resource_type, resource_id,
-               body_bytes
+               body_bytes, bare
              FROM webhook WHERE id >= ?1 AND id < ?2 ORDER BY id {direction} LIMIT ?3"
         ))?;
         let mut rows = statement.query([int(from), int(upto), int(LOOKED_AT_MAX as u64)])?;
@@ -106,6 +106,7 @@ impl Index {
                 id: row.get::<_, Option<String>>(6)?.map(Box::from),
             },
             body_bytes: uint(row.get(7)?),
+            bytes_gone: row.get(8)?,
             deliveries: Vec::new(),
         };
         if !filter.wants_before_deliveries(&story) {

@@ -11,12 +11,19 @@ use rusqlite::params;
 
 use crate::domain::delivery::State;
 use crate::store::embedded::change::WebhookRow;
-use crate::store::embedded::index::{Index, int};
+use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::record::{cause_code, cause_of};
 use crate::store::embedded::segment::Position;
 
 /// The name of what unrouted webhooks take.
 pub(super) const UNROUTED_BYTES: &str = "unrouted_bytes";
+
+/// A webhook's body is needed no more, but its record still has it: of what lives in its segment it is
+/// no part. Copied forward, it is left out. The column `bare` says so; 0 where all of it is needed.
+pub(super) const NOT_NEEDED: i64 = 1;
+
+/// Its record has no body any more.
+pub(super) const LEFT_OUT: i64 = 2;
 
 /// So many more or fewer, and the bytes of their webhooks' records.
 #[derive(Debug, Default, Clone, Copy)]
@@ -104,6 +111,52 @@ impl Index {
             .execute([int(key)])?;
         if changed > 0 {
             sums.unrouted.add(-1, length);
+        }
+        Ok(())
+    }
+
+    /// Where a webhook's record is, and what of it lives: all but a body that is not needed.
+    fn living(&self, key: u64) -> rusqlite::Result<(u64, i64)> {
+        self.connection
+            .prepare_cached(
+                "SELECT segment, length - IIF(bare = ?2, body_bytes, 0) FROM webhook WHERE id=?1",
+            )?
+            .query_row([int(key), NOT_NEEDED], |row| Ok((uint(row.get(0)?), row.get(1)?)))
+    }
+
+    /// What of a webhook's record has to be kept.
+    pub fn live_bytes(&self, key: u64) -> rusqlite::Result<u64> {
+        self.living(key).map(|(_, bytes)| uint(bytes))
+    }
+
+    /// Counts what of a webhook's record lives. `by` is 1, or -1 before it changes or goes.
+    pub(super) fn count_live(&self, key: u64, by: i64, sums: &mut Sums) -> rusqlite::Result<()> {
+        let (segment, bytes) = self.living(key)?;
+        *sums.live.entry(segment).or_default() += by * bytes;
+        Ok(())
+    }
+
+    /// A webhook's body is needed no more, if its record has it.
+    pub(super) fn spare_body(&self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
+        self.set_bare(key, [0, NOT_NEEDED], sums)
+    }
+
+    /// A webhook's body is needed again, if its record still has it.
+    pub(super) fn needs_body(&self, key: u64, sums: &mut Sums) -> rusqlite::Result<()> {
+        self.set_bare(key, [NOT_NEEDED, 0], sums)
+    }
+
+    fn set_bare(&self, key: u64, [from, to]: [i64; 2], sums: &mut Sums) -> rusqlite::Result<()> {
+        let is_it = self
+            .connection
+            .prepare_cached("SELECT 1 FROM webhook WHERE id=?1 AND bare=?2 AND body_bytes > 0")?
+            .exists([int(key), from])?;
+        if is_it {
+            self.count_live(key, -1, sums)?;
+            self.connection
+                .prepare_cached("UPDATE webhook SET bare=?2 WHERE id=?1")?
+                .execute([int(key), to])?;
+            self.count_live(key, 1, sums)?;
         }
         Ok(())
     }

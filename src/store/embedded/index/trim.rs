@@ -15,12 +15,59 @@ use crate::store::embedded::segment::Position;
 /// Up to when webhooks are deleted, by what they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Expiry {
-    /// Settled ones received before; a dead letter of a full backlog counts as settled.
+    /// Settled ones received before, and the bodies of those with dead letters of a full backlog.
     pub settled: Timestamp,
     /// Unrouted ones.
     pub unrouted: Timestamp,
     /// Those with a dead letter.
     pub dead: Timestamp,
+}
+
+/// What is known of a webhook when its time is looked at.
+#[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a column")]
+struct Held {
+    key: u64,
+    // Its body is not needed, or gone.
+    is_bare: bool,
+    is_routed: bool,
+    is_pending: bool,
+    // With a dead letter that can be redriven for as long as it is kept.
+    has_dead: bool,
+    // With one that a full backlog made: that pins no body.
+    has_full: bool,
+}
+
+/// What becomes of a webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    /// Its body goes, what became of it stays.
+    Bare,
+    Goes,
+}
+
+impl Held {
+    fn fate(&self, expiry: Expiry) -> Fate {
+        let is_before = |limit: Timestamp| self.key >> 12 < limit.as_millis();
+        if self.is_pending {
+            return Fate::Stays;
+        }
+        let limit = match (self.is_routed, self.has_dead || self.has_full) {
+            (false, _) => expiry.unrouted,
+            (true, true) => expiry.dead,
+            (true, false) => expiry.settled,
+        };
+        // Whoever has it delivered, or ended it, does not need its bytes for longer than that.
+        let may_be_bare = self.has_full && !self.has_dead && !self.is_bare;
+        if is_before(limit) {
+            Fate::Goes
+        } else if may_be_bare && is_before(expiry.settled) {
+            Fate::Bare
+        } else {
+            Fate::Stays
+        }
+    }
 }
 
 /// So many dead letters of a target are over.
@@ -36,8 +83,8 @@ pub struct Holding {
 }
 
 impl Index {
-    /// Looks at no more than `max` webhooks from `cursor` on and deletes what is past its time, but for
-    /// those that are `in_use`. Answers where to go on, none at the end.
+    /// Looks at no more than `max` webhooks from `cursor` on and deletes what is past its time, or gives
+    /// up its body, but for those that are `in_use`. Answers where to go on, none at the end.
     pub fn expire_some(
         &mut self,
         cursor: u64,
@@ -47,21 +94,25 @@ impl Index {
     ) -> rusqlite::Result<(Option<u64>, Vec<Ended>)> {
         let end = expiry.settled.max(expiry.unrouted).max(expiry.dead).as_millis() << 12;
         let looked = self.looked_at(cursor, end, max)?;
-        let Some(last) = looked.last().map(|(key, _)| key + 1) else {
+        let Some(last) = looked.last().map(|held| held.key + 1) else {
             return Ok((None, Vec::new()));
         };
         let mut dead = Vec::new();
-        let ended: Vec<u64> = looked
+        let over: Vec<(u64, Fate)> = looked
             .iter()
-            .filter(|(key, before)| key >> 12 < before(expiry))
-            .map(|l| l.0)
-            .filter(|key| !in_use.contains(key))
+            .filter(|held| !in_use.contains(&held.key))
+            .map(|held| (held.key, held.fate(expiry)))
+            .filter(|(_, fate)| *fate != Fate::Stays)
             .collect();
-        if !ended.is_empty() {
+        if !over.is_empty() {
             self.transaction(|index| {
                 let mut sums = Sums::default();
-                for key in ended {
-                    index.delete(key, &mut sums)?;
+                for (key, fate) in over {
+                    match fate {
+                        Fate::Stays => {}
+                        Fate::Bare => index.spare_body(key, &mut sums)?,
+                        Fate::Goes => index.delete(key, &mut sums)?,
+                    }
                 }
                 for ((target, state, cause), amount) in &sums.counts {
                     if let (State::DeadLetter(cause), Some(target)) =
@@ -76,34 +127,27 @@ impl Index {
         Ok(((looked.len() == max).then_some(last), dead))
     }
 
-    /// Keys, and which of the limits is theirs.
-    #[expect(clippy::type_complexity, reason = "a private pair")]
-    fn looked_at(
-        &self,
-        from: u64,
-        end: u64,
-        max: usize,
-    ) -> rusqlite::Result<Vec<(u64, fn(Expiry) -> u64)>> {
+    fn looked_at(&self, from: u64, end: u64, max: usize) -> rusqlite::Result<Vec<Held>> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT id, (SELECT MAX(CASE WHEN state = 0 THEN 3
-                                         WHEN state = 2 AND cause <> ?4 THEN 2 ELSE 1 END)
-                         FROM delivery WHERE webhook = id)
-             FROM webhook WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+            "SELECT w.id, w.bare, COUNT(d.webhook), MAX(d.state = 0),
+                    MAX(d.state = 2 AND d.cause <> ?4), MAX(d.state = 2 AND d.cause = ?4)
+             FROM webhook w LEFT JOIN delivery d ON d.webhook = w.id
+             WHERE w.id >= ?1 AND w.id < ?2 GROUP BY w.id ORDER BY w.id LIMIT ?3",
         )?;
-        // A dead letter of a backlog that was full keeps its webhook no longer than a delivered one.
         let full = i64::from(cause_code(Cause::BacklogFull));
-        let mut rows = statement.query([int(from), int(end), int(max as u64), full])?;
-        let mut looked: Vec<(u64, fn(Expiry) -> u64)> = Vec::new();
-        while let Some(row) = rows.next()? {
-            let limit: fn(Expiry) -> u64 = match row.get::<_, Option<i64>>(1)? {
-                None => |expiry| expiry.unrouted.as_millis(),
-                Some(1) => |expiry| expiry.settled.as_millis(),
-                Some(2) => |expiry| expiry.dead.as_millis(),
-                Some(_) => |_| 0,
-            };
-            looked.push((uint(row.get(0)?), limit));
-        }
-        Ok(looked)
+        let is = |flag: Option<bool>| flag.unwrap_or(false);
+        statement
+            .query_map([int(from), int(end), int(max as u64), full], |row| {
+                Ok(Held {
+                    key: uint(row.get(0)?),
+                    is_bare: row.get(1)?,
+                    is_routed: row.get(2)?,
+                    is_pending: is(row.get(3)?),
+                    has_dead: is(row.get(4)?),
+                    has_full: is(row.get(5)?),
+                })
+            })?
+            .collect()
     }
 
     /// Deletes the oldest webhooks without a delivery until they take `over` bytes less, but at most

@@ -1,6 +1,6 @@
 //! What a target pins, and what becomes of it beyond its limit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use rusqlite::Connection;
 
@@ -8,8 +8,14 @@ use super::cleaning::clean;
 use super::*;
 use crate::domain::delivery::Cause;
 use crate::store::archive::{Addition, Archive};
+use crate::store::embedded::change::{Change, Entry, WebhookRow};
+use crate::store::embedded::index::Index;
+use crate::store::embedded::index::trim::Expiry;
 use crate::store::embedded::log::Limit;
-use crate::store::story::{Filter, Order};
+use crate::store::embedded::record::{FullDelivery, Settled, Standing};
+use crate::store::embedded::segment::Position;
+use crate::store::listing::{Place, ReadError};
+use crate::store::story::{Filter, Order, Story};
 
 /// What the index adds up, and the same added up anew from its rows: by target, state and cause, how
 /// many there are and what the records of their webhooks take; and what unrouted ones take.
@@ -207,41 +213,135 @@ async fn beyond_its_limit_a_target_s_oldest_are_dead_letters_and_no_other_target
     assert!(kept.0.len() > empty.0.len(), "{kept:?} {empty:?}");
 }
 
+/// Everything that is stored, the oldest first.
+async fn stories(store: &EmbeddedStore) -> Vec<Story> {
+    store.stories(Filter::default(), None, Order::OldestFirst, 200).await.unwrap().stories
+}
+
+/// Waits until so many have lost their bytes; answers which.
+async fn gone(store: &EmbeddedStore, count: usize) -> Vec<Story> {
+    let are_gone = async {
+        loop {
+            let mut gone = stories(store).await;
+            gone.retain(|story| story.bytes_gone);
+            if gone.len() == count {
+                return gone;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, are_gone).await
+}
+
+fn taken(world: &World) -> u64 {
+    segments(world).iter().map(|path| world.disk.bytes(path)).sum()
+}
+
 #[tokio::test]
-async fn what_a_full_backlog_ended_goes_as_what_is_delivered_does_and_frees_the_disk() {
-    const COUNT: u8 = 60;
+async fn what_a_full_backlog_ended_gives_up_its_bytes_and_is_still_told() {
+    const COUNT: u8 = 80;
     let mut world = World::new();
     world.settings.segment_bytes = 12 << 10;
     world.settings.retain = Duration::from_millis(640);
     let store = world.open();
     for n in 0..COUNT {
-        let targets: &[&str] = if n < 4 { &["down", "slow"] } else { &["down"] };
+        // Of some another target needs the bytes, some it has delivered.
+        let targets: &[&str] = match n {
+            0..4 => &["down", "slow"],
+            4..8 => &["down", "up"],
+            _ => &["down"],
+        };
         world.commit(&store, &[n; 1500], targets).await.1.unwrap();
     }
+    drain(&store, "up").await;
     assert_eq!(relieved(&store, "down", 0, 64).await, usize::from(COUNT));
-    store.flush().await;
-    // Within their time they are listed, and can be redriven.
-    let redriven = world.webhook(b"", &[]).received_at;
-    let found =
-        store.stories(Filter::default(), None, Order::OldestFirst, 100).await.unwrap().stories;
-    let last = found.last().unwrap();
-    let settlement = Settlement::Redriven { at: redriven };
-    assert_eq!(store.settle_dead(vec![(last.id, 0)], settlement).await, Ok(1));
+    // So long as they are settled for less than that, they can be redriven.
+    let last = stories(&store).await.pop().unwrap();
+    let again = Settlement::Redriven { at: world.clock.now() };
+    assert_eq!(store.settle_dead(vec![(last.id, 0)], again).await, Ok(1));
     assert_eq!(pending(&store, "down").await, 1);
-    let before = segments(&world).len();
-    assert!(before > 7, "{before}");
+    let before = taken(&world);
     world.clock.advance(Duration::from_secs(10));
-    let shrunk = async {
-        while segments(&world).len() > 4 {
-            store.flush().await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    let needed = 4 + 1;
+    let count = usize::from(COUNT) - needed;
+    let lost = gone(&store, count).await;
+    assert!(lost.iter().all(|story| story.body_bytes == 1500));
+    assert!(lost.iter().all(|s| s.deliveries[0].state.cause() == Some(Cause::BacklogFull)));
+    clean(&world, &store).await;
+    let after = taken(&world);
+    assert!(after < before / 2, "{after} of {before}");
+
+    // It says so to whoever wants them.
+    let ids: Vec<_> = lost.iter().map(|story| (story.id, 0)).collect();
+    assert_eq!(store.settle_dead(ids, again).await, Ok(0));
+    let deliveries = world.webhook(b"", &["other"]).deliveries;
+    let addition = Addition { id: lost[3].id, deliveries, again: false };
+    assert_eq!(store.add(vec![addition]).await, Ok(vec![0]));
+    let whole = store.whole(lost[5].id).await.unwrap().unwrap();
+    assert_eq!((whole.story, whole.record), (lost[5].clone(), Err(ReadError::Gone)));
+    let page = store.page(Place::START, 100).await.unwrap();
+    assert_eq!((page.webhooks.len(), page.left_out), (needed, 0));
+    assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, u64::from(COUNT) - 1)]);
+    assert_eq!(is_duplicate(&store, &[30; 1500]).await, Some(lost[22 + 4].id));
+
+    closed(&world, store, "given up").await;
+    world.delete_index();
+    let store = world.open();
+    assert_eq!(gone(&store, count).await, lost, "from the log alone");
+    assert_eq!(store.health().damaged_records, 0);
+    let mut left = drain(&store, "slow").await;
+    left.extend(drain(&store, "down").await);
+    let kept = [0, 1, 2, 3, COUNT - 1].map(|n| Bytes::from(vec![n; 1500]));
+    assert_eq!(left, kept, "what something else needs is as it was");
+    let settled = gone(&store, count + 4).await;
+    assert!(settled.iter().all(|story| story.deliveries[0].state.cause().is_some()));
+    assert_eq!(stories(&store).await.len(), count + 4, "the one that was redriven has gone");
+    world.clock.advance(Duration::from_secs(91 * 86_400));
+    gone(&store, 0).await;
+    assert!(dead(&store, "down").is_empty());
+    closed(&world, store, "over").await;
+}
+
+#[test]
+fn a_body_that_was_given_up_is_needed_again_by_what_was_on_its_way() {
+    let world = World::new();
+    std::fs::create_dir_all(&world.settings.dir).unwrap();
+    let mut index = Index::open_file(&world.index_file()).unwrap();
+    let webhook = world.webhook(&[7; 300], &["crm"]);
+    let key = webhook.id.key();
+    let at = |segment| Some(Position { segment, offset: 4096, length: 512 });
+    let take = |index: &mut Index, position, change| {
+        index.apply(vec![Entry { position, change }], None).unwrap();
     };
-    within(PATIENCE, shrunk).await;
-    // Their webhooks are needed by another target.
-    assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, 4)]);
-    assert_eq!(drain(&store, "slow").await.len(), 4);
-    assert_eq!(drain(&store, "down").await, [Bytes::from(vec![COUNT - 1; 1500])]);
+    let row = WebhookRow::new(&webhook, None);
+    take(&mut index, at(1), Change::Webhook(Box::new(row.clone())));
+    let settlement = Settlement::DeadLetter(Cause::BacklogFull);
+    let settled = Settled {
+        webhook: webhook.id,
+        number: 0,
+        version: 1,
+        attempts: 0,
+        attempt: None,
+        settlement,
+    };
+    take(&mut index, at(2), Change::Settled(settled));
+    let now = world.clock.now().plus(Duration::from_secs(1));
+    let expiry = Expiry { settled: now, unrouted: now, dead: Timestamp::default() };
+    index.expire_some(0, 10, expiry, &HashSet::new()).unwrap();
+    let live = |index: &Index| index.holdings().unwrap()[&1].live;
+    assert_eq!((index.spared_body(key).unwrap(), live(&index)), (Some(300), 212));
+    let delivery = world.webhook(b"", &["billing"]).deliveries.remove(0);
+    let standing = Standing::new(webhook.received_at);
+    let added = vec![FullDelivery { number: 1, delivery, standing }];
+    take(&mut index, at(3), Change::Deliveries(webhook.id, added));
+    assert_eq!((index.spared_body(key).unwrap(), live(&index)), (None, 512));
+    index.expire_some(0, 10, expiry, &HashSet::new()).unwrap();
+    assert_eq!(index.spared_body(key).unwrap(), None, "it is pending");
+    // What was written without it has none, whatever is said of it later.
+    let bare = WebhookRow { bare: true, ..row };
+    take(&mut index, at(4), Change::Webhook(Box::new(bare)));
+    assert_eq!((index.spared_body(key).unwrap(), live(&index)), (Some(300), 0));
+    assert_eq!(index.holdings().unwrap()[&4].live, 512);
 }
 
 #[tokio::test]
