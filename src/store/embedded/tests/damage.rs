@@ -149,17 +149,27 @@ async fn a_half_created_or_unreadable_segment_never_stops_a_start() {
 }
 
 #[tokio::test]
-async fn a_segment_of_a_newer_version_is_refused_not_misread() {
+async fn a_segment_of_a_newer_version_is_refused_not_misread_and_one_of_an_older_is_read() {
     let (world, path, _) = three().await;
-    world.disk.change(&path, |bytes| {
-        for copy in [0, 2048] {
-            bytes[copy + 8] = 99;
-            let crc = crc32fast::hash(&bytes[copy..copy + 60]).to_le_bytes();
-            bytes[copy + 60..copy + 64].copy_from_slice(&crc);
-        }
-    });
+    let set_format = |format: u8| {
+        world.disk.change(&path, |bytes| {
+            for copy in [0, 2048] {
+                bytes[copy + 8] = format;
+                let crc = crc32fast::hash(&bytes[copy..copy + 60]).to_le_bytes();
+                bytes[copy + 60..copy + 64].copy_from_slice(&crc);
+            }
+        });
+    };
+    set_format(99);
     let error = world.try_open().unwrap_err().to_string();
     assert!(error.contains("format 99") && error.contains("newer version"), "{error}");
+    set_format(1);
+    world.delete_index();
+    let store = world.open();
+    assert_eq!(drain(&store, TARGET).await, [&b"first"[..], b"second", b"third"]);
+    // What knows no more than that refuses what this start has begun.
+    let newest = segments(&world).pop().unwrap();
+    world.disk.change(&newest, |bytes| assert_eq!(bytes[8], 2));
 }
 
 #[tokio::test]
