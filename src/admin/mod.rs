@@ -240,6 +240,7 @@ impl<S: Store> Admin<S> {
                     pending: lane.pending,
                     oldest: age,
                     bytes: lane.backlog_bytes,
+                    dead_bytes: lane.dead_letters_bytes,
                     dead: &lane.dead,
                 };
                 self.metrics.lane(&lane.target, &backlog);

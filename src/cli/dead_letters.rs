@@ -231,8 +231,7 @@ async fn decide(
     if gone > 0 {
         let gone = dead(gone);
         output::note(format_args!(
-            "{gone} can't be {done}: the bytes are gone, as only a full backlog's dead letters were \
-             left of them"
+            "{gone} can't be {done}: the bytes are gone, as the backlog_limit had no room for them"
         ));
     }
     Ok(if there == 0 { Verdict::No } else { Verdict::Yes })

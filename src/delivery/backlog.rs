@@ -1,5 +1,6 @@
-//! Targets that pin more of the store than they may: the oldest of what waits for them is ended, so
-//! that neither another target nor a sender notices.
+//! Targets that pin more of the store than they may: the bytes of their oldest dead letters are given
+//! up, then the oldest of what waits for them is ended, so that neither another target nor a sender
+//! notices.
 //!
 //! Nobody who accepts or delivers waits for this: what is pinned is added up by the store beside its
 //! commits, and looked at here every other second.
@@ -42,8 +43,11 @@ struct Known {
     /// What each target may pin, or might when it was last in the table: what waits for one that is
     /// gone pins the store too. Names are few: none is forgotten.
     limits: HashMap<Arc<str>, BacklogLimit>,
-    /// The targets that were over their limit, and how many dead letters that has made.
+    /// The targets of which more waits than their limit, and how many dead letters that has made.
     over: HashMap<Box<str>, usize>,
+    /// The targets that were over their limit with their dead letters, and how many of those keep no
+    /// bytes because of that.
+    spared: HashMap<Box<str>, usize>,
 }
 
 /// Whether a target has all that it pins beyond its limit ended.
@@ -73,13 +77,13 @@ impl<S: Store> Backlogs<S> {
         }
         let shares_of = self.store.health().shares_of;
         let lanes = self.store.lanes();
-        known.over.retain(|target, ended| {
-            let is_listed = lanes.iter().any(|lane| lane.target == *target);
-            if !is_listed {
-                tell_end(target, *ended);
-            }
-            is_listed
-        });
+        let is_listed = |target: &str| lanes.iter().any(|lane| *lane.target == *target);
+        for (target, ended) in known.over.extract_if(|target, _| !is_listed(target)) {
+            tell_end(&target, ended);
+        }
+        for (target, spared) in known.spared.extract_if(|target, _| !is_listed(target)) {
+            tell_end_of_sparing(&target, spared);
+        }
         let mut progress = Progress::Done;
         for lane in lanes {
             let limit = known.limits.get(&*lane.target).copied().unwrap_or_default();
@@ -91,7 +95,13 @@ impl<S: Store> Backlogs<S> {
             {
                 tell_end(&lane.target, ended);
             }
-            if lane.backlog_bytes > limit_bytes
+            let pinned = lane.backlog_bytes.saturating_add(lane.dead_letters_bytes);
+            if pinned < limit_bytes / 4 * 3
+                && let Some(spared) = known.spared.remove(&lane.target)
+            {
+                tell_end_of_sparing(&lane.target, spared);
+            }
+            if pinned > limit_bytes
                 && self.relieve(&lane, limit_bytes, known).await == Progress::More
             {
                 progress = Progress::More;
@@ -102,7 +112,7 @@ impl<S: Store> Backlogs<S> {
 
     async fn relieve(&self, lane: &LaneCounts, limit_bytes: u64, known: &mut Known) -> Progress {
         let settled = self.metrics.target(&lane.target);
-        let mut ended = 0;
+        let (mut spared, mut ended) = (0, 0);
         let mut progress = Progress::More;
         for _ in 0..STEPS_MAX {
             // Asked before each step: the limit may be another one by now.
@@ -110,35 +120,61 @@ impl<S: Store> Backlogs<S> {
                 break;
             }
             let step = self.store.relieve(&lane.target, limit_bytes, STEP).await;
-            for _ in 0..step {
+            for _ in 0..step.ended {
                 settled.settled(Settlement::DeadLetter(Cause::BacklogFull), Duration::ZERO);
             }
-            ended += step;
-            if step < STEP {
+            (spared, ended) = (spared + step.spared, ended + step.ended);
+            if step.spared + step.ended < STEP {
                 progress = Progress::Done;
                 break;
             }
             tokio::task::yield_now().await;
         }
-        if ended > 0 {
-            match known.over.get_mut(&lane.target) {
-                Some(before) => *before += ended,
-                None => {
-                    tracing::error!(
-                        target_name = &*lane.target,
-                        dead_letters = ended,
-                        cause = Cause::BacklogFull.name(),
-                        backlog_bytes = lane.backlog_bytes,
-                        limit_bytes,
-                        "more waits for the target than its backlog_limit: the oldest deliveries are \
-                         dead letters, and more will be until it takes what waits"
-                    );
-                    known.over.insert(lane.target.clone(), ended);
-                }
-            }
+        if spared > 0 && has_begun(&mut known.spared, &lane.target, spared) {
+            tracing::error!(
+                target_name = &*lane.target,
+                dead_letters = spared,
+                dead_letters_bytes = lane.dead_letters_bytes,
+                backlog_bytes = lane.backlog_bytes,
+                limit_bytes,
+                "the target's dead letters, and what waits for it, take more than its backlog_limit: the \
+                 bytes of its oldest dead letters are kept for --retain only, and more will be until \
+                 they are redriven or discarded"
+            );
+        }
+        if ended > 0 && has_begun(&mut known.over, &lane.target, ended) {
+            tracing::error!(
+                target_name = &*lane.target,
+                dead_letters = ended,
+                cause = Cause::BacklogFull.name(),
+                backlog_bytes = lane.backlog_bytes,
+                limit_bytes,
+                "more waits for the target than its backlog_limit: the oldest deliveries are \
+                 dead letters, and more will be until it takes what waits"
+            );
         }
         progress
     }
+}
+
+/// Counts so many more of an episode; answers whether they are the first.
+fn has_begun(episodes: &mut HashMap<Box<str>, usize>, target: &str, more: usize) -> bool {
+    match episodes.get_mut(target) {
+        Some(before) => {
+            *before += more;
+            false
+        }
+        None => episodes.insert(target.into(), more).is_none(),
+    }
+}
+
+fn tell_end_of_sparing(target: &str, dead_letters: usize) {
+    let target_name = target;
+    tracing::info!(
+        target_name,
+        dead_letters,
+        "what the target pins is well below its backlog_limit again: new dead letters keep their bytes"
+    );
 }
 
 fn tell_end(target: &str, dead_letters: usize) {

@@ -54,6 +54,47 @@ async fn a_limit_is_held_to_as_it_is_now_and_by_a_target_that_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn dead_letters_give_up_their_bytes_before_anything_that_waits_ends_and_that_is_told_once() {
+    let (log, _guard) = Log::capture();
+    let world = World::new(vec![held("crm", 300), held("billing", 10)], |_| status(200));
+    sleep(SECOND).await;
+    add(&world, "crm", 40);
+    world.store.keep_dead("crm", 700);
+    world.store.keep_dead("billing", 10);
+    sleep(SECOND * 3).await;
+    let kept = |target: &str| world.store.keep_dead(target, 0);
+    assert_eq!((kept("crm"), kept("billing"), world.store.pending()), (260, 10, 40));
+    world.store.keep_dead("crm", 1);
+    sleep(SECOND * 3).await;
+    add(&world, "crm", 300);
+    sleep(SECOND * 3).await;
+    assert_eq!((kept("crm"), world.store.pending()), (0, 300), "those go first");
+    let told = |level: &str, what: &str| -> Vec<serde_json::Value> {
+        let is_it = |event: &serde_json::Value| {
+            let message = event["fields"]["message"].as_str().unwrap();
+            event["level"] == level && message.starts_with(what)
+        };
+        log.events().into_iter().filter(is_it).collect()
+    };
+    let errors = told("ERROR", "the target's dead letters");
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    for (name, value) in [
+        ("dead_letters", 440),
+        ("dead_letters_bytes", 700 * PINNED_BY_ONE),
+        ("backlog_bytes", 40 * PINNED_BY_ONE),
+        ("limit_bytes", 300 << 20),
+    ] {
+        assert_eq!(errors[0]["fields"][name], value, "{name}");
+    }
+    assert_eq!(told("ERROR", "more waits").len(), 1);
+    world.reload(vec![Target { paused: false, ..held("crm", 300) }]);
+    sleep(SECOND * 3).await;
+    let over = told("INFO", "what the target pins");
+    assert_eq!(over.len(), 1, "{over:?}");
+    assert_eq!(over[0]["fields"]["dead_letters"], 440 + 1 + 260);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_episode_is_told_once_and_when_it_is_over() {
     let (log, _guard) = Log::capture();
     let world = World::new(vec![held("crm", 8)], |_| status(200));

@@ -17,7 +17,8 @@ use crate::domain::webhook::{DuplicateKey, Webhook};
 use crate::store::claims::{Claim, Claimed};
 use crate::store::marks::{MarkError, MarkKeeper, Marks};
 use crate::store::{
-    CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pick, Pulse, Sizes, Store,
+    CommitError, Delivery, Health, LaneCounts, Lease, LeaseOwner, Pick, Pulse, Relieved, Sizes,
+    Store,
 };
 
 pub(super) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -29,7 +30,7 @@ pub(super) const PINNED_BY_ONE: u64 = 1 << 20;
 pub(super) const STORE_BYTES_MAX: u64 = 1 << 60;
 
 fn bytes(lane: &LaneCounts) -> u64 {
-    lane.backlog_bytes
+    lane.backlog_bytes + lane.dead_letters_bytes
 }
 
 /// Time that follows tokio's.
@@ -72,6 +73,8 @@ struct Held {
     settled: Vec<Settled>,
     leased: usize,
     count: u64,
+    // How many dead letters of each target are kept.
+    kept: BTreeMap<Box<str>, usize>,
 }
 
 pub(super) struct Inner {
@@ -117,6 +120,14 @@ impl LeaseOwner for Inner {
 pub(super) struct FakeStore(pub(super) Arc<Inner>);
 
 impl FakeStore {
+    /// So many more dead letters of a target are kept; answers how many.
+    pub(super) fn keep_dead(&self, target: &str, more: usize) -> usize {
+        let mut held = self.0.held();
+        let kept = held.kept.entry(target.into()).or_default();
+        *kept += more;
+        *kept
+    }
+
     pub(super) fn pending(&self) -> usize {
         let held = self.0.held();
         held.due.len() + held.leased
@@ -209,21 +220,33 @@ impl Store for FakeStore {
         keys.len()
     }
 
-    async fn relieve(&self, target: &str, bytes_max: u64, max: usize) -> usize {
+    async fn relieve(&self, target: &str, bytes_max: u64, max: usize) -> Relieved {
         let pinned: u64 = self.lanes().iter().filter(|l| *l.target == *target).map(bytes).sum();
         let over = pinned.saturating_sub(bytes_max).div_ceil(PINNED_BY_ONE);
         let some = usize::try_from(over).unwrap().min(max);
-        self.expire(target, Timestamp::from_millis(u64::MAX), some, Cause::BacklogFull).await
+        let spared = self.0.held().kept.get_mut(target).map_or(0, |kept| {
+            let spared = some.min(*kept);
+            *kept -= spared;
+            spared
+        });
+        let all = Timestamp::from_millis(u64::MAX);
+        let ended = self.expire(target, all, some - spared, Cause::BacklogFull).await;
+        Relieved { spared, ended }
     }
 
     fn lanes(&self) -> Vec<LaneCounts> {
-        let mut counts: BTreeMap<Box<str>, u64> = BTreeMap::new();
-        for key in self.0.held().due.keys() {
-            *counts.entry((*key.0).into()).or_default() += 1;
+        let held = self.0.held();
+        let kept = held.kept.iter().map(|(target, kept)| (target.clone(), (0, *kept as u64)));
+        let mut counts: BTreeMap<Box<str>, (u64, u64)> = kept.collect();
+        for key in held.due.keys() {
+            counts.entry((*key.0).into()).or_default().0 += 1;
         }
-        let lane = |(target, pending)| {
-            let backlog_bytes = pending * PINNED_BY_ONE;
-            LaneCounts { target, pending, backlog_bytes, ..LaneCounts::default() }
+        let lane = |(target, (pending, kept))| LaneCounts {
+            target,
+            pending,
+            backlog_bytes: pending * PINNED_BY_ONE,
+            dead_letters_bytes: kept * PINNED_BY_ONE,
+            ..LaneCounts::default()
         };
         counts.into_iter().map(lane).collect()
     }

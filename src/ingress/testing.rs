@@ -26,7 +26,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::{DuplicateKey, Webhook, WebhookId, WebhookIds};
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Sizes, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Relieved, Sizes, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
 
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -88,8 +88,8 @@ impl Store for FakeStore {
         std::future::ready(0).await
     }
 
-    async fn relieve(&self, _: &str, _: u64, _: usize) -> usize {
-        std::future::ready(0).await
+    async fn relieve(&self, _: &str, _: u64, _: usize) -> Relieved {
+        std::future::ready(Relieved::default()).await
     }
 
     fn lanes(&self) -> Vec<LaneCounts> {

@@ -86,7 +86,7 @@ pub enum ReadError {
     #[error("the store is closed")]
     Closed,
     /// Nothing has needed it any more.
-    #[error("its bytes are gone: nothing needed them but dead letters of a full backlog")]
+    #[error("its bytes are gone: nothing needed them but dead letters beyond a backlog_limit")]
     Gone,
     /// What is there is not what was written.
     #[error("the record is damaged")]

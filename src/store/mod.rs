@@ -84,17 +84,18 @@ pub trait Store: Send + Sync + 'static {
         cause: Cause,
     ) -> impl Future<Output = usize> + Send;
 
-    /// Where the pending deliveries to `target` pin more than `bytes_max` bytes of the store, ends the
-    /// oldest of them without an attempt, as dead letters [`Cause::BacklogFull`]: as many as it takes,
-    /// but at most `max`, and none that is leased. Answers how many. What pins them is told by
-    /// [`LaneCounts::backlog_bytes`]; such dead letters pin nothing: their bytes go as those of a
-    /// delivered one do.
+    /// Where the pending deliveries to `target` and its dead letters pin more than `bytes_max` bytes of
+    /// the store, first spares the oldest dead letters, then ends the oldest pending ones without an
+    /// attempt, as dead letters [`Cause::BacklogFull`]: as many as it takes, but at most `max` of both,
+    /// and none that is leased. Answers how many. What they pin is told by [`LaneCounts::backlog_bytes`]
+    /// and [`LaneCounts::dead_letters_bytes`]. Dead letters that are spared, or of a full backlog, pin
+    /// nothing: their bytes go as those of a delivered one do, and they stay listed.
     fn relieve(
         &self,
         target: &str,
         bytes_max: u64,
         max: usize,
-    ) -> impl Future<Output = usize> + Send;
+    ) -> impl Future<Output = Relieved> + Send;
 
     /// What each lane holds, for every target that was ever named and still has something.
     fn lanes(&self) -> Vec<LaneCounts>;
@@ -192,6 +193,15 @@ pub struct Sizes {
     pub available_bytes: u64,
 }
 
+/// What [`Store::relieve`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Relieved {
+    /// Dead letters whose bytes are not kept for them any more.
+    pub spared: usize,
+    /// Deliveries that were ended.
+    pub ended: usize,
+}
+
 /// What a lane holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LaneCounts {
@@ -204,6 +214,8 @@ pub struct LaneCounts {
     /// Bytes that its pending deliveries pin, as of a moment ago: of each the bytes that its webhook
     /// takes in the store, whoever else needs them.
     pub backlog_bytes: u64,
+    /// The same of its dead letters: of those whose bytes are kept for them.
+    pub dead_letters_bytes: u64,
     /// Dead letters by cause.
     pub dead: Vec<(Cause, u64)>,
 }

@@ -106,8 +106,8 @@ pub struct Story {
     pub resource: Resource,
     /// The length of its body.
     pub body_bytes: u64,
-    /// Whether its bytes are given up: nothing needs them any more but dead letters of a full backlog,
-    /// which pin none. What became of it is still known; it can neither be read nor delivered again.
+    /// Whether its bytes are given up: nothing needs them any more but dead letters of a full backlog
+    /// or beyond what their targets may pin. What became of it is still known; it can neither be read nor delivered again.
     pub bytes_gone: bool,
     /// Its deliveries in their order; none if it is unrouted.
     pub deliveries: Vec<DeliveryStory>,

@@ -229,6 +229,7 @@ impl Metrics {
         self.gauge("relay_deliveries_pending", &own).set(backlog.pending as f64);
         self.gauge("relay_oldest_pending_age_seconds", &own).set(backlog.oldest.as_secs_f64());
         self.gauge("relay_backlog_bytes", &own).set(backlog.bytes as f64);
+        self.gauge("relay_dead_letters_bytes", &own).set(backlog.dead_bytes as f64);
         for cause in Cause::ALL {
             let dead = backlog.dead;
             let count = dead.iter().find(|(known, _)| *known == cause).map_or(0, |(_, n)| *n);
@@ -336,6 +337,8 @@ pub struct Backlog<'a> {
     pub oldest: Duration,
     /// The bytes of the store that they pin.
     pub bytes: u64,
+    /// The same of dead letters.
+    pub dead_bytes: u64,
     /// Dead letters by cause.
     pub dead: &'a [(Cause, u64)],
 }

@@ -89,10 +89,16 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "Bytes of the store that the target's pending deliveries pin.",
     ),
     (
+        "relay_dead_letters_bytes",
+        Kind::Gauge,
+        Some(Unit::Bytes),
+        "Bytes of the store that are kept for the target's dead letters.",
+    ),
+    (
         "relay_backlog_limit_bytes",
         Kind::Gauge,
         Some(Unit::Bytes),
-        "Bytes of the store that they may pin.",
+        "Bytes of the store that both may pin.",
     ),
     ("relay_attempts_in_flight", Kind::Gauge, Some(Unit::Count), "Attempts running now."),
     (

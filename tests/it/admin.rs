@@ -34,6 +34,7 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_deliveries_pending", &["target"]),
     ("relay_oldest_pending_age_seconds", &["target"]),
     ("relay_backlog_bytes", &["target"]),
+    ("relay_dead_letters_bytes", &["target"]),
     ("relay_backlog_limit_bytes", &["target"]),
     ("relay_attempts_in_flight", &["target"]),
     ("relay_dead_letters", &["target", "cause"]),

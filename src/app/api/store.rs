@@ -65,6 +65,7 @@ mod tests {
             pending,
             oldest: Some(Timestamp::from_millis(oldest)),
             backlog_bytes: 0,
+            dead_letters_bytes: 0,
             dead: vec![(Cause::Expired, 2), (Cause::GivenUp, 1)],
         };
         let lanes = vec![lane("a", 3, 2_000), lane("b", 4, 1_000)];

@@ -68,6 +68,7 @@ fn shown(
         "pending": lane.map_or(0, |lane| lane.pending),
         "oldest_pending_at": lane.and_then(|lane| lane.oldest).map(|at| at.to_string()),
         "backlog_bytes": lane.map_or(0, |lane| lane.backlog_bytes),
+        "dead_letters_bytes": lane.map_or(0, |lane| lane.dead_letters_bytes),
         "dead_letters": Value::Object(dead.collect()),
     })
 }
@@ -172,6 +173,7 @@ mod tests {
             pending: 2,
             oldest: Some(Timestamp::from_millis(1_700_000_000_000)),
             backlog_bytes: 5000,
+            dead_letters_bytes: 700,
             dead: vec![(Cause::Expired, 3)],
         };
         let table = RoutingTable::new(Rules::default());
@@ -181,7 +183,8 @@ mod tests {
                 "name": "gone", "in_table": false, "state": "removed", "paused_by": null,
                 "paused_at": null, "suspended": null, "held_until": null, "last_attempt": null,
                 "pending": 2, "oldest_pending_at": "2023-11-14T22:13:20.000Z",
-                "dead_letters": { "expired": 3 }, "backlog_bytes": 5000, "backlog_limit_bytes": null,
+                "dead_letters": { "expired": 3 }, "backlog_bytes": 5000,
+                "dead_letters_bytes": 700, "backlog_limit_bytes": null,
             }])
         );
     }

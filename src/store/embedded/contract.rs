@@ -20,7 +20,7 @@ use crate::store::embedded::{EmbeddedStore, committer};
 use crate::store::listing::{Page, Place, ReadError, Summary};
 use crate::store::marks::{MarkError, MarkKeeper, Marks};
 use crate::store::story::{Filter, Order, Stories, Whole};
-use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Sizes, Store};
+use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Relieved, Sizes, Store};
 
 impl Store for EmbeddedStore {
     fn claim(
@@ -96,15 +96,24 @@ impl Store for EmbeddedStore {
         target: &str,
         bytes_max: u64,
         max: usize,
-    ) -> impl Future<Output = usize> + Send {
+    ) -> impl Future<Output = Relieved> + Send {
         let lane = self.shared.lanes.lane(target);
         let name = Arc::clone(lane.name());
         // Those that are leased stay: so many more are asked for.
         let asked_for = max.saturating_add(lane.leased());
         let (request, answer) = Request::ask(move |indexer| {
-            let over = indexer.index.backlog_bytes(&name)?.saturating_sub(bytes_max);
+            let dead_bytes = indexer.index.dead_letters_bytes(&name)?;
+            let pinned = indexer.index.backlog_bytes(&name)?.saturating_add(dead_bytes);
+            let over = pinned.saturating_sub(bytes_max);
+            let (spared, bytes) = match over {
+                0 => (0, 0),
+                _ => indexer.index.spare_dead(&name, over, max)?,
+            };
+            // Some that are dead may be left: what is pending comes behind them.
+            let over = if spared < max { over.saturating_sub(bytes) } else { 0 };
             let asked_for = if over > 0 { asked_for } else { 0 };
             Ok((
+                spared,
                 over,
                 indexer.index.started_before(&name, Timestamp::from_millis(u64::MAX), asked_for)?,
             ))
@@ -112,10 +121,10 @@ impl Store for EmbeddedStore {
         // Behind all that waits: what was ended before is not counted any more.
         self.shared.queue.request(request);
         async move {
-            let (mut over, found) = answer.await.unwrap_or_default();
+            let (spared, mut over, found) = answer.await.unwrap_or_default();
             let mut ended = 0;
             for (row, id) in found {
-                if over == 0 || ended == max {
+                if over == 0 || spared + ended == max {
                     break;
                 }
                 if lane.end(row, id, Cause::BacklogFull) {
@@ -124,7 +133,7 @@ impl Store for EmbeddedStore {
                 }
             }
             lane.forget_ended();
-            ended
+            Relieved { spared, ended }
         }
     }
 

@@ -429,8 +429,7 @@ impl Indexer {
                 Err(error) => return self.failed(&error),
             }
             for lane in self.parts.lanes.all() {
-                let oldest = self.index.oldest(lane.name());
-                match oldest.and_then(|at| Ok((at, self.index.backlog_bytes(lane.name())?))) {
+                match self.index.pinned(lane.name()) {
                     Ok((oldest, bytes)) => lane.set_index(oldest, bytes),
                     Err(error) => return self.failed(&error),
                 }

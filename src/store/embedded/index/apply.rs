@@ -7,7 +7,7 @@ use crate::domain::delivery::State;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, WebhookId};
 use crate::store::embedded::change::{Change, Entry, WebhookRow};
-use crate::store::embedded::index::sums::{LEFT_OUT, Sums, state_columns, state_of};
+use crate::store::embedded::index::sums::{LEFT_OUT, Sums, is_spared, state_columns, state_of};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::{
@@ -163,7 +163,7 @@ impl Index {
              ON CONFLICT DO NOTHING",
         )?;
         let mut insert_delivery = self.connection.prepare_cached(
-            "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,NULL,NULL,NULL)",
+            "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,NULL,NULL,NULL,?12)",
         )?;
         let mut known = Vec::new();
         for ((row, at), names) in rows.into_iter().zip(names) {
@@ -193,6 +193,7 @@ impl Index {
             let targets = names.targets.into_iter();
             for (number, (target, (_, standing))) in targets.zip(&row.deliveries).enumerate() {
                 let (state, cause) = state_columns(standing.state);
+                let spared = is_spared(standing.state, row.bare);
                 insert_delivery.execute(params![
                     int(key),
                     int(number as u64),
@@ -205,8 +206,9 @@ impl Index {
                     standing.attempts,
                     int(standing.started_at.as_millis()),
                     history_column(standing),
+                    spared,
                 ])?;
-                sums.count(target, standing.state, 1, at.length);
+                sums.count(target, (standing.state, spared), 1, at.length);
             }
         }
         Ok(known)
@@ -259,6 +261,9 @@ impl Index {
             let key = (key, int(number as u64));
             self.merge(key, target, (standing, None), at.length, sums)?;
         }
+        if row.bare {
+            self.spare_all_of(key, at.length, sums)?;
+        }
         Ok(())
     }
 
@@ -290,6 +295,7 @@ impl Index {
         sums: &mut Sums,
     ) -> rusqlite::Result<()> {
         let known = self.standing(key, number)?;
+        let mut spared = is_spared(standing.state, false);
         if let Some((target, old)) = &known {
             if let Some(at) = at {
                 self.define_at(key, number, at)?;
@@ -297,15 +303,17 @@ impl Index {
             if !standing.says_more_than(old) {
                 return Ok(());
             }
-            sums.count(*target, old.state, -1, length);
+            let before = (old.state, self.was_spared(key, number, old.state)?);
+            spared = is_spared(standing.state, before.1);
+            sums.count(*target, before, -1, length);
         }
         let target = self.name_id(target)?;
         if standing.state == State::Pending {
             self.needs_body(key, sums)?;
         }
-        sums.count(target, standing.state, 1, length);
+        sums.count(target, (standing.state, spared), 1, length);
         if known.is_some() {
-            return self.update_delivery(key, number, standing);
+            return self.update_delivery(key, number, standing, spared);
         }
         self.insert_delivery(key, number, target, standing, at)
     }
@@ -328,15 +336,27 @@ impl Index {
         if !standing.apply(settled) {
             return Ok(());
         }
+        let was_spared = self.was_spared(key, number, before)?;
+        let spared = is_spared(standing.state, was_spared);
         if before != standing.state {
             if standing.state == State::Pending {
                 self.needs_body(key, sums)?;
             }
             let length = self.position(key)?.map_or(0, |at| at.length);
-            sums.count(target, before, -1, length);
-            sums.count(target, standing.state, 1, length);
+            sums.count(target, (before, was_spared), -1, length);
+            sums.count(target, (standing.state, spared), 1, length);
         }
-        self.update_delivery(key, number, &standing)
+        self.update_delivery(key, number, &standing, spared)
+    }
+
+    /// Whether a delivery is a dead letter that pins nothing.
+    fn was_spared(&self, key: u64, number: i64, state: State) -> rusqlite::Result<bool> {
+        if !matches!(state, State::DeadLetter(_)) {
+            return Ok(false);
+        }
+        self.connection
+            .prepare_cached("SELECT spared FROM delivery WHERE webhook=?1 AND number=?2")?
+            .query_row([int(key), number], |row| row.get(0))
     }
 
     fn insert_delivery(
@@ -350,7 +370,7 @@ impl Index {
         let (state, cause) = state_columns(standing.state);
         self.connection
             .prepare_cached(
-                "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)",
+                "INSERT INTO delivery VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)",
             )?
             .execute(params![
                 int(key),
@@ -367,16 +387,23 @@ impl Index {
                 at.map(|at| int(at.segment)),
                 at.map(|at| int(at.offset)),
                 at.map(|at| int(at.length)),
+                is_spared(standing.state, false),
             ])?;
         Ok(())
     }
 
-    fn update_delivery(&self, key: u64, number: i64, new: &Standing) -> rusqlite::Result<()> {
+    fn update_delivery(
+        &self,
+        key: u64,
+        number: i64,
+        new: &Standing,
+        spared: bool,
+    ) -> rusqlite::Result<()> {
         let (state, cause) = state_columns(new.state);
         self.connection
             .prepare_cached(
                 "UPDATE delivery SET state=?3, cause=?4, due_at=?5, version=?6, attempts=?7,
-                 started_at=?8, history=?9 WHERE webhook=?1 AND number=?2",
+                 started_at=?8, history=?9, spared=?10 WHERE webhook=?1 AND number=?2",
             )?
             .execute(params![
                 int(key),
@@ -388,6 +415,7 @@ impl Index {
                 new.attempts,
                 int(new.started_at.as_millis()),
                 history_column(new),
+                spared,
             ])?;
         Ok(())
     }

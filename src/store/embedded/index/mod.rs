@@ -39,11 +39,12 @@ CREATE TABLE delivery (
   again INTEGER NOT NULL, state INTEGER NOT NULL, cause INTEGER NOT NULL,
   due_at INTEGER NOT NULL, version INTEGER NOT NULL, attempts INTEGER NOT NULL,
   started_at INTEGER NOT NULL, history BLOB,
-  segment INTEGER, start INTEGER, length INTEGER,
+  segment INTEGER, start INTEGER, length INTEGER, spared INTEGER NOT NULL,
   PRIMARY KEY (webhook, number)) WITHOUT ROWID;
 CREATE INDEX due ON delivery (target, due_at, webhook, number) WHERE state = 0;
 CREATE INDEX age ON delivery (target, started_at) WHERE state = 0;
 CREATE INDEX dead ON delivery (target, webhook) WHERE state = 2;
+CREATE INDEX pinning ON delivery (target, webhook) WHERE state = 2 AND spared = 0;
 CREATE TABLE recent (first INTEGER PRIMARY KEY, keys BLOB NOT NULL);
 CREATE TABLE counts (
   target INTEGER NOT NULL, state INTEGER NOT NULL, cause INTEGER NOT NULL, n INTEGER NOT NULL,

@@ -285,6 +285,23 @@ impl Index {
         Ok(found.map_or(0, uint))
     }
 
+    /// What a target pins, for its lane: when the oldest pending delivery began, and the bytes of those
+    /// that are pending and of those that are dead.
+    pub fn pinned(&self, target: &str) -> rusqlite::Result<(Option<Timestamp>, [u64; 2])> {
+        let bytes = [self.backlog_bytes(target)?, self.dead_letters_bytes(target)?];
+        Ok((self.oldest(target)?, bytes))
+    }
+
+    /// What a target's dead letters pin: the bytes of the records that are kept for them.
+    pub fn dead_letters_bytes(&self, target: &str) -> rusqlite::Result<u64> {
+        let Some(target) = self.names.get(target) else { return Ok(0) };
+        self.connection
+            .prepare_cached(
+                "SELECT COALESCE(SUM(bytes), 0) FROM counts WHERE target = ?1 AND state = 2",
+            )?
+            .query_row([target], |row| row.get(0).map(uint))
+    }
+
     /// What the records of webhooks without a delivery take.
     pub fn unrouted_bytes(&self) -> rusqlite::Result<u64> {
         Ok(self.meta(UNROUTED_BYTES)?.map_or(0, uint))

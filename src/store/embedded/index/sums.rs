@@ -3,13 +3,17 @@
 //! What a target *pins* is, for each of its pending deliveries, the length of the record of its
 //! webhook: the one that the index points at, whatever else needs it. The same webhook pending to two
 //! targets, or twice to one, counts for each. What unrouted webhooks take is the same sum of theirs.
+//!
+//! A dead letter pins as much until it is *spared*: those of a full backlog are from the beginning, the
+//! oldest others when their target pins more than it may. The log does not say of which: after the index
+//! is made again they pin what is still there, until that is found to be too much once more.
 
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 use rusqlite::params;
 
-use crate::domain::delivery::State;
+use crate::domain::delivery::{Cause, State};
 use crate::store::embedded::change::WebhookRow;
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::record::{cause_code, cause_of};
@@ -70,11 +74,17 @@ impl Sums {
         }
     }
 
-    /// So many more, or fewer, deliveries to a target are in this state. `length` is that of the
-    /// record of their webhook.
-    pub(super) fn count(&mut self, target: i64, state: State, by: i64, length: u64) {
+    /// So many more, or fewer, deliveries to a target are in this state, and spared or not. `length` is
+    /// that of the record of their webhook.
+    pub(super) fn count(
+        &mut self,
+        target: i64,
+        (state, spared): (State, bool),
+        by: i64,
+        length: u64,
+    ) {
         if let Some(amount) = self.amount(target, state) {
-            amount.add(by, length);
+            amount.add(by, if spared { 0 } else { length });
         }
     }
 
@@ -92,8 +102,8 @@ impl Index {
         if by == 0 {
             return Ok(());
         }
-        for (target, state) in self.states(key)? {
-            if let Some(amount) = sums.amount(target, state) {
+        for (target, (state, spared)) in self.states(key)? {
+            if let Some(amount) = sums.amount(target, state).filter(|_| !spared) {
                 amount.bytes += by;
             }
         }
@@ -161,11 +171,34 @@ impl Index {
         Ok(())
     }
 
-    /// The targets of a webhook's deliveries, and what they are at.
-    pub(super) fn states(&self, key: u64) -> rusqlite::Result<Vec<(i64, State)>> {
+    /// The dead letters of a webhook whose body is gone pin nothing any more.
+    pub(super) fn spare_all_of(
+        &self,
+        key: u64,
+        length: u64,
+        sums: &mut Sums,
+    ) -> rusqlite::Result<()> {
+        for (target, (state, spared)) in self.states(key)? {
+            if let State::DeadLetter(_) = state
+                && !spared
+            {
+                sums.count(target, (state, false), -1, length);
+                sums.count(target, (state, true), 1, length);
+            }
+        }
         self.connection
-            .prepare_cached("SELECT target, state, cause FROM delivery WHERE webhook=?1")?
-            .query_map([int(key)], |row| Ok((row.get(0)?, state_of(row.get(1)?, row.get(2)?))))?
+            .prepare_cached("UPDATE delivery SET spared=1 WHERE webhook=?1 AND state=2")?
+            .execute([int(key)])?;
+        Ok(())
+    }
+
+    /// The targets of a webhook's deliveries, what they are at, and whether they are spared.
+    pub(super) fn states(&self, key: u64) -> rusqlite::Result<Vec<(i64, (State, bool))>> {
+        self.connection
+            .prepare_cached("SELECT target, state, cause, spared FROM delivery WHERE webhook=?1")?
+            .query_map([int(key)], |row| {
+                Ok((row.get(0)?, (state_of(row.get(1)?, row.get(2)?), row.get(3)?)))
+            })?
             .collect()
     }
 
@@ -214,6 +247,15 @@ impl Index {
                 .execute(params![int(last), sums.known])?;
         }
         Ok(())
+    }
+}
+
+/// Whether a delivery in this state is a dead letter that pins no bytes, given whether it was one before.
+pub(super) fn is_spared(state: State, before: bool) -> bool {
+    match state {
+        State::DeadLetter(Cause::BacklogFull) => true,
+        State::DeadLetter(_) => before,
+        State::Pending | State::Delivered | State::Discarded => false,
     }
 }
 

@@ -9,13 +9,13 @@ use crate::domain::delivery::{Cause, State};
 use crate::domain::time::Timestamp;
 use crate::store::embedded::index::sums::{Sums, state_of};
 use crate::store::embedded::index::{Index, int, uint};
-use crate::store::embedded::record::{Standing, cause_code};
+use crate::store::embedded::record::Standing;
 use crate::store::embedded::segment::Position;
 
 /// Up to when webhooks are deleted, by what they are.
 #[derive(Debug, Clone, Copy)]
 pub struct Expiry {
-    /// Settled ones received before, and the bodies of those with dead letters of a full backlog.
+    /// Settled ones received before, and the bodies of those whose dead letters pin none.
     pub settled: Timestamp,
     /// Unrouted ones.
     pub unrouted: Timestamp,
@@ -34,8 +34,8 @@ struct Held {
     is_pending: bool,
     // With a dead letter that can be redriven for as long as it is kept.
     has_dead: bool,
-    // With one that a full backlog made: that pins no body.
-    has_full: bool,
+    // With one that pins no body: of a full backlog, or beyond what its target may pin.
+    has_spared: bool,
 }
 
 /// What becomes of a webhook.
@@ -53,13 +53,13 @@ impl Held {
         if self.is_pending {
             return Fate::Stays;
         }
-        let limit = match (self.is_routed, self.has_dead || self.has_full) {
+        let limit = match (self.is_routed, self.has_dead || self.has_spared) {
             (false, _) => expiry.unrouted,
             (true, true) => expiry.dead,
             (true, false) => expiry.settled,
         };
         // Whoever has it delivered, or ended it, does not need its bytes for longer than that.
-        let may_be_bare = self.has_full && !self.has_dead && !self.is_bare;
+        let may_be_bare = self.has_spared && !self.has_dead && !self.is_bare;
         if is_before(limit) {
             Fate::Goes
         } else if may_be_bare && is_before(expiry.settled) {
@@ -130,24 +130,69 @@ impl Index {
     fn looked_at(&self, from: u64, end: u64, max: usize) -> rusqlite::Result<Vec<Held>> {
         let mut statement = self.connection.prepare_cached(
             "SELECT w.id, w.bare, COUNT(d.webhook), MAX(d.state = 0),
-                    MAX(d.state = 2 AND d.cause <> ?4), MAX(d.state = 2 AND d.cause = ?4)
+                    MAX(d.state = 2 AND d.spared = 0), MAX(d.state = 2 AND d.spared = 1)
              FROM webhook w LEFT JOIN delivery d ON d.webhook = w.id
              WHERE w.id >= ?1 AND w.id < ?2 GROUP BY w.id ORDER BY w.id LIMIT ?3",
         )?;
-        let full = i64::from(cause_code(Cause::BacklogFull));
         let is = |flag: Option<bool>| flag.unwrap_or(false);
         statement
-            .query_map([int(from), int(end), int(max as u64), full], |row| {
+            .query_map([int(from), int(end), int(max as u64)], |row| {
                 Ok(Held {
                     key: uint(row.get(0)?),
                     is_bare: row.get(1)?,
                     is_routed: row.get(2)?,
                     is_pending: is(row.get(3)?),
                     has_dead: is(row.get(4)?),
-                    has_full: is(row.get(5)?),
+                    has_spared: is(row.get(5)?),
                 })
             })?
             .collect()
+    }
+
+    /// Spares the oldest dead letters of a target until they pin `over` bytes less, but at most `max` of
+    /// them. Answers how many, and how many bytes less that is.
+    pub fn spare_dead(
+        &mut self,
+        target: &str,
+        over: u64,
+        max: usize,
+    ) -> rusqlite::Result<(usize, u64)> {
+        let Some(target) = self.names.get(target).copied() else { return Ok((0, 0)) };
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT d.webhook, d.number, d.cause, w.length FROM delivery d INDEXED BY pinning
+                 JOIN webhook w ON w.id = d.webhook
+                 WHERE d.state = 2 AND d.spared = 0 AND d.target = ?1
+                 ORDER BY d.webhook, d.number LIMIT ?2",
+            )?;
+            let mut rows = statement.query([target, int(max as u64)])?;
+            while bytes < over
+                && let Some(row) = rows.next()?
+            {
+                let (key, number): (i64, i64) = (row.get(0)?, row.get(1)?);
+                let length = uint(row.get(3)?);
+                found.push((key, number, state_of(2, row.get(2)?), length));
+                bytes += length;
+            }
+        }
+        if found.is_empty() {
+            return Ok((0, 0));
+        }
+        self.transaction(|index| {
+            let mut sums = Sums::default();
+            for (key, number, state, length) in &found {
+                index
+                    .connection
+                    .prepare_cached("UPDATE delivery SET spared=1 WHERE webhook=?1 AND number=?2")?
+                    .execute([*key, *number])?;
+                sums.count(target, (*state, false), -1, *length);
+                sums.count(target, (*state, true), 1, *length);
+            }
+            index.write_sums(sums)
+        })?;
+        Ok((found.len(), bytes))
     }
 
     /// Deletes the oldest webhooks without a delivery until they take `over` bytes less, but at most

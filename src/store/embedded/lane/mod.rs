@@ -420,8 +420,9 @@ impl Lane {
         self.lock().tally.count(0, Some((cause, -n)));
     }
 
-    /// What the index says of the oldest pending one, and of the bytes that all of them pin.
-    pub fn set_index(&self, oldest: Option<Timestamp>, bytes: u64) {
+    /// What the index says of the oldest pending one, and of the bytes that all of them pin, and the
+    /// dead letters.
+    pub fn set_index(&self, oldest: Option<Timestamp>, bytes: [u64; 2]) {
         let mut state = self.lock();
         (state.index_oldest, state.index_bytes) = (oldest, bytes);
     }
@@ -450,12 +451,15 @@ impl Lane {
         let number = |n: i64| u64::try_from(n).unwrap_or(0);
         let pending = number(counted.pending);
         let dead = counted.dead.into_iter().map(|(cause, n)| (cause, number(n)));
+        let dead: Vec<_> = dead.filter(|(_, n)| *n > 0).collect();
+        let [backlog_bytes, dead_letters_bytes] = state.index_bytes;
         LaneCounts {
             target: self.name.as_ref().into(),
             pending,
             oldest: waiting.chain(leased).chain(index).min().filter(|_| pending > 0),
-            backlog_bytes: if pending > 0 { state.index_bytes } else { 0 },
-            dead: dead.filter(|(_, n)| *n > 0).collect(),
+            backlog_bytes: if pending > 0 { backlog_bytes } else { 0 },
+            dead_letters_bytes: if dead.is_empty() { 0 } else { dead_letters_bytes },
+            dead,
         }
     }
 

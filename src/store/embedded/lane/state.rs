@@ -28,7 +28,7 @@ pub(super) struct State {
     pub(super) anew: bool,
     pub(super) tally: Tally,
     pub(super) index_oldest: Option<Timestamp>,
-    pub(super) index_bytes: u64,
+    pub(super) index_bytes: [u64; 2],
 }
 
 #[derive(Debug, Default)]

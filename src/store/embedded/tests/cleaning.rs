@@ -7,6 +7,8 @@ use crate::domain::delivery::Cause;
 use crate::store::archive::{Addition, Archive};
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::sim::Faults;
+use crate::store::listing::ReadError;
+use crate::store::story::{Filter, Order};
 
 pub(super) const TARGET: &str = "crm";
 const RETAIN: Duration = Duration::from_millis(640);
@@ -17,6 +19,9 @@ pub(super) fn small() -> World {
     world.settings.segment_bytes = 12 << 10;
     world
 }
+
+/// So many of what is filled in are dead letters.
+const DEAD: usize = 48 / 8;
 
 /// What must still be due, and what must not be.
 #[derive(Default)]
@@ -95,7 +100,19 @@ async fn check(world: &World, fates: &Fates, what: &str) {
     for body in &found {
         assert!(fates.pending.contains(body), "due again {}: {what}", body[0]);
     }
-    assert_eq!(store.lanes()[0].pending, fates.pending.len() as u64, "{what}");
+    let lane = store.lanes().remove(0);
+    assert_eq!(lane.pending, fates.pending.len() as u64, "{what}");
+    assert_eq!(lane.dead, [(Cause::GivenUp, DEAD as u64)], "{what}");
+    let all =
+        store.stories(Filter::default(), None, Order::OldestFirst, 100).await.unwrap().stories;
+    for dead in all.iter().filter(|story| story.deliveries[0].state.cause().is_some()) {
+        assert_eq!(dead.body_bytes, 1500, "{what}");
+        let whole = store.whole(dead.id).await.unwrap().unwrap();
+        match whole.record {
+            Ok(webhook) => assert!(fates.settled.contains(&webhook.body), "{what}"),
+            Err(error) => assert_eq!((error, dead.bytes_gone), (ReadError::Gone, true), "{what}"),
+        }
+    }
     assert_eq!(store.health().damaged_records, 0, "{what}");
 }
 
@@ -113,6 +130,10 @@ async fn stopped_at(nth: u64, stop: Stop) -> bool {
     let mut world = small();
     let store = world.open();
     let fates = fill(&world, &store).await;
+    // The dead letters give up their bytes, and nothing that is pending ends for that.
+    let pinned = store.shared.ask(|indexer| indexer.index.backlog_bytes(TARGET)).await.unwrap();
+    let relieved = store.relieve(TARGET, pinned, 100).await;
+    assert_eq!((relieved.spared, relieved.ended), (DEAD, 0));
     // Settlements are synced within 200 ms.
     tokio::time::sleep(Duration::from_millis(250)).await;
     store.flush().await;

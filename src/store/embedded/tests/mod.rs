@@ -43,6 +43,7 @@ mod random;
 mod recalling;
 mod retention;
 mod scale;
+mod sparing;
 mod sweeping;
 mod torn;
 mod undeliverable;

@@ -83,6 +83,8 @@ pub(super) struct Model {
     pub(super) marks: Marks,
     // Of these the index's file may know what the log lost.
     pub(super) only_in_file: BTreeSet<(Vec<u8>, u16)>,
+    // Dead letters that pinned too much: they may have lost their bytes.
+    pub(super) spared: BTreeSet<(Vec<u8>, u16)>,
 }
 
 impl Model {
@@ -145,7 +147,8 @@ impl Model {
     /// Webhooks to which something may be added: none that retention may end meanwhile.
     pub(super) fn lasting(&self, now: Timestamp) -> Vec<Vec<u8>> {
         let may_end = |body: &Vec<u8>| self.may_be_over(body, now);
-        let lasting = self.accepted.keys().filter(|body| !may_end(body));
+        let may_lack_bytes = |body: &Vec<u8>| self.spared.iter().any(|(other, _)| other == body);
+        let lasting = self.accepted.keys().filter(|body| !may_end(body) && !may_lack_bytes(body));
         lasting.filter(|body| !self.uncertain.contains(*body)).cloned().collect()
     }
 
@@ -154,6 +157,7 @@ impl Model {
         self.accepted.remove(body);
         self.deliveries.retain(|(other, _), _| other != body);
         self.only_in_file.retain(|(other, _)| other != body);
+        self.spared.retain(|(other, _)| other != body);
     }
 
     /// How many deliveries a webhook has, and those to a target.
@@ -169,12 +173,40 @@ impl Model {
         dead.map(|((body, number), _)| (self.accepted[body], *number)).collect()
     }
 
+    /// What is dead to a target pins nothing any more.
+    pub(super) fn spare(&mut self, target: &str) {
+        let is_dead = |fate: &Fate| fate.target == target && fate.expected == Expected::Dead;
+        let dead = self.deliveries.iter().filter(|(_, fate)| is_dead(fate));
+        self.spared.extend(dead.map(|(key, _)| key.clone()));
+    }
+
+    /// Whether nothing needs the bytes of these.
+    pub(super) fn may_lack_bytes(&self, gone: &BTreeSet<WebhookId>) -> bool {
+        let is_gone = |body: &Vec<u8>| self.accepted.get(body).is_some_and(|id| gone.contains(id));
+        let needs_them = |key: &(Vec<u8>, u16), fate: &Fate| {
+            let is_kept = fate.expected == Expected::Dead && !self.spared.contains(key);
+            fate.is_due() || (is_kept && fate.is_over())
+        };
+        !self.deliveries.iter().any(|(key, fate)| is_gone(&key.0) && needs_them(key, fate))
+    }
+
     /// An operator said something of the dead letters of a target; or the disk did not take it.
-    pub(super) fn decided(&mut self, target: &str, redriven: bool, is_done: bool) {
-        for fate in self.deliveries.values_mut() {
+    /// Nothing is to be delivered of what is gone.
+    pub(super) fn decided(
+        &mut self,
+        target: &str,
+        redriven: bool,
+        is_done: bool,
+        gone: &BTreeSet<WebhookId>,
+    ) {
+        for (key, fate) in &mut self.deliveries {
             let is_dead = fate.target == target && fate.expected == Expected::Dead;
-            if !is_dead || fate.doubt == Doubt::Open {
+            let is_gone = self.accepted.get(&key.0).is_some_and(|id| gone.contains(id));
+            if !is_dead || fate.doubt == Doubt::Open || is_gone {
                 continue;
+            }
+            if redriven && is_done {
+                self.spared.remove(key);
             }
             // What a crash made due again is passed over, and is due.
             *fate = match (redriven, is_done) {

@@ -1,5 +1,7 @@
 //! Random operations, failures and crashes against a simple model.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 
@@ -13,6 +15,7 @@ use crate::store::archive::{Addition, Archive};
 use crate::store::embedded::log::Limit;
 use crate::store::embedded::sim::Faults;
 use crate::store::marks::{Mark, MarkKeeper, Word};
+use crate::store::story::{Filter, Order};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -23,6 +26,8 @@ enum Step {
     Retry(bool),
     Dead(bool),
     Expire(bool),
+    /// A target may pin nothing any more.
+    Relieve(bool),
     Lapse,
     Wait(u16),
     Flush,
@@ -68,6 +73,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => any::<bool>().prop_map(Step::Retry),
         1 => any::<bool>().prop_map(Step::Dead),
         1 => any::<bool>().prop_map(Step::Expire),
+        2 => any::<bool>().prop_map(Step::Relieve),
         1 => Just(Step::Lapse),
         2 => (0..3000u16).prop_map(Step::Wait),
         1 => Just(Step::Flush),
@@ -132,7 +138,8 @@ impl Run {
             Step::Dead(first) => {
                 self.settle(first, Settlement::DeadLetter(Cause::GivenUp)).await;
             }
-            Step::Expire(first) => self.expire(first).await,
+            Step::Expire(first) => self.end_all(first, false).await,
+            Step::Relieve(first) => self.end_all(first, true).await,
             Step::Lapse => drop(quick(self.store(), TARGETS[0]).await),
             Step::Wait(ms) => self.world.clock.advance(Duration::from_millis(ms.into())),
             Step::Flush => {
@@ -280,10 +287,14 @@ impl Run {
     }
 
     /// Ends everything that is pending to a target.
-    async fn expire(&mut self, first: bool) {
+    async fn end_all(&mut self, first: bool, by_limit: bool) {
         let target = TARGETS[usize::from(!first)];
         let before = self.world.clock.now().plus(Duration::from_millis(1));
-        let ended = self.store().expire(target, before, 1000, Cause::TargetRemoved).await;
+        let ended = if by_limit {
+            self.store().relieve(target, 0, 1000).await.ended
+        } else {
+            self.store().expire(target, before, 1000, Cause::TargetRemoved).await
+        };
         let (mut pending, mut doubtful) = (0, 0);
         for known in self.model.deliveries.values_mut().filter(|known| known.target == target) {
             if known.is_due() {
@@ -295,6 +306,19 @@ impl Run {
         }
         doubtful += self.model.uncertain.len() * 4;
         assert!((pending..=pending + doubtful).contains(&ended), "{ended} of {pending} ended");
+        if by_limit {
+            self.model.spare(target);
+        }
+    }
+
+    /// The webhooks whose bytes are gone: none that something else needs.
+    async fn gone(&self) -> BTreeSet<WebhookId> {
+        let stories = self.store().stories(Filter::default(), None, Order::OldestFirst, 200).await;
+        let mut gone = stories.unwrap().stories;
+        gone.retain(|story| story.bytes_gone);
+        let gone = gone.into_iter().map(|story| story.id).collect();
+        assert!(self.model.may_lack_bytes(&gone), "something needs them");
+        gone
     }
 
     /// Adds deliveries to a webhook that is stored.
@@ -365,7 +389,9 @@ impl Run {
         let word = if redriven { Settlement::Redriven { at } } else { Settlement::Discarded };
         let done = self.store().settle_dead(dead, word).await;
         assert!(done.is_ok() || self.model.is_failing, "{done:?}, but the disk is sound");
-        self.model.decided(target, redriven, done.is_ok());
+        // Of those nothing is left to deliver: they are passed over.
+        let gone = if redriven { self.gone().await } else { BTreeSet::new() };
+        self.model.decided(target, redriven, done.is_ok(), &gone);
     }
 
     async fn mark(&mut self, first: bool, pause: bool) {
@@ -382,6 +408,7 @@ impl Run {
         self.world.disk.heal();
         self.world.clock.advance(Duration::from_secs(10));
         assert_eq!(self.store().health().sweep_findings, 0);
+        self.gone().await;
         let mut found = Vec::new();
         for target in TARGETS {
             let leases = lease_all(self.store(), target).await;
