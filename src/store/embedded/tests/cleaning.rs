@@ -141,6 +141,10 @@ async fn stopped_at(nth: u64, stop: Stop) -> bool {
     world.clock.advance(Duration::from_secs(10));
     clean(&world, &store).await;
     let stopped = world.disk.is_dead();
+    if !stopped {
+        let all = store.stories(Filter::default(), None, Order::OldestFirst, 100).await.unwrap();
+        assert_eq!(all.stories.iter().filter(|story| story.bytes_gone).count(), DEAD);
+    }
     let disk = match stop {
         Stop::Kill => world.disk.kill(),
         Stop::PowerCut | Stop::PowerCutWithoutIndex => world.disk.power_cut(nth),

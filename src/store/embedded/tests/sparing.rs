@@ -7,6 +7,10 @@ use super::cleaning::clean;
 use super::*;
 use crate::domain::delivery::{Cause, State};
 use crate::store::archive::Archive;
+use crate::store::embedded::disk::{Disk, RealDisk};
+use crate::store::embedded::offline::backup::backup;
+use crate::store::embedded::offline::check::check_on;
+use crate::store::embedded::offline::stats::stats_on;
 use crate::store::listing::ReadError;
 use crate::store::story::Story;
 use crate::store::{LaneCounts, Relieved};
@@ -169,6 +173,60 @@ async fn pending_deliveries_end_only_when_no_dead_letter_pins_anything() {
         store.lanes().into_iter().find(|lane| *lane.target == *"down").unwrap()
     };
     assert_eq!(lane(&world.open()).pending, 4);
+}
+
+#[tokio::test]
+async fn a_record_without_its_body_is_no_damage_to_who_looks_and_is_copied_with_a_backup() {
+    let mut world = small();
+    let real = Arc::new(RealDisk);
+    world.settings.disk = Arc::clone(&real) as Arc<dyn Disk>;
+    let store = world.open();
+    let one = fill(&world, &store).await;
+    assert_eq!(relieved(&store, "down", one * WAITING as u64, 64).await, 0);
+    let first_id = stories(&store).await[20].id;
+    world.clock.advance(Duration::from_secs(10));
+    let lost = gone(&store, COUNT - 8).await;
+    let is_copied = async {
+        let index = Connection::open(world.index_file()).unwrap();
+        let with_bodies = "SELECT 1 FROM webhook WHERE bare = 1";
+        while index.prepare(with_bodies).unwrap().exists(()).unwrap() {
+            store.flush().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, is_copied).await;
+    closed(&world, store, "copied").await;
+    let report = check_on(&world.settings.dir, Arc::clone(&real) as Arc<dyn Disk>).unwrap();
+    assert!(report.is_good, "{}", report.json);
+    assert_eq!(report.json["webhooks"], COUNT + WAITING, "{}", report.json);
+    for name in ["webhooks_only_in_index", "pending_only_in_log", "otherwise_pending"] {
+        assert_eq!(report.json["index"][name], 0, "{}", report.json);
+    }
+    let stats = stats_on(&world.settings.dir, real).unwrap();
+    assert_eq!(stats["targets"][0]["dead_letters"]["expired"], COUNT, "{stats}");
+    assert_eq!(stats["damaged_records"], 0, "{stats}");
+
+    let copy = world.settings.dir.with_file_name("copy");
+    backup(&world.settings.dir, &copy).unwrap();
+    world.settings.dir = copy;
+    let store = world.open();
+    assert_eq!(gone(&store, lost.len()).await, lost);
+    // Within its window it is known, and no longer than that, though its record was written since.
+    let body = [20; BODY];
+    assert_eq!(is_duplicate(&store, &body).await, Some(first_id));
+    store.close().await;
+    drop(store);
+    for delete_index in [false, true] {
+        world.clock.advance(Duration::from_secs(30 * 3600));
+        if delete_index {
+            world.delete_index();
+        }
+        let store = world.open();
+        gone(&store, lost.len()).await;
+        assert_eq!(is_duplicate(&store, &body).await, None, "{delete_index}");
+        assert_eq!(drain(&store, "down").await.len(), if delete_index { 0 } else { WAITING });
+        store.close().await;
+    }
 }
 
 #[tokio::test]
