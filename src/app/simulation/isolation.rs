@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use super::life::{self, Heard, Life, Place};
 use super::network::{Mood, Targets};
 use super::{number, time};
-use crate::domain::target::Rate;
+use crate::domain::target::{BacklogLimit, Rate};
 use crate::store::Store as _;
 
 const WELL: &str = "well";
@@ -41,6 +41,7 @@ impl Scene {
             target.retry.max = Duration::from_secs(3600);
             target.retry.keep_for = AWAY + Duration::from_secs(24 * 3600);
             target.concurrency = 16;
+            target.backlog_limit = BacklogLimit::default();
             if name == DEAD {
                 let count = NonZeroU32::new(DRAINED_PER_SECOND).unwrap();
                 target.rate_limit = Some(Rate { count, per: Duration::from_secs(1) });

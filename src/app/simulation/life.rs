@@ -17,7 +17,7 @@ use crate::app::clock::SystemClock;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::route::{RoutingTable, Rules};
 use crate::domain::source::DuplicateWindows;
-use crate::domain::target::Target;
+use crate::domain::target::{BacklogLimit, Target};
 use crate::domain::time::Clock;
 use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId, WebhookIds};
 use crate::store::claims::Claim;
@@ -207,7 +207,10 @@ pub(super) fn target(name: &str, random: &mut fastrand::Rng) -> Target {
         },
         concurrency: usize::try_from(of(&[1, 2, 16], random)).unwrap(),
         rate_limit: None,
-        backlog_limit: crate::domain::target::BacklogLimit::default(),
+        backlog_limit: match random.u8(..8) {
+            0 => BacklogLimit::Bytes(4_000),
+            _ => BacklogLimit::default(),
+        },
         paused: false,
         tls: crate::domain::target::TargetTls::default(),
     }
