@@ -1,5 +1,7 @@
 //! Deliveries that are added while the store is at something else.
 
+use std::collections::HashSet;
+
 use tokio::task::JoinSet;
 
 use super::*;
@@ -35,6 +37,26 @@ fn what_is_added_before_a_copy_that_was_made_without_it_is_still_found() {
     let standings = index.standings(key).unwrap();
     let defined_at: Vec<_> = standings.into_iter().map(|(_, _, at)| at).collect();
     assert_eq!(defined_at, [None, at(2)], "its own is in the copy, the other one is not");
+}
+
+#[test]
+fn what_is_being_added_to_is_not_crowded_out_and_others_go_in_its_place() {
+    let world = World::new();
+    std::fs::create_dir_all(&world.settings.dir).unwrap();
+    let mut index = Index::open_file(&world.index_file()).unwrap();
+    let webhooks = [b"first", b"other"].map(|body| world.webhook(body, &[]));
+    let [first, other] = webhooks.map(|webhook| {
+        let change = Change::Webhook(Box::new(WebhookRow::new(&webhook, None)));
+        (webhook.id.key(), Entry { position: None, change })
+    });
+    let keys = [first.0, other.0];
+    let entries = [first.1, other.1].into_iter().zip(1..);
+    let entries = entries.map(|(entry, n)| Entry { position: at(n), ..entry }).collect();
+    index.apply(entries, None).unwrap();
+    let in_use = HashSet::from([keys[0]]);
+    assert_eq!(index.remove_unrouted(1, 1, &in_use).unwrap(), 1);
+    assert_eq!(index.remove_unrouted(u64::MAX, 1, &in_use).unwrap(), 0);
+    assert_eq!(keys.map(|key| index.knows(key).unwrap()), [true, false]);
 }
 
 /// Asks the index at once, whatever the disk does.

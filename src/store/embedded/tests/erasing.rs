@@ -254,3 +254,21 @@ async fn what_ends_otherwise_while_its_webhook_is_erased_ends_once() {
     let lanes = store.lanes();
     assert_eq!((lanes[0].pending, lanes[0].dead.len()), (1, 0), "{lanes:?}");
 }
+
+#[tokio::test]
+async fn no_operator_s_word_is_heard_on_a_webhook_while_it_is_being_erased() {
+    let world = World::new();
+    let store = world.open();
+    let (webhook, _) = world.commit(&store, b"dead", &[TARGET]).await;
+    for lease in lease(&store, TARGET, 1).await {
+        store.settle(lease, None, Settlement::DeadLetter(Cause::GivenUp));
+    }
+    let (key, at) = (webhook.id.key(), world.clock.now());
+    let redrive = || store.settle_dead(vec![(webhook.id, 0)], Settlement::Redriven { at });
+    store.shared.ask(move |indexer| Ok(indexer.erasing.insert(key))).await.unwrap();
+    assert_eq!(redrive().await, Ok(0));
+    assert_eq!(lane(&store, TARGET), (0, 1));
+    store.shared.ask(move |indexer| Ok(indexer.erasing.remove(&key))).await.unwrap();
+    assert_eq!(redrive().await, Ok(1));
+    assert_eq!(lane(&store, TARGET), (1, 0));
+}

@@ -466,3 +466,26 @@ async fn on_a_file_that_was_moved_nothing_is_acknowledged() {
     world.delete_index();
     assert_eq!(drain(&world.open(), TARGET).await, [&b"one"[..], b"three"]);
 }
+
+#[tokio::test]
+async fn what_was_settled_before_a_sync_that_fails_is_settled_for_good() {
+    let mut world = World::new();
+    let store = world.open();
+    world.commit(&store, b"delivered", &[TARGET]).await.1.unwrap();
+    let lease = lease(&store, TARGET, 1).await.pop().unwrap();
+    // It is written first, and synced by itself a moment later.
+    world.disk.set_faults(Faults { broken_at_sync: Some(1), ..Faults::default() });
+    store.settle(lease, None, Settlement::Delivered);
+    let failed = async {
+        while !world.disk.has_met_fault() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(PATIENCE, failed).await;
+    store.close().await;
+    let disk = world.disk.power_cut(3);
+    drop(store);
+    world.use_disk(disk);
+    world.delete_index();
+    assert_eq!(pending(&world.open(), TARGET).await, 0, "due again");
+}

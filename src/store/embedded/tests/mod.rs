@@ -27,6 +27,7 @@ mod adding;
 mod archive;
 mod backlog;
 mod cleaning;
+mod closing;
 mod contract;
 mod damage;
 mod decay;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::pin::pin;
 
 use serde_json::Value;
 
@@ -134,9 +135,14 @@ async fn an_index_that_is_none_or_misses_something_is_told_and_no_damage() {
 #[tokio::test]
 async fn a_webhook_that_only_the_index_knows_is_missed_by_name() {
     let (world, path, offsets) = three().await;
-    let store = world.open();
-    store.close().await;
-    drop(store);
+    // Closed at once: nothing is copied forward.
+    {
+        let (store, mut stepper) = world.open_stepped();
+        let mut closes = pin!(store.close());
+        while poll_now(&mut closes).is_none() {
+            turns(&mut stepper);
+        }
+    }
     let ids = ids(&world);
     // As a disk leaves it that said it had synced, and had not.
     world.disk.change(&path, |bytes| bytes.truncate(offsets[2]));

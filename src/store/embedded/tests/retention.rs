@@ -146,3 +146,15 @@ async fn what_was_delivered_while_it_was_copied_and_then_ended_is_not_due_again(
     assert_eq!(pending(&store, "late").await, 0, "due again");
     assert_eq!(pending(&store, "kept").await, 1);
 }
+
+#[tokio::test]
+async fn nothing_is_ended_or_copied_while_a_webhook_is_being_erased() {
+    let mut world = World::new();
+    let store = with_dead_letter(&mut world).await;
+    store.shared.ask(|indexer| Ok(indexer.erasing.insert(7))).await.unwrap();
+    world.clock.advance(Duration::from_secs(10));
+    busy(&store).await;
+    assert_eq!(dead(&store), 1);
+    store.shared.ask(|indexer| Ok(indexer.erasing.remove(&7))).await.unwrap();
+    expires(&store).await;
+}
