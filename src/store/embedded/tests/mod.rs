@@ -48,6 +48,7 @@ mod sparing;
 mod sweeping;
 mod torn;
 mod undeliverable;
+mod versions;
 
 pub(super) const START: u64 = 1_700_000_000_000;
 
