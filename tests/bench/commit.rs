@@ -5,8 +5,16 @@
 //!
 //! `cargo bench --bench commit --features test-util`; with `-- rounds 15` more of them; with
 //! `-- fill DIR 1000000` and then `-- start DIR` how long a start takes with so many pending, and how
-//! much memory; with `-- pages DIR 200000 2048` how fast stored webhooks are listed.
-#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a benchmark reports")]
+//! much memory; with `-- pages DIR 200000 2048` how fast stored webhooks are listed; with `-- late DIR
+//! 1000000 60 1000` how late retries are handed out (`late.rs`); with `-- mix DIR 600` how accepting,
+//! settling and retention go together (`mix.rs`). DIR is a new directory on a real disk.
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a benchmark reports, and one that panics says why"
+)]
 
 use std::fs::File;
 use std::io::{IoSlice, Write};
@@ -28,6 +36,9 @@ use aryeo_relay::store::{Pick, Store};
 use bytes::Bytes;
 use rustix::time::ClockId;
 use tokio::time::Instant;
+
+mod late;
+mod mix;
 
 const PRODUCERS: usize = 64;
 
@@ -227,6 +238,13 @@ fn bench_store(dir: &Path, body: &Bytes, count: u64) -> f64 {
     per
 }
 
+/// Commits one that nobody has committed yet.
+async fn commit_one(store: &EmbeddedStore, webhook: Webhook) {
+    let claim = store.claim(webhook.duplicate_key, DuplicateWindows::default()).await;
+    let Claim::First(claimed) = claim else { panic!("it is no duplicate") };
+    store.commit(webhook, claimed).await.expect("a commit");
+}
+
 fn resident_kb() -> String {
     let status = std::fs::read_to_string("/proc/self/status").expect("a status");
     status
@@ -346,6 +364,13 @@ fn main() {
             count.parse().expect("a number"),
             bytes.parse().expect("a number"),
         ),
+        ["late", dir, count, seconds, rate] => late::run(
+            Path::new(dir),
+            count.parse().expect("a number"),
+            seconds.parse().expect("a number"),
+            rate.parse().expect("a number"),
+        ),
+        ["mix", dir, seconds] => mix::run(Path::new(dir), seconds.parse().expect("a number")),
         // One half of it alone, for a profiler.
         [half @ ("store" | "raw"), count] => {
             let dir = tempfile::tempdir().expect("a directory");
