@@ -4,6 +4,8 @@
 //! cargo bench --bench relay                        # 4 KB and 26 KB, unthrottled and at 1,000/s
 //! cargo bench --bench relay -- --million           # start over 1,000,000 pending deliveries
 //! cargo bench --bench relay -- --redrive           # 100,000 dead letters, brought back
+//! cargo bench --bench relay -- --replay            # 10,000 unrouted webhooks, replayed
+//! cargo bench --bench relay -- --dead-beside       # a target beside one with 1,000,000 pending
 //! cargo bench --bench relay -- --help
 //! ```
 //!
@@ -30,11 +32,13 @@ use process::{Home, Lane, Memory};
 use sender::{Webhooks, post_all};
 use target::Target;
 
+mod beside;
 #[path = "../body.rs"]
 mod body;
 mod million;
 mod process;
 mod redrive;
+mod replay;
 mod sender;
 mod target;
 
@@ -71,6 +75,12 @@ struct Args {
     /// Measure a redrive of this many dead letters instead
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "100000")]
     redrive: Option<usize>,
+    /// Measure a replay of this many unrouted webhooks instead
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10000")]
+    replay: Option<usize>,
+    /// Measure a target beside a dead one that has so many pending instead
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "1000000")]
+    dead_beside: Option<usize>,
     /// With --million: when the dead target is tried again
     #[arg(long, default_value = "2h")]
     dead_retry: String,
@@ -99,10 +109,16 @@ fn main() -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        match (args.million, args.redrive) {
-            (Some(pending), _) => million::run(&args, pending).await,
-            (None, Some(count)) => redrive::run(&args, count).await,
-            (None, None) => compare(&args).await,
+        if let Some(pending) = args.million {
+            million::run(&args, pending).await
+        } else if let Some(count) = args.redrive {
+            redrive::run(&args, count).await
+        } else if let Some(count) = args.replay {
+            replay::run(&args, count).await
+        } else if let Some(pending) = args.dead_beside {
+            beside::run(&args, pending).await
+        } else {
+            compare(&args).await
         }
     })
 }

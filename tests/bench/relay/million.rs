@@ -13,7 +13,7 @@ use super::target::Target;
 use super::{Args, megabytes};
 
 /// What goes to the target that is down, and its activity.
-const SMALL: (&str, &str) = ("01_doc_example_listing_delivered", "LISTING_DELIVERED");
+pub(crate) const SMALL: (&str, &str) = ("01_doc_example_listing_delivered", "LISTING_DELIVERED");
 
 /// At most so long for a start: much longer than it should take, so that the figure is seen.
 const START_WAIT_MAX: Duration = Duration::from_secs(120);
@@ -77,7 +77,7 @@ pub(crate) async fn run(args: &Args, pending: usize) -> anyhow::Result<()> {
 }
 
 /// Starts it over its backlog, and posts to it until it accepts.
-async fn start(
+pub(crate) async fn start(
     home: &Home,
     live: &Target,
     round: &str,

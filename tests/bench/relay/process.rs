@@ -75,6 +75,11 @@ impl Home {
         Ok(Process { child, relay, admin, started, log: path("log") })
     }
 
+    /// Saves another table.
+    pub(crate) fn route(&self, lanes: &[Lane]) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.folder.path().join("routes.yaml"), routes(lanes)?)?)
+    }
+
     /// Bytes on the disk.
     pub(crate) fn data_bytes(&self) -> anyhow::Result<u64> {
         let mut bytes = 0;
@@ -106,6 +111,14 @@ fn routes(lanes: &[Lane]) -> anyhow::Result<String> {
         writeln!(yaml, "  - {{ name: {name}, activity: {activity}, to: [{name}] }}")?;
     }
     Ok(yaml)
+}
+
+/// A command that asks a running relay.
+pub(crate) fn command(args: &super::Args, process: &Process, words: &[&str]) -> Command {
+    let mut command = Command::new(&args.binary);
+    command.args(words).args(["--admin", &format!("http://{}", process.admin)]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 /// A port that was free a moment ago.

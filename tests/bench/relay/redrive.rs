@@ -1,13 +1,13 @@
 //! Dead letters brought back: interrupted, typed again, and each delivered once.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::time::{Instant, sleep};
 
-use super::process::{Home, Lane, Process};
+use super::process::{Home, Lane, Process, command};
 use super::sender::{Webhooks, post_all};
 use super::target::{TAKEN, Target};
 use super::{Args, body, megabytes};
@@ -76,11 +76,8 @@ pub(crate) async fn run(args: &Args, count: usize) -> anyhow::Result<()> {
 }
 
 fn redrive(args: &Args, process: &Process, more: &[&str]) -> Command {
-    let mut command = Command::new(&args.binary);
-    command.args(["dead-letters", "redrive", "--target", "target"]).args(more);
-    command.args(["--admin", &format!("http://{}", process.admin)]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    let words = ["dead-letters", "redrive", "--target", "target"];
+    command(args, process, &[&words, more].concat())
 }
 
 fn dead_letters(args: &Args, process: &Process) -> anyhow::Result<usize> {

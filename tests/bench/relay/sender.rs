@@ -158,6 +158,8 @@ pub(crate) struct Posted {
     pub(crate) took: Duration,
     /// From the first byte of each request to its answer, shortest first.
     pub(crate) waits: Vec<Duration>,
+    /// When the first byte of each went out, with its number, where they were posted at a rate.
+    pub(crate) sent: Vec<(u64, Instant)>,
 }
 
 /// Posts all of them over `senders` connections: as fast as they are answered, or `rate` a second.
@@ -177,12 +179,13 @@ pub(crate) async fn post_all(
     for mut connection in connections {
         let (webhooks, next) = (Arc::clone(webhooks), Arc::clone(&next));
         tasks.spawn(async move {
+            let mut sent = Vec::new();
             let mut waits = Vec::new();
             let mut request = webhooks.request.clone();
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= webhooks.count() {
-                    return anyhow::Ok(waits);
+                    return anyhow::Ok((waits, sent));
                 }
                 if let Some(rate) = rate {
                     let at = Duration::from_secs(1).mul_f64(index as f64 / f64::from(rate));
@@ -192,14 +195,20 @@ pub(crate) async fn post_all(
                 let began = Instant::now();
                 connection.exchange(&request).await?;
                 waits.push(began.elapsed());
+                if rate.is_some() {
+                    sent.push((webhooks.first + index as u64, began));
+                }
             }
         });
     }
     let mut waits = Vec::with_capacity(webhooks.count());
+    let mut sent = Vec::new();
     while let Some(ended) = tasks.join_next().await {
-        waits.append(&mut ended??);
+        let (mut some_waits, mut some_sent) = ended??;
+        waits.append(&mut some_waits);
+        sent.append(&mut some_sent);
     }
     let took = start.elapsed();
     waits.sort_unstable();
-    Ok(Posted { took, waits })
+    Ok(Posted { took, waits, sent })
 }

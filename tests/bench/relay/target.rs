@@ -1,10 +1,10 @@
 //! A target on a thread of its own: it answers 200 and remembers the numbers it was sent.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -32,14 +32,19 @@ pub(crate) struct Target {
 /// What it has got.
 #[derive(Default)]
 struct Got {
-    numbers: HashSet<u64>,
+    numbers: HashMap<u64, Instant>,
     repeats: u64,
 }
 
 impl Target {
     /// Starts one on a free port.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Starts one there.
+    pub(crate) fn start_at(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let got = Arc::new(Mutex::new(Got::default()));
@@ -78,12 +83,12 @@ impl Target {
         let wanted = usize::try_from(numbers.end - numbers.start)?;
         loop {
             let there = {
-                let got = self.got.lock().unwrap_or_else(PoisonError::into_inner);
+                let got = self.got();
                 // Asking for each would keep the target from its work.
                 if got.numbers.len() < wanted {
                     got.numbers.len()
                 } else {
-                    numbers.clone().filter(|number| got.numbers.contains(number)).count()
+                    numbers.clone().filter(|number| got.numbers.contains_key(number)).count()
                 }
             };
             if there == wanted {
@@ -94,9 +99,23 @@ impl Target {
         }
     }
 
+    fn got(&self) -> MutexGuard<'_, Got> {
+        self.got.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many it has, each counted once.
+    pub(crate) fn count(&self) -> usize {
+        self.got().numbers.len()
+    }
+
+    /// When it had all of this one.
+    pub(crate) fn arrived(&self, number: u64) -> Option<Instant> {
+        self.got().numbers.get(&number).copied()
+    }
+
     /// Forgets all, and says how many came again.
     pub(crate) fn forget(&self) -> u64 {
-        let mut got = self.got.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut got = self.got();
         got.numbers.clear();
         std::mem::take(&mut got.repeats)
     }
@@ -125,7 +144,7 @@ async fn serve(
         }
         if status == 200 {
             let mut got = got.lock().unwrap_or_else(PoisonError::into_inner);
-            if !got.numbers.insert(number) {
+            if got.numbers.insert(number, Instant::now()).is_some() {
                 got.repeats += 1;
             }
         }
