@@ -34,6 +34,9 @@ pub(super) mod tally;
 
 /// How many deliveries a window takes from the index; it holds twice as many at most.
 pub const WINDOW: usize = 512;
+// With fewer it asks for more. What is due next must not wait for the index, which may be busy for a
+// tenth of a second just then.
+const REFILL_BELOW: usize = WINDOW / 2;
 // What a webhook in memory takes besides its body, roughly.
 const WEBHOOK_BYTES: usize = 1024;
 
@@ -151,6 +154,9 @@ impl Lane {
             debug_assert!(replaced.is_none(), "a delivery was leased twice");
             taken.push((entry.row, entry.body));
         }
+        if state.window.len() < REFILL_BELOW {
+            self.ask_for_refill(&mut state);
+        }
         if !taken.is_empty() {
             let more = state.window.first_key_value().is_some_and(|(key, _)| key.due_at <= now);
             drop(state);
@@ -163,10 +169,8 @@ impl Lane {
             // No memory: what is leased gives some back.
             Some((key, _)) if key.due_at <= now => Offer::Nothing,
             Some((key, _)) => Offer::At(key.due_at),
-            None => {
-                self.ask_for_refill(&mut state);
-                Offer::Nothing
-            }
+            // What was asked for comes, or nothing is pending.
+            None => Offer::Nothing,
         }
     }
 

@@ -40,3 +40,20 @@ async fn a_large_backlog_is_delivered_once_and_in_order_through_a_bounded_window
     assert!(lease_now(&store, "crm", 1).await.is_empty());
     assert!(store.lanes().is_empty());
 }
+
+#[tokio::test]
+async fn what_is_due_next_is_in_memory_before_the_window_is_empty() {
+    let world = World::new();
+    let store = world.open();
+    for n in 0..1000_u32 {
+        world.commit(&store, &n.to_be_bytes(), &["crm"]).await.1.unwrap();
+    }
+    let lane = store.lane("crm");
+    for _ in 0..400 {
+        for lease in lease(&store, "crm", 1).await {
+            store.settle(lease, None, Settlement::Delivered);
+        }
+    }
+    store.flush().await;
+    assert_eq!(lane.in_memory(), 600);
+}
