@@ -130,7 +130,9 @@ impl Ledger {
 
     /// The same bytes are another webhook when the window is over, as the clocks have it.
     fn accepted_again(&mut self, post: usize, before: WebhookId, id: WebhookId) {
-        if self.is_same_window(before, id) {
+        // Of what was erased nothing is known but from the index, and that may be lost.
+        let was_erased = self.posts[post].to_be_erased;
+        if self.is_same_window(before, id) && !was_erased {
             self.violated(format!("{before} was accepted again as {id}"));
             return;
         }
@@ -201,7 +203,9 @@ impl Ledger {
             self.violated(format!("{id} was refused, and delivered"));
         } else if post.erased_at.is_some_and(|erased| erased < *begun) {
             self.violated(format!("{id} was erased, and delivered"));
-        } else if post.accepted.is_some_and(|accepted| self.is_same_window(accepted, id)) {
+        } else if post.accepted.is_some_and(|accepted| self.is_same_window(accepted, id))
+            && !post.to_be_erased
+        {
             let accepted = post.accepted;
             self.violated(format!("{id} is another webhook than {accepted:?}"));
         }
