@@ -6,7 +6,7 @@
 //! `cargo bench --bench commit --features test-util`; with `-- rounds 15` more of them; with
 //! `-- fill DIR 1000000` and then `-- start DIR` how long a start takes with so many pending, and how
 //! much memory; with `-- pages DIR 200000 2048` how fast stored webhooks are listed; with `-- late DIR
-//! 1000000 60 1000` how late retries are handed out (`late.rs`); with `-- mix DIR 600` how accepting,
+//! 1000000 60 1000` how late retries are handed out (`late.rs`); with `-- mix DIR 600 10000` how accepting,
 //! settling and retention go together (`mix.rs`). DIR is a new directory on a real disk.
 #![expect(
     clippy::cast_precision_loss,
@@ -370,7 +370,10 @@ fn main() {
             seconds.parse().expect("a number"),
             rate.parse().expect("a number"),
         ),
-        ["mix", dir, seconds] => mix::run(Path::new(dir), seconds.parse().expect("a number")),
+        ["mix", dir, seconds, rate] => {
+            let number = |text: &str| -> u32 { text.parse().expect("a number") };
+            mix::run(Path::new(dir), number(seconds).into(), number(rate));
+        }
         // One half of it alone, for a profiler.
         [half @ ("store" | "raw"), count] => {
             let dir = tempfile::tempdir().expect("a directory");

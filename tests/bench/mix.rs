@@ -52,8 +52,12 @@ async fn produce(
     ids: Arc<WebhookIds>,
     body: Bytes,
     counts: Arc<Counts>,
+    every: Duration,
 ) {
+    let mut next = Instant::now();
     while !counts.stop.load(Ordering::Relaxed) {
+        next += every;
+        sleep_until(next).await;
         let n = counts.next.fetch_add(1, Ordering::Relaxed);
         let mut webhook = webhook(ids.next(WallClock.now(), 1), &body, n + 1);
         // By which it is known again when it is delivered.
@@ -109,8 +113,10 @@ async fn tell(store: &EmbeddedStore, dir: &Path, counts: &Counts, seconds: u64) 
     }
 }
 
-/// Accepts and delivers for so many seconds.
-pub(crate) fn run(dir: &Path, seconds: u64) {
+/// Accepts and delivers for so many seconds, so many a second; 0: as many as are taken.
+pub(crate) fn run(dir: &Path, seconds: u64, rate: u32) {
+    let producers = u32::try_from(PRODUCERS).expect("a few");
+    let every = Duration::from_secs(1).checked_div(rate).unwrap_or_default() * producers;
     let settings = Settings { retain: RETAIN, ..Settings::new(dir.to_owned()) };
     let store = Arc::new(EmbeddedStore::open(&settings, Arc::new(WallClock)).expect("a store"));
     let ids = Arc::new(WebhookIds::after(store.ids_after()));
@@ -121,7 +127,7 @@ pub(crate) fn run(dir: &Path, seconds: u64) {
         let producers: Vec<_> = (0..PRODUCERS)
             .map(|_| {
                 let (store, ids) = (Arc::clone(&store), Arc::clone(&ids));
-                tokio::spawn(produce(store, ids, body.clone(), Arc::clone(&counts)))
+                tokio::spawn(produce(store, ids, body.clone(), Arc::clone(&counts), every))
             })
             .collect();
         tell(&store, dir, &counts, seconds).await;
