@@ -45,6 +45,7 @@ mod recalling;
 mod retention;
 mod scale;
 mod sparing;
+mod steps;
 mod sweeping;
 mod torn;
 mod undeliverable;
@@ -259,6 +260,16 @@ pub(super) async fn lease_now<S: Store>(store: &S, target: &str, max: usize) -> 
     tokio::time::timeout(Duration::from_millis(200), store.lease(target, max, Pick::LongestDue))
         .await
         .unwrap_or_default()
+}
+
+/// Waits until something is so.
+pub(super) async fn until(is_so: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within(PATIENCE, waits).await;
 }
 
 /// For what must come: far more than it takes on a machine that has other things to do.
