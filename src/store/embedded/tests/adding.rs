@@ -103,12 +103,7 @@ async fn add_when_its_time_is_over(is_left: bool) {
     }
     world.clock.advance(Duration::from_secs(10));
     let (key, other) = (webhook.id.key(), other.id.key());
-    let is_over = async {
-        while ask_now(&store, move |indexer| indexer.index.knows(other)).await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within(PATIENCE, is_over).await;
+    until(async || !ask_now(&store, move |indexer| indexer.index.knows(other)).await).await;
     let is_kept = ask_now(&store, move |indexer| indexer.index.knows(key)).await;
     // Before anything can fail here: a store does not close while its disk hangs.
     world.disk.heal();
@@ -119,10 +114,5 @@ async fn add_when_its_time_is_over(is_left: bool) {
     }
     assert_eq!(drain(&store, "billing").await, [&b"replayed"[..]]);
     // Then its time is over too.
-    let is_over = async {
-        while ask_now(&store, move |indexer| indexer.index.knows(key)).await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within(PATIENCE, is_over).await;
+    until(async || !ask_now(&store, move |indexer| indexer.index.knows(key)).await).await;
 }

@@ -54,18 +54,13 @@ pub(super) async fn closed(world: &World, store: EmbeddedStore, what: &str) -> S
 
 /// What the lane of a target says that it pins, when the indexer has told it.
 pub(super) async fn told(store: &EmbeddedStore, target: &str, expected: u64) {
-    let is_told = async {
-        loop {
-            store.flush().await;
-            let lanes = store.lanes();
-            let lane = lanes.iter().find(|lane| *lane.target == *target);
-            if lane.map_or(0, |lane| lane.backlog_bytes) == expected {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    within(PATIENCE, is_told).await;
+    until(async || {
+        store.flush().await;
+        let lanes = store.lanes();
+        let lane = lanes.iter().find(|lane| *lane.target == *target);
+        lane.map_or(0, |lane| lane.backlog_bytes) == expected
+    })
+    .await;
 }
 
 /// Webhooks of all fates for two targets, and unrouted ones, of which some get a delivery.
@@ -376,16 +371,11 @@ async fn unrouted_webhooks_take_a_quarter_of_the_store_and_the_oldest_go_first()
     // The clock is in doubt, which does not matter: it is no question of time.
     world.clock.doubt(true);
     let crowded_out = async |store: &EmbeddedStore| {
-        let is_less = async {
-            loop {
-                let ask = store.shared.ask(|indexer| indexer.index.unrouted_bytes()).await;
-                if ask.unwrap() <= LIMIT / 4 {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        within(PATIENCE, is_less).await;
+        until(async || {
+            let ask = store.shared.ask(|indexer| indexer.index.unrouted_bytes()).await;
+            ask.unwrap() <= LIMIT / 4
+        })
+        .await;
     };
     crowded_out(&store).await;
     let left = unrouted(&store).await;

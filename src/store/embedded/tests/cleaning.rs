@@ -134,8 +134,8 @@ async fn stopped_at(nth: u64, stop: Stop) -> bool {
     let pinned = store.shared.ask(|indexer| indexer.index.backlog_bytes(TARGET)).await.unwrap();
     let relieved = store.relieve(TARGET, pinned, 100).await;
     assert_eq!((relieved.spared, relieved.ended), (DEAD, 0));
-    // Settlements are synced within 200 ms.
-    tokio::time::sleep(Duration::from_millis(250)).await;
+    // What was settled is durable, and in the index.
+    store.shared.written(Vec::new()).await.unwrap();
     store.flush().await;
     world.disk.set_faults(Faults { dead_from_change: Some(nth), ..Faults::default() });
     world.clock.advance(Duration::from_secs(10));

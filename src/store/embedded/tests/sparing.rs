@@ -156,18 +156,13 @@ async fn pending_deliveries_end_only_when_no_dead_letter_pins_anything() {
     assert_eq!(relieved(&store, "down", one * 4, 64).await, 4);
     assert_eq!(dead(&store, "down"), [(Cause::BacklogFull, 6), (Cause::Expired, COUNT as u64)]);
     assert_eq!(store.relieve("down", one * 4, 64).await, Relieved::default());
-    let is_told = async {
-        loop {
-            store.flush().await;
-            let lanes = store.lanes();
-            let lane = lanes.iter().find(|lane| *lane.target == *"down").unwrap();
-            if lane.dead_letters_bytes == 0 && lane.backlog_bytes == one * 4 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    within(PATIENCE, is_told).await;
+    until(async || {
+        store.flush().await;
+        let lanes = store.lanes();
+        let lane = lanes.iter().find(|lane| *lane.target == *"down").unwrap();
+        lane.dead_letters_bytes == 0 && lane.backlog_bytes == one * 4
+    })
+    .await;
     closed(&world, store, "ended").await;
     let lane = |store: &EmbeddedStore| -> LaneCounts {
         store.lanes().into_iter().find(|lane| *lane.target == *"down").unwrap()
@@ -186,15 +181,14 @@ async fn a_record_without_its_body_is_no_damage_to_who_looks_and_is_copied_with_
     let first_id = stories(&store).await[20].id;
     world.clock.advance(Duration::from_secs(10));
     let lost = gone(&store, COUNT - 8).await;
-    let is_copied = async {
-        let index = Connection::open(world.index_file()).unwrap();
-        let with_bodies = "SELECT 1 FROM webhook WHERE bare = 1";
-        while index.prepare(with_bodies).unwrap().exists(()).unwrap() {
-            store.flush().await;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    within(PATIENCE, is_copied).await;
+    let index = Connection::open(world.index_file()).unwrap();
+    let with_bodies = "SELECT 1 FROM webhook WHERE bare = 1";
+    until(async || {
+        store.flush().await;
+        !index.prepare(with_bodies).unwrap().exists(()).unwrap()
+    })
+    .await;
+    drop(index);
     closed(&world, store, "copied").await;
     let report = check_on(&world.settings.dir, Arc::clone(&real) as Arc<dyn Disk>).unwrap();
     assert!(report.is_good, "{}", report.json);
