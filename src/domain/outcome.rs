@@ -80,6 +80,13 @@ pub struct Attempt {
     pub excerpt: Bytes,
 }
 
+impl Attempt {
+    /// When it was over.
+    pub fn ended_at(&self) -> Timestamp {
+        self.at.plus(self.duration)
+    }
+}
+
 /// Until when a lane holds still because its target asked for it.
 ///
 /// A `Retry-After` counts on 429 and 503 for the whole lane; seconds or a date; never longer than

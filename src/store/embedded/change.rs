@@ -28,6 +28,25 @@ pub enum Change {
     None,
 }
 
+impl Change {
+    /// The latest moment that it tells of: when it was written the clock had shown that already.
+    pub fn latest(&self) -> Timestamp {
+        let of_standings =
+            |all: &mut dyn Iterator<Item = &Standing>| all.map(Standing::latest).max();
+        let latest = match self {
+            Self::Webhook(row) => {
+                let standings =
+                    of_standings(&mut row.deliveries.iter().map(|(_, standing)| standing));
+                standings.max(Some(row.received_at))
+            }
+            Self::Settled(settled) => Some(settled.latest()),
+            Self::Deliveries(_, all) => of_standings(&mut all.iter().map(|of| &of.standing)),
+            Self::Erase(_) | Self::Gone(_) | Self::None => None,
+        };
+        latest.unwrap_or_default()
+    }
+}
+
 /// What the index knows of a webhook.
 #[derive(Debug, Clone)]
 pub struct WebhookRow {

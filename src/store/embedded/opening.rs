@@ -72,8 +72,8 @@ impl EmbeddedStore {
         let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
         let mut index = index.map_err(|source| OpenError::Index { dir, source })?;
         let (past, rest) = Past::read(&log, &mut index, settings, clock.now(), begun);
-        if past.newest > Timestamp::default() {
-            clock.at_least(past.newest.plus(Duration::from_millis(1)));
+        if past.latest > Timestamp::default() {
+            clock.at_least(past.latest.plus(Duration::from_millis(1)));
         }
         let ids_after = past.ids_after;
         let shared = Shared::new(log, past, settings, Arc::clone(&clock), index_file, aside);

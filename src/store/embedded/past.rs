@@ -30,8 +30,9 @@ const KNOWN_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) struct Past {
     /// To know duplicates by.
     pub(super) recent: RecentSet,
-    /// When the newest webhook was made, as far as is known.
-    pub(super) newest: Timestamp,
+    /// The latest moment that any record tells of, as far as is known: a start's clock is past it. When
+    /// it was behind, whatever failed meanwhile would be due again only when it has caught up.
+    pub(super) latest: Timestamp,
     /// No webhook was made later. Where only the newest part of the log was read there may be none
     /// in it; but those before it were made before the next segment was. The clock is not held
     /// against this: a segment is made at every start, also by a clock that is wrong.
@@ -78,9 +79,10 @@ impl Past {
         let (tell, told) = watch::channel(rest.is_enough());
         let is_whole = IsWhole { told, until };
         let newest = Timestamp::from_millis(key >> 12);
+        let latest = newest.max(rest.latest()).max(index.latest().unwrap_or_default());
         let made = log.all().into_iter().map(|segment| segment.header.created_at).max();
         let ids_after = newest.max(made.unwrap_or_default());
-        let past = Self { recent, newest, ids_after, by_source, is_whole };
+        let past = Self { recent, latest, ids_after, by_source, is_whole };
         (past, Rest { recall: rest, until, tell })
     }
 }

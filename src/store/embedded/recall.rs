@@ -45,6 +45,7 @@ pub struct Recall {
     // What was received before is no retry of the sender's any more.
     retries_since: Timestamp,
     has_all_retries: bool,
+    latest: Timestamp,
 }
 
 impl Recall {
@@ -65,7 +66,13 @@ impl Recall {
             bytes: 0,
             retries_since,
             has_all_retries: false,
+            latest: Timestamp::default(),
         }
+    }
+
+    /// The latest moment that any record tells of that was read so far.
+    pub fn latest(&self) -> Timestamp {
+        self.latest
     }
 
     /// Whether nothing more can be recalled.
@@ -88,7 +95,16 @@ impl Recall {
         let made = segment.header.created_at;
         let start = if number == self.from.segment { self.from.offset } else { 0 };
         let durable = log.is_durable(number);
-        match read(segment, start, durable, |row| rows.push(Recalled::of(row))) {
+        let mut latest = self.latest;
+        let pass = |change: &Change| {
+            latest = latest.max(change.latest());
+            if let Change::Webhook(row) = change {
+                rows.push(Recalled::of(row));
+            }
+        };
+        let read = read(segment, start, durable, pass);
+        self.latest = latest;
+        match read {
             Ok(bytes) => self.bytes += bytes,
             Err(error) => tracing::warn!(%error, segment = number, "duplicates may be missed"),
         }
@@ -100,21 +116,20 @@ impl Recall {
     }
 }
 
-/// Passes on the webhooks of a segment; how many bytes of records it has.
+/// Passes on what the records of a segment say; how many bytes they have.
 fn read(
     segment: Arc<Segment>,
     start: u64,
     durable: bool,
-    mut pass: impl FnMut(&WebhookRow),
+    mut pass: impl FnMut(&Change),
 ) -> io::Result<u64> {
     let mut bytes = 0;
     let mut scanner = Scanner::new(segment, start, u64::MAX)?;
     while let Some(frame) = scanner.next_frame()? {
         bytes += frame.position.length;
         // What can't be read is counted when the index takes it in.
-        let entry = Entry::of_frame(&frame, durable);
-        if let Ok(Entry { change: Change::Webhook(row), .. }) = entry {
-            pass(&row);
+        if let Ok(entry) = Entry::of_frame(&frame, durable) {
+            pass(&entry.change);
         }
     }
     Ok(bytes)

@@ -125,6 +125,12 @@ impl Standing {
         }
     }
 
+    /// The latest moment that it tells of.
+    pub fn latest(&self) -> Timestamp {
+        let ended = self.history.last().map(Attempt::ended_at);
+        ended.unwrap_or_default().max(self.started_at)
+    }
+
     /// Whether more is known here than there: what came later, or the same with what came before it.
     /// Where a settlement is in the log before a state that was asked for earlier, a rebuild has lost
     /// what the state says of the past.
@@ -191,6 +197,17 @@ pub struct Settled {
     pub attempt: Option<Attempt>,
     /// What became of it.
     pub settlement: Settlement,
+}
+
+impl Settled {
+    /// The latest moment that it tells of. When it is due again is still to come.
+    pub fn latest(&self) -> Timestamp {
+        let ended = self.attempt.as_ref().map(Attempt::ended_at).unwrap_or_default();
+        match self.settlement {
+            Settlement::Redriven { at } => ended.max(at),
+            _ => ended,
+        }
+    }
 }
 
 /// Why bytes are not a record.

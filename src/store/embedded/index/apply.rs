@@ -76,6 +76,7 @@ impl Index {
     }
 
     fn take(&mut self, entry: Entry, fresh: &mut Fresh, sums: &mut Sums) -> rusqlite::Result<()> {
+        sums.latest = sums.latest.max(entry.change.latest());
         match (entry.change, entry.position) {
             (Change::Webhook(row), Some(position)) => {
                 // Copied forward while the first is still waiting to be inserted.

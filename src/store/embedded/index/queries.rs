@@ -9,7 +9,7 @@ use crate::domain::outcome::Attempt;
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
 use crate::store::embedded::index::apply::unpack;
-use crate::store::embedded::index::sums::{UNROUTED_BYTES, state_of};
+use crate::store::embedded::index::sums::{LATEST, UNROUTED_BYTES, state_of};
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::recent::Known;
 use crate::store::embedded::record::Settled;
@@ -385,6 +385,11 @@ impl Index {
                 })
             })?
             .collect()
+    }
+
+    /// The latest moment that any record tells of that was taken in.
+    pub fn latest(&self) -> rusqlite::Result<Timestamp> {
+        Ok(Timestamp::from_millis(self.meta(LATEST)?.map_or(0, uint)))
     }
 
     /// The greatest key of a webhook.

@@ -14,12 +14,14 @@ use hashbrown::HashMap;
 use rusqlite::params;
 
 use crate::domain::delivery::{Cause, State};
+use crate::domain::time::Timestamp;
 use crate::store::embedded::change::WebhookRow;
 use crate::store::embedded::index::{Index, int, uint};
 use crate::store::embedded::record::{cause_code, cause_of};
 use crate::store::embedded::segment::Position;
 
 /// The name of what unrouted webhooks take.
+pub(super) const LATEST: &str = "latest";
 pub(super) const UNROUTED_BYTES: &str = "unrouted_bytes";
 
 /// A webhook's body is needed no more, but its record still has it: of what lives in its segment it is
@@ -52,6 +54,8 @@ pub(super) struct Sums {
     pub(super) live: BTreeMap<u64, i64>,
     pub(super) span: BTreeMap<u64, (u64, u64)>,
     pub(super) newest: HashMap<i64, u64>,
+    // The latest moment that any record tells of.
+    pub(super) latest: Timestamp,
     pub(super) known: Vec<u8>,
     // The newest of them: so long all of them are kept, and an old copy shortens that for none.
     pub(super) known_last: Option<u64>,
@@ -233,6 +237,14 @@ impl Index {
                      SET live = live + ?2, first = MIN(first, ?3), last = MAX(last, ?4)",
                 )?
                 .execute([int(segment), live, int(first), int(last)])?;
+        }
+        if sums.latest > Timestamp::default() {
+            connection
+                .prepare_cached(
+                    "INSERT INTO meta VALUES (?1,?2) ON CONFLICT DO UPDATE
+                     SET value = MAX(value, ?2)",
+                )?
+                .execute(params![LATEST, int(sums.latest.as_millis())])?;
         }
         for (source, at) in sums.newest {
             connection

@@ -80,6 +80,12 @@ impl TestClock {
         self.now.fetch_add(u64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
     }
 
+    /// The machine starts again, and its clock is behind that of all records.
+    pub(super) fn fall_behind(&self) {
+        self.now.store(START, Ordering::Relaxed);
+        self.wall.store(START, Ordering::Relaxed);
+    }
+
     pub(super) fn doubt(&self, doubted: bool) {
         self.doubted.store(doubted, Ordering::Relaxed);
     }

@@ -97,3 +97,37 @@ async fn what_the_sender_may_repeat_is_waited_for_and_of_what_is_older_only_litt
     assert_eq!(recalled(usize::MAX, u64::MAX).len(), usize::from(STARTS), "little is read whole");
     assert_eq!(recalled(2, u64::MAX).len(), 2, "no more than is remembered");
 }
+
+#[tokio::test]
+async fn a_start_whose_clock_is_behind_goes_on_from_the_newest_record_of_any_kind() {
+    for (index_is_gone, kills) in [(false, false), (true, false), (true, true), (false, true)] {
+        let mut world = World::new();
+        world.clock.advance(Duration::from_secs(60));
+        let store = world.open();
+        world.commit(&store, b"a", &[TARGET]).await.1.unwrap();
+        // Nothing comes in for hours, but this is tried: so the newest record is no webhook.
+        world.clock.advance(Duration::from_secs(5 * 3600));
+        let last = world.clock.now();
+        let lease = lease(&store, TARGET, 1).await.pop().unwrap();
+        let at = last.plus(Duration::from_secs(3600));
+        let failed = attempt(last, Outcome::Status);
+        store.settle(lease, Some(failed), Settlement::Retry { at });
+        if kills {
+            store.flush().await;
+            let disk = world.disk.kill();
+            drop(store);
+            world.use_disk(disk);
+        } else {
+            store.close().await;
+            drop(store);
+        }
+        if index_is_gone {
+            world.delete_index();
+        }
+        world.clock.fall_behind();
+        let store = world.open();
+        let now = world.clock.now();
+        assert!(now > last, "{now} is before {last}: it would be tried hours late");
+        drop(store);
+    }
+}
