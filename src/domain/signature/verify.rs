@@ -1,101 +1,13 @@
-//! Proof over the exact bytes: how it is verified and how it is made.
+//! Whether a request's signature is one of ours.
 
-use std::fmt;
 use std::time::Duration;
 
-use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
+use super::{Scheme, Secret, TIMESTAMP};
 use crate::domain::time::Timestamp;
-use crate::domain::webhook::Header;
-
-/// A key for signatures. Its bytes can't be read back, printed or compared in variable time.
-#[derive(Clone)]
-pub struct Secret {
-    label: Box<str>,
-    // With the key already absorbed: two compressions less for each signature.
-    keyed: Hmac<Sha256>,
-}
-
-impl Secret {
-    /// A secret of these bytes; `label` says where it came from, such as `env:NAME`.
-    ///
-    /// An empty secret is no secret.
-    pub fn new(label: impl Into<Box<str>>, bytes: &[u8]) -> Option<Self> {
-        if bytes.is_empty() {
-            return None;
-        }
-        let keyed = Hmac::new_from_slice(bytes).ok()?;
-        Some(Self { label: label.into(), keyed })
-    }
-
-    /// Where it came from: never the secret itself.
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    /// Whether these bytes are the secret, in constant time.
-    pub fn is(&self, bytes: &[u8]) -> bool {
-        let other = Hmac::<Sha256>::new_from_slice(bytes);
-        other.is_ok_and(|other| {
-            let other: [u8; 32] = other.finalize().into_bytes().into();
-            bool::from(self.tag(&[]).ct_eq(&other))
-        })
-    }
-
-    fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
-        let mut mac = self.keyed.clone();
-        for part in parts {
-            mac.update(part);
-        }
-        mac.finalize().into_bytes().into()
-    }
-
-    /// Whether it is the same secret, wherever the two come from; in constant time.
-    pub fn signs_as(&self, other: &Self) -> bool {
-        bool::from(self.tag(&[]).ct_eq(&other.tag(&[])))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secret({})", self.label)
-    }
-}
-
-impl PartialEq for Secret {
-    /// Equal when they sign alike.
-    fn eq(&self, other: &Self) -> bool {
-        self.label == other.label && self.signs_as(other)
-    }
-}
-
-/// How a signature is computed and carried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
-    /// Hex HMAC-SHA256 of the body in `Signature`.
-    Aryeo,
-    /// The same over `"{timestamp}.{body}"`, with `Timestamp` beside it.
-    AryeoTimestamped,
-}
-
-impl Scheme {
-    /// Its name in the routes file.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Aryeo => "aryeo",
-            Self::AryeoTimestamped => "aryeo-timestamped",
-        }
-    }
-}
-
-/// The default header of both schemes.
-pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
-
-/// The header of the time that is signed along.
-pub const TIMESTAMP: HeaderName = HeaderName::from_static("timestamp");
 
 /// How inbound requests are verified.
 #[derive(Debug, Clone, PartialEq)]
@@ -252,77 +164,11 @@ fn nibble(digit: u8) -> Option<u8> {
     }
 }
 
-fn hex(bytes: &[u8; 32]) -> HeaderValue {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [0; 64];
-    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-        if let [high, low] = pair {
-            *high = DIGITS.get(usize::from(byte >> 4)).copied().unwrap_or(b'0');
-            *low = DIGITS.get(usize::from(byte & 0x0f)).copied().unwrap_or(b'0');
-        }
-    }
-    let mut value = HeaderValue::from_bytes(&text).expect("hex digits are a header value");
-    // Never shown, never kept.
-    value.set_sensitive(true);
-    value
-}
-
-/// How outgoing requests are signed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Signing {
-    /// Not at all: `scheme: none`.
-    None,
-    /// With a secret.
-    With {
-        /// The scheme.
-        scheme: Scheme,
-        /// The secret that signs.
-        secret: Secret,
-        /// The header that carries the signature.
-        header: HeaderName,
-    },
-}
-
-impl Signing {
-    /// How the signature is computed, where there is one.
-    pub const fn scheme(&self) -> Option<Scheme> {
-        match self {
-            Self::None => None,
-            Self::With { scheme, .. } => Some(*scheme),
-        }
-    }
-
-    /// The headers that prove these bytes: exactly one signature line.
-    pub fn sign(&self, body: &[u8], now: Timestamp) -> Vec<Header> {
-        match self {
-            Self::None => Vec::new(),
-            Self::With { scheme: Scheme::Aryeo, secret, header } => {
-                vec![(header.clone(), hex(&secret.tag(&[body])))]
-            }
-            Self::With { scheme: Scheme::AryeoTimestamped, secret, header } => {
-                let secs = now.as_secs().to_string();
-                let signature = hex(&secret.tag(&[secs.as_bytes(), b".", body]));
-                let timestamp = HeaderValue::from(now.as_secs());
-                vec![(header.clone(), signature), (TIMESTAMP, timestamp)]
-            }
-        }
-    }
-
-    /// The headers it sets, which the operator's headers can't.
-    pub fn header_names(&self) -> Vec<HeaderName> {
-        match self {
-            Self::None => Vec::new(),
-            Self::With { scheme: Scheme::Aryeo, header, .. } => vec![header.clone()],
-            Self::With { scheme: Scheme::AryeoTimestamped, header, .. } => {
-                vec![header.clone(), TIMESTAMP]
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::signature::{SIGNATURE, Signing};
+    use http::HeaderValue;
 
     const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
     const BODY: &[u8] = br#"{"a":1}"#;
@@ -411,23 +257,5 @@ mod tests {
         assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Malformed));
         moved.remove(TIMESTAMP);
         assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Missing));
-    }
-
-    #[test]
-    fn what_we_sign_is_one_lower_case_line_that_verifies() {
-        let signing = Signing::With {
-            scheme: Scheme::Aryeo,
-            secret: Secret::new("s", b"abc").unwrap(),
-            header: SIGNATURE,
-        };
-        assert_eq!(signing.sign(BODY, NOW), vec![(SIGNATURE, HeaderValue::from_static(OF_ABC))]);
-        assert_eq!(Signing::None.sign(BODY, NOW), vec![]);
-    }
-
-    #[test]
-    fn a_secret_is_never_shown_and_never_empty() {
-        let secret = Secret::new("env:X", b"hunter2").unwrap();
-        assert_eq!(format!("{secret:?}"), "Secret(env:X)");
-        assert!(Secret::new("env:X", b"").is_none());
     }
 }
