@@ -114,7 +114,7 @@ async fn send(args: &Args, content: &Content, signing: &Signing, sender: &Sender
         let body = content.body(&clock);
         let what = out.paint(Style::Bold, content.name());
         out.line(format_args!("POST {}  {what}  {} bytes, {proof}", args.url, body.len()));
-        let prove = || signing.sign(&body, clock.now());
+        let prove = || signing.sign("", &body, clock.now());
         let report = |attempt: &Attempt| {
             spent += attempt.duration;
             print(&out, attempt, waits);

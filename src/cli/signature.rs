@@ -60,7 +60,12 @@ impl SignatureArgs {
 
     /// How requests are signed with this secret.
     pub fn signing(&self, secret: Secret) -> Signing {
-        Signing::With { scheme: self.scheme.into(), secret, header: self.signature_header.clone() }
+        Signing::With {
+            scheme: self.scheme.into(),
+            secret,
+            also: Vec::new(),
+            header: self.signature_header.clone(),
+        }
     }
 
     /// How requests are verified with this secret.
@@ -109,9 +114,10 @@ mod tests {
                 let signing = Signing::With {
                     scheme: Scheme::Aryeo,
                     secret,
+                    also: Vec::new(),
                     header: crate::domain::signature::SIGNATURE,
                 };
-                signing.sign(b"x", Timestamp::default())
+                signing.sign("", b"x", Timestamp::default())
             })
         };
         let plain = signed("abc").unwrap();

@@ -26,7 +26,7 @@ use crate::domain::pattern::{Pattern, Patterns};
 use crate::domain::pointer::Pointers;
 use crate::domain::request::is_reserved;
 use crate::domain::route::{RoutingTable, Rules, Unrouted};
-use crate::domain::signature::{SIGNATURE, Scheme, Secret, TIMESTAMP};
+use crate::domain::signature::{Scheme, Secret};
 use crate::domain::template::{HeaderRule, HeaderText, placeholder_names};
 
 /// A rotation needs two.
@@ -274,11 +274,10 @@ impl Context<'_> {
         text: Option<&Text>,
         spot: Spot<'_>,
     ) -> Option<HeaderName> {
-        let Some(text) = text else { return Some(SIGNATURE) };
+        let Some(text) = text else { return Some(scheme.header()) };
         let at = spot.key("header").at;
         let name = self.take(at, value::header_name(&text.0))?;
-        let taken = scheme == Scheme::AryeoTimestamped && name == TIMESTAMP;
-        if is_reserved(&name) || taken {
+        if is_reserved(&name) || scheme.beside().contains(&name) {
             self.report.error(at, format!("the header \"{}\" can't carry a signature", text.0));
             return None;
         }

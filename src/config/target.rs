@@ -77,5 +77,5 @@ fn signing(sign: &schema::Scheme, spot: Spot<'_>, context: &mut Context<'_>) -> 
     let header = context.signature_header(scheme, sign.header.as_ref(), spot);
     // The others are accepted by the target already, or still: the first signs.
     let secret = context.secrets(sign.secrets.as_deref(), spot).into_iter().next();
-    Some(Signing::With { scheme, secret: secret?, header: header? })
+    Some(Signing::With { scheme, secret: secret?, also: Vec::new(), header: header? })
 }

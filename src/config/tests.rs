@@ -184,7 +184,7 @@ fn every_key_reaches_the_table() {
 
     let crm = &table.targets["crm"];
     assert_eq!(crm.url, "https://crm.internal:8443/hooks/aryeo?tenant=a");
-    let Signing::With { scheme, secret, header } = &crm.sign else { panic!("{:?}", crm.sign) };
+    let Signing::With { scheme, secret, header, .. } = &crm.sign else { panic!("{:?}", crm.sign) };
     assert_eq!((*scheme, secret.label()), (Scheme::AryeoTimestamped, "env:CRM_NEW"));
     assert_eq!(header, "x-signature");
     let headers: HashMap<_, _> =

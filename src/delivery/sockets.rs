@@ -62,6 +62,7 @@ async fn a_signed_request_reaches_the_target_and_the_answer_settles_it() {
     crm.sign = Signing::With {
         scheme: Scheme::Aryeo,
         secret: Secret::new("env:CRM", b"key").unwrap(),
+        also: Vec::new(),
         header: HeaderName::from_static("signature"),
     };
     let listener = listen(&mut crm, "http").await;

@@ -73,6 +73,7 @@ async fn an_answer_that_shows_the_request_is_kept_without_our_secrets() {
     crm.sign = Signing::With {
         scheme: Scheme::Aryeo,
         secret: Secret::new("env:CRM", b"key").unwrap(),
+        also: Vec::new(),
         header: SIGNATURE,
     };
     let mut world = World::new(vec![crm], |sent| {
@@ -434,7 +435,12 @@ async fn nothing_expires_while_the_clock_is_in_doubt() {
 async fn times_of_records_that_are_ahead_of_the_wall_clock_age_nothing_and_sign_nothing() {
     let mut crm = target("crm");
     let secret = Secret::new("s", b"abc").unwrap();
-    crm.sign = Signing::With { scheme: Scheme::AryeoTimestamped, secret, header: SIGNATURE };
+    crm.sign = Signing::With {
+        scheme: Scheme::AryeoTimestamped,
+        secret,
+        also: Vec::new(),
+        header: SIGNATURE,
+    };
     let world = World::new(vec![crm], |sent| match sent.attempt {
         1 => {
             // By the target's clock, which is the wall clock: a minute from then.

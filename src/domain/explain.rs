@@ -12,7 +12,7 @@ use crate::domain::pointer::{Document, Field};
 use crate::domain::question::{Case, SAMPLE_TIME, sample_id};
 use crate::domain::request::{self, Content};
 use crate::domain::route::{Mismatch, Route, RoutingTable, Subject, Unrouted, Verdict};
-use crate::domain::signature::Signing;
+use crate::domain::signature::{Secret, Signing};
 use crate::domain::target::Target;
 use crate::domain::template::{HeaderRule, HeaderText, Values};
 use crate::domain::webhook::{Header, NewDelivery};
@@ -223,9 +223,9 @@ impl TargetReached {
             left_out,
             forwarded: names(&target.forward_headers),
             signature: names(&target.sign.header_names()),
-            signed_with: match &target.sign {
-                Signing::None => None,
-                Signing::With { secret, .. } => Some(secret.label().to_owned()),
+            signed_with: {
+                let labels: Vec<_> = target.sign.secrets().map(Secret::label).collect();
+                (!labels.is_empty()).then(|| labels.join(", "))
             },
         }
     }
@@ -297,7 +297,7 @@ mod tests {
     use crate::domain::question::{Question, tests::source};
     use crate::domain::retry::RetrySchedule;
     use crate::domain::route::Rules;
-    use crate::domain::signature::{SIGNATURE, Scheme, Secret};
+    use crate::domain::signature::{SIGNATURE, Scheme};
     use crate::domain::target::{BacklogLimit, TargetTls};
     use crate::domain::template::Template;
     use http::HeaderValue;
@@ -324,6 +324,7 @@ mod tests {
             sign: Signing::With {
                 scheme: Scheme::Aryeo,
                 secret: Secret::new("env:CRM", b"abc").unwrap(),
+                also: vec![Secret::new("env:CRM_OLD", b"abd").unwrap()],
                 header: SIGNATURE,
             },
             headers,
@@ -432,7 +433,7 @@ mod tests {
             (crm.signature.as_slice(), &*crm.forwarded),
             (&["signature".to_owned()][..], &["x-trace".to_owned()][..])
         );
-        assert_eq!(crm.signed_with.as_deref(), Some("env:CRM"));
+        assert_eq!(crm.signed_with.as_deref(), Some("env:CRM, env:CRM_OLD"));
         assert!(explained.relay_headers.iter().any(|name| name == "relay-activity"));
         assert_eq!(serde_json::from_str::<Explanation>(&text).unwrap(), explained);
     }

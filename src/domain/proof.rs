@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
-use crate::domain::signature::{Scheme, Secret, TIMESTAMP, Verification, VerifyError};
+use crate::domain::signature::{Scheme, Secret, Verification, VerifyError};
 use crate::domain::time::Timestamp;
 
 /// Everything that is demanded; at least one thing.
@@ -88,16 +88,15 @@ impl Proof {
 
     /// Whether a header proves something or only this attempt has it.
     pub fn claims(&self, name: &HeaderName) -> bool {
-        let stamped = |signature: &Verification| signature.scheme == Scheme::AryeoTimestamped;
-        self.header_names().any(|own| own == name)
-            || (*name == TIMESTAMP && self.signature.as_ref().is_some_and(stamped))
+        let beside = self.scheme().map_or(&[][..], Scheme::beside);
+        self.header_names().any(|own| own == name) || beside.contains(name)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::signature::SIGNATURE;
+    use crate::domain::signature::{SIGNATURE, TIMESTAMP};
     use http::HeaderValue;
     use std::time::Duration;
 

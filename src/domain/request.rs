@@ -89,7 +89,7 @@ pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Built 
         }
     }
     // Last, so that nothing an operator wrote can stand in the signature's place.
-    for (name, value) in target.sign.sign(content.body, now) {
+    for (name, value) in target.sign.sign(&id, content.body, now) {
         map.insert(name, value);
     }
     Built { headers: map, left_out }
@@ -168,6 +168,7 @@ mod tests {
             sign: Signing::With {
                 scheme: Scheme::Aryeo,
                 secret: Secret::new("s", b"abc").unwrap(),
+                also: Vec::new(),
                 header: SIGNATURE,
             },
             headers: vec![rule("x-tenant", "realtour"), rule("x-kept", "own")],

@@ -318,8 +318,9 @@ pub(super) fn post(body: &[u8], signature: &str) -> Request<Full<Bytes>> {
 /// The right signature.
 pub(super) fn sign(body: &[u8]) -> String {
     let secret = Secret::new("s", SECRET.as_bytes()).unwrap();
-    let signing = Signing::With { scheme: Scheme::Aryeo, secret, header: SIGNATURE };
-    signing.sign(body, NOW)[0].1.to_str().unwrap().to_owned()
+    let signing =
+        Signing::With { scheme: Scheme::Aryeo, secret, also: Vec::new(), header: SIGNATURE };
+    signing.sign("", body, NOW)[0].1.to_str().unwrap().to_owned()
 }
 
 /// A body whose pieces come when the test sends them.

@@ -83,10 +83,15 @@ async fn whatever_is_wrong_with_a_signature_the_answer_is_the_same() {
     source.verify = Proof::new(Some(stamped), Vec::new()).unwrap();
     let rig = Rig::with(source, Unrouted::Keep, IngressLimits::default());
     let secret = Secret::new("s", SECRET.as_bytes()).unwrap();
-    let signing = Signing::With { scheme: Scheme::AryeoTimestamped, secret, header: SIGNATURE };
+    let signing = Signing::With {
+        scheme: Scheme::AryeoTimestamped,
+        secret,
+        also: Vec::new(),
+        header: SIGNATURE,
+    };
     let at = |moment| {
         let mut request = post(ORDER, "");
-        for (name, value) in signing.sign(ORDER, moment) {
+        for (name, value) in signing.sign("", ORDER, moment) {
             request.headers_mut().insert(name, value);
         }
         request

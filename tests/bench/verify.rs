@@ -30,8 +30,13 @@ fn verification(secrets: &[&[u8]], scheme: Scheme) -> Verification {
 }
 
 fn signed(body: &[u8], scheme: Scheme) -> HeaderMap {
-    let signing = Signing::With { scheme, secret: secret(b"the secret"), header: SIGNATURE };
-    signing.sign(body, NOW).into_iter().collect()
+    let signing = Signing::With {
+        scheme,
+        secret: secret(b"the secret"),
+        also: Vec::new(),
+        header: SIGNATURE,
+    };
+    signing.sign("", body, NOW).into_iter().collect()
 }
 
 #[divan::bench(args = SIZES)]
@@ -80,9 +85,10 @@ const FORGED: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbcc
 fn sign(bencher: Bencher<'_, '_>, size: usize) {
     let body = body::of_size(size);
     let secret = secret(b"the secret");
-    let signing = Signing::With { scheme: Scheme::Aryeo, secret, header: SIGNATURE };
+    let signing =
+        Signing::With { scheme: Scheme::Aryeo, secret, also: Vec::new(), header: SIGNATURE };
     let bencher = bencher.counter(BytesCount::new(body.len()));
-    bencher.bench(|| signing.sign(&body, NOW));
+    bencher.bench(|| signing.sign("", &body, NOW));
 }
 
 /// An activity, whose facts are all near its beginning.

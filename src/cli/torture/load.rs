@@ -266,7 +266,12 @@ pub(super) fn send(
     shared: &Arc<Shared>,
     clock: &Arc<SystemClock>,
 ) -> anyhow::Result<()> {
-    let signing = Signing::With { scheme: Scheme::Aryeo, secret: secret()?, header: SIGNATURE };
+    let signing = Signing::With {
+        scheme: Scheme::Aryeo,
+        secret: secret()?,
+        also: Vec::new(),
+        header: SIGNATURE,
+    };
     for _ in 0..SENDERS {
         let (sender, work, shared) = (sender.clone(), Arc::clone(work), Arc::clone(shared));
         let (clock, signing) = (Arc::clone(clock), signing.clone());
@@ -275,7 +280,7 @@ pub(super) fn send(
                 match work.next() {
                     Turn::Send(number, tries) => {
                         let is_done = send_one(&sender, &work, &shared, number, tries, |body| {
-                            signing.sign(body, clock.now())
+                            signing.sign("", body, clock.now())
                         });
                         let is_done = is_done.await;
                         work.ended();

@@ -2,10 +2,14 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hmac::{Hmac, KeyInit, Mac};
 use http::HeaderName;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 mod sign;
 mod verify;
@@ -31,6 +35,25 @@ impl Secret {
         }
         let keyed = Hmac::new_from_slice(bytes).ok()?;
         Some(Self { label: label.into(), keyed })
+    }
+
+    /// A secret as it is written for `scheme`: the bytes themselves, or those that they stand for.
+    pub fn written(
+        scheme: Scheme,
+        label: impl Into<Box<str>>,
+        bytes: &[u8],
+    ) -> Result<Self, SecretError> {
+        let decoded = match scheme {
+            Scheme::Aryeo | Scheme::AryeoTimestamped | Scheme::Github => None,
+            Scheme::StandardWebhooks => {
+                // The specification's libraries read what has no prefix in the same way.
+                let text = bytes.strip_prefix(b"whsec_").unwrap_or(bytes);
+                let key = KEYS.decode(text).map_err(|_| SecretError::NotBase64)?;
+                Some(Zeroizing::new(key))
+            }
+        };
+        let key = decoded.as_ref().map_or(bytes, |key| key.as_slice());
+        Self::new(label, key).ok_or(SecretError::Empty)
     }
 
     /// Where it came from: never the secret itself.
@@ -74,6 +97,25 @@ impl PartialEq for Secret {
     }
 }
 
+/// Base64 as those libraries take it: padded or not, whatever the bits are that no byte needs.
+const KEYS: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Why something written is no secret. Says nothing of what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SecretError {
+    /// There is nothing in it.
+    #[error("a secret can't be empty")]
+    Empty,
+    /// The scheme wants base64.
+    #[error("a secret of standard-webhooks is base64, after \"whsec_\": this is not")]
+    NotBase64,
+}
+
 /// How a signature is computed and carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
@@ -81,6 +123,11 @@ pub enum Scheme {
     Aryeo,
     /// The same over `"{timestamp}.{body}"`, with `Timestamp` beside it.
     AryeoTimestamped,
+    /// `v1,` and base64 HMAC-SHA256 of `"{id}.{timestamp}.{body}"` in `webhook-signature`, once for
+    /// each secret, with `webhook-id` and `webhook-timestamp` beside it.
+    StandardWebhooks,
+    /// `sha256=` and hex HMAC-SHA256 of the body in `X-Hub-Signature-256`.
+    Github,
 }
 
 impl Scheme {
@@ -89,15 +136,50 @@ impl Scheme {
         match self {
             Self::Aryeo => "aryeo",
             Self::AryeoTimestamped => "aryeo-timestamped",
+            Self::StandardWebhooks => "standard-webhooks",
+            Self::Github => "github",
+        }
+    }
+
+    /// The header that carries the signature where none is named.
+    pub const fn header(self) -> HeaderName {
+        match self {
+            Self::Aryeo | Self::AryeoTimestamped => SIGNATURE,
+            Self::StandardWebhooks => HeaderName::from_static("webhook-signature"),
+            Self::Github => HeaderName::from_static("x-hub-signature-256"),
+        }
+    }
+
+    /// The headers beside that one, with what is signed along.
+    pub fn beside(self) -> &'static [HeaderName] {
+        static STAMP: [HeaderName; 1] = [TIMESTAMP];
+        static ID_AND_STAMP: [HeaderName; 2] = [WEBHOOK_ID, WEBHOOK_TIMESTAMP];
+        match self {
+            Self::Aryeo | Self::Github => &[],
+            Self::AryeoTimestamped => &STAMP,
+            Self::StandardWebhooks => &ID_AND_STAMP,
+        }
+    }
+
+    /// What is signed, in parts, so that no body is copied for it.
+    const fn content<'a>(self, id: &'a [u8], timestamp: &'a [u8], body: &'a [u8]) -> [&'a [u8]; 5] {
+        match self {
+            Self::Aryeo | Self::Github => [b"", b"", b"", b"", body],
+            Self::AryeoTimestamped => [b"", b"", timestamp, b".", body],
+            Self::StandardWebhooks => [id, b".", timestamp, b".", body],
         }
     }
 }
 
-/// The default header of both schemes.
+/// The default header of Aryeo's schemes.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 
-/// The header of the time that is signed along.
+/// The header of the time that `aryeo-timestamped` signs along.
 pub const TIMESTAMP: HeaderName = HeaderName::from_static("timestamp");
+
+/// The headers of what `standard-webhooks` signs along.
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 
 #[cfg(test)]
 mod tests {
@@ -108,5 +190,42 @@ mod tests {
         let secret = Secret::new("env:X", b"hunter2").unwrap();
         assert_eq!(format!("{secret:?}"), "Secret(env:X)");
         assert!(Secret::new("env:X", b"").is_none());
+    }
+
+    #[test]
+    fn a_secret_of_standard_webhooks_is_base64_with_its_prefix_or_without() {
+        let read = |text: &str| Secret::written(Scheme::StandardWebhooks, "s", text.as_bytes());
+        let secret = Secret::new("s", b"the secret's key").unwrap();
+        for written in [
+            "whsec_dGhlIHNlY3JldCdzIGtleQ==",
+            "dGhlIHNlY3JldCdzIGtleQ==",
+            "whsec_dGhlIHNlY3JldCdzIGtleQ",
+            // The last digit has bits that no byte needs.
+            "whsec_dGhlIHNlY3JldCdzIGtleR",
+        ] {
+            assert_eq!(read(written), Ok(secret.clone()), "{written}");
+        }
+        for written in ["", "whsec_", "whsec_=="] {
+            assert!(read(written).is_err(), "{written}");
+        }
+        for written in [
+            "whsec_not base64",
+            "whsec_dGhlIHNlY3JldCdzIGtleQ==\n",
+            "whsec_whsec_dGhlIHNlY3JldCdzIGtleQ==",
+            // A private key of the specification's other kind of signature.
+            "whsk_dGhlIHNlY3JldCdzIGtleQ==",
+            "the_secret",
+        ] {
+            assert_eq!(read(written), Err(SecretError::NotBase64), "{written}");
+        }
+    }
+
+    #[test]
+    fn secrets_of_the_other_schemes_are_the_bytes_themselves() {
+        let written = b"whsec_dGhlIHNlY3JldCdzIGtleQ==";
+        for scheme in [Scheme::Aryeo, Scheme::AryeoTimestamped, Scheme::Github] {
+            assert_eq!(Secret::written(scheme, "s", written).ok(), Secret::new("s", written));
+            assert_eq!(Secret::written(scheme, "s", b""), Err(SecretError::Empty));
+        }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::{Scheme, Secret, TIMESTAMP};
+use super::{Scheme, Secret, TIMESTAMP, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
 use crate::domain::time::Timestamp;
 
 /// How inbound requests are verified.
@@ -34,7 +36,8 @@ pub struct Verified {
 /// Why a request was not verified. The sender is told none of this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum VerifyError {
-    /// No header, or not 64 hex digits, or no readable timestamp.
+    /// Nothing in the header is written as a signature of the scheme, or there is no readable
+    /// timestamp.
     #[error("the signature is malformed")]
     Malformed,
     /// No secret made this signature of these bytes.
@@ -75,16 +78,21 @@ impl Verification {
         now: Timestamp,
     ) -> Result<Verified, VerifyError> {
         let candidates = self.candidates(headers)?;
-        let timestamp = match self.scheme {
-            Scheme::Aryeo => None,
-            Scheme::AryeoTimestamped => Some(single_timestamp(headers)?),
+        let (id, timestamp) = match self.scheme {
+            Scheme::Aryeo | Scheme::Github => (b"".as_slice(), None),
+            Scheme::AryeoTimestamped => {
+                (b"".as_slice(), Some(single_timestamp(headers, &TIMESTAMP)?))
+            }
+            Scheme::StandardWebhooks => {
+                let id = headers.get(&WEBHOOK_ID).ok_or(VerifyError::Missing)?;
+                (id.as_bytes(), Some(single_timestamp(headers, &WEBHOOK_TIMESTAMP)?))
+            }
         };
+        let stamp = timestamp.map_or("", |(text, _)| text);
+        let content = self.scheme.content(id, stamp.as_bytes(), body);
         let mut found: Option<(usize, [u8; 32])> = None;
         for (index, secret) in self.secrets.iter().enumerate() {
-            let tag = match timestamp {
-                None => secret.tag(&[body]),
-                Some((text, _)) => secret.tag(&[text.as_bytes(), b".", body]),
-            };
+            let tag = secret.tag(&content);
             let mut matched = Choice::from(0);
             for candidate in &candidates {
                 matched = Choice::conditional_select(
@@ -119,8 +127,13 @@ impl Verification {
             return Err(VerifyError::Missing);
         }
         // A proxy in between may have joined two lines with a comma.
-        for part in lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')) {
-            if let Some(candidate) = parse_hex(part.trim_ascii())
+        let (separator, read): (u8, fn(&[u8]) -> Option<[u8; 32]>) = match self.scheme {
+            Scheme::Aryeo | Scheme::AryeoTimestamped => (b',', parse_hex),
+            Scheme::Github => (b',', |part| parse_hex(part.strip_prefix(b"sha256=")?)),
+            Scheme::StandardWebhooks => (b' ', |part| parse_base64(part.strip_prefix(b"v1,")?)),
+        };
+        for part in lines.flat_map(|line| line.as_bytes().split(move |byte| *byte == separator)) {
+            if let Some(candidate) = read(part.trim_ascii())
                 && candidates.len() < CANDIDATES_MAX
             {
                 candidates.push(candidate);
@@ -133,14 +146,21 @@ impl Verification {
 /// More signatures than this in one request are not looked at.
 const CANDIDATES_MAX: usize = 8;
 
-fn single_timestamp(headers: &HeaderMap) -> Result<(&str, Timestamp), VerifyError> {
-    let value = headers.get(&TIMESTAMP).ok_or(VerifyError::Missing)?;
+fn single_timestamp<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<(&'a str, Timestamp), VerifyError> {
+    let value = headers.get(name).ok_or(VerifyError::Missing)?;
     let text = value.to_str().map_err(|_| VerifyError::Malformed)?;
     if text.is_empty() || text.len() > 15 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(VerifyError::Malformed);
     }
     let secs: u64 = text.parse().map_err(|_| VerifyError::Malformed)?;
     Ok((text, Timestamp::from_millis(secs.saturating_mul(1000))))
+}
+
+fn parse_base64(text: &[u8]) -> Option<[u8; 32]> {
+    BASE64_STANDARD.decode(text).ok()?.try_into().ok()
 }
 
 fn parse_hex(text: &[u8]) -> Option<[u8; 32]> {
@@ -238,9 +258,10 @@ mod tests {
         let signing = Signing::With {
             scheme: Scheme::AryeoTimestamped,
             secret: Secret::new("s", b"abc").unwrap(),
+            also: Vec::new(),
             header: SIGNATURE,
         };
-        let map: HeaderMap = signing.sign(BODY, NOW).into_iter().collect();
+        let map: HeaderMap = signing.sign("", BODY, NOW).into_iter().collect();
         let at = |secs: i64| {
             let ms = NOW.as_millis().checked_add_signed(secs * 1000).unwrap();
             verification.verify(&map, BODY, Timestamp::from_millis(ms)).map(|v| v.digest)
@@ -257,5 +278,70 @@ mod tests {
         assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Malformed));
         moved.remove(TIMESTAMP);
         assert_eq!(verification.verify(&moved, BODY, NOW), Err(VerifyError::Missing));
+    }
+
+    /// What the specification's libraries are tested with.
+    const STANDARD: [(&str, &str); 3] = [
+        ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek"),
+        ("webhook-timestamp", "1614265330"),
+        ("webhook-signature", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+    ];
+
+    #[track_caller]
+    fn check_standard(lines: &[(&'static str, &str)], expected: Result<(), VerifyError>) {
+        let scheme = Scheme::StandardWebhooks;
+        let secret = Secret::written(scheme, "s", b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let verification = Verification {
+            secrets: vec![secret.unwrap()],
+            header: scheme.header(),
+            ..verification(scheme, &[])
+        };
+        let lines: Vec<_> =
+            lines.iter().map(|(name, value)| (HeaderName::from_static(name), *value)).collect();
+        let now = Timestamp::from_millis(1_614_265_330_000);
+        let result = verification.verify(&headers(&lines), br#"{"test": 2432232314}"#, now);
+        assert_eq!(result.map(|_| ()), expected, "{lines:?}");
+    }
+
+    #[test]
+    fn the_specification_s_own_vector_verifies_and_nothing_beside_it() {
+        let [id, timestamp, (name, signature)] = STANDARD;
+        check_standard(&STANDARD, Ok(()));
+        let other = "v1,Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc=";
+        let several = format!("v1a,abc= {other} v2,{} {signature}", &signature["v1,".len()..]);
+        check_standard(&[id, timestamp, (name, &several)], Ok(()));
+        check_standard(&[id, timestamp, (name, other)], Err(VerifyError::Mismatch));
+        let next = ("webhook-timestamp", "1614265331");
+        check_standard(&[id, next, (name, signature)], Err(VerifyError::Mismatch));
+        let another = ("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJel");
+        check_standard(&[another, timestamp, (name, signature)], Err(VerifyError::Mismatch));
+        for malformed in
+            ["", "v1,", "v1,abc=", &signature["v1,".len()..], &signature.replace("v1", "v2")]
+        {
+            check_standard(&[id, timestamp, (name, malformed)], Err(VerifyError::Malformed));
+        }
+        let soon = ("webhook-timestamp", "soon");
+        check_standard(&[id, soon, (name, signature)], Err(VerifyError::Malformed));
+        check_standard(&[id, timestamp], Err(VerifyError::Missing));
+        check_standard(&[id, (name, signature)], Err(VerifyError::Missing));
+        check_standard(&[timestamp, (name, signature)], Err(VerifyError::Missing));
+    }
+
+    #[test]
+    fn github_s_own_vector_verifies_and_only_with_its_prefix() {
+        let of_secret = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let verification = Verification {
+            header: Scheme::Github.header(),
+            ..verification(Scheme::Github, &["It's a Secret to Everybody"])
+        };
+        let check = |line: &str, expected| {
+            let map = headers(&[(HeaderName::from_static("x-hub-signature-256"), line)]);
+            let result = verification.verify(&map, b"Hello, World!", NOW);
+            assert_eq!(result.map(|verified| verified.secret), expected, "{line}");
+        };
+        check(&format!("sha256={of_secret}"), Ok(0));
+        check(of_secret, Err(VerifyError::Malformed));
+        check(&format!("sha1={of_secret}"), Err(VerifyError::Malformed));
+        check(&format!("sha256={}", of_secret.replace('7', "8")), Err(VerifyError::Mismatch));
     }
 }

@@ -41,11 +41,12 @@ impl Webhooks {
     /// Signs `count` of them, numbered from `first`.
     pub(crate) fn sign(mut body: Vec<u8>, first: u64, count: usize) -> anyhow::Result<Self> {
         let secret = Secret::new("bench", SECRET.as_bytes()).context("the secret is empty")?;
-        let signing = Signing::With { scheme: Scheme::Aryeo, secret, header: SIGNATURE };
+        let signing =
+            Signing::With { scheme: Scheme::Aryeo, secret, also: Vec::new(), header: SIGNATURE };
         let mut signatures = Vec::with_capacity(count);
         for number in (first..).take(count) {
             body::set_number(&mut body, number);
-            let headers = signing.sign(&body, Timestamp::from_millis(0));
+            let headers = signing.sign("", &body, Timestamp::from_millis(0));
             let (_, value) = headers.first().context("nothing is signed")?;
             signatures.push(value.as_bytes().try_into().context("no 64 digits")?);
         }
