@@ -1,13 +1,14 @@
 //! What the relay is about, pure: no I/O, no clock, no runtime.
 //!
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
-//! send it, [`activity`] what it says, [`route`] where it goes, by [`condition`] and [`mod@pointer`] if it
-//! must, [`target`] and [`template`] how, [`question`] and [`explain`] why; [`delivery`],
-//! [`outcome`], [`redaction`] and [`retry`] what becomes of it, [`lane`] when it is tried at all;
-//! [`comparison`] is what another table would do; [`limit`] names the bounds.
+//! send it, [`client`] from where, [`activity`] what it says, [`route`] where it goes, by
+//! [`condition`] and [`mod@pointer`] if it must, [`target`] and [`template`] how, [`question`] and
+//! [`explain`] why; [`delivery`], [`outcome`], [`redaction`] and [`retry`] what becomes of it, [`lane`]
+//! when it is tried at all; [`comparison`] is what another table would do; [`limit`] names the bounds.
 
 pub mod activity;
 pub mod answer;
+pub mod client;
 pub mod comparison;
 pub mod condition;
 pub mod contradiction;
