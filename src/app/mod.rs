@@ -21,6 +21,7 @@ use crate::app::token::Tokens;
 use crate::app::watcher::{Followed, Reloads, Watcher};
 use crate::config::Environment;
 use crate::delivery::board::Board;
+use crate::domain::client::Networks;
 use crate::domain::route::RoutingTable;
 use crate::domain::target::{BacklogLimit, Target};
 use crate::domain::time::Clock;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// The store.
     pub store: StoreSettings,
+    /// Who is at the other end.
+    pub edge: EdgeSettings,
     /// Connections at once.
     pub connections_max: usize,
     /// Requests in flight.
@@ -85,6 +88,13 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// The key, PEM.
     pub key: PathBuf,
+}
+
+/// What is known of those who connect.
+#[derive(Debug, Clone, Default)]
+pub struct EdgeSettings {
+    /// Proxies that are believed when they say whose requests they forward.
+    pub trusted_proxies: Networks,
 }
 
 /// What the store is told. Half of `delivery_memory` is for bodies that wait in it, half for those in
@@ -120,6 +130,7 @@ impl Default for Settings {
             admin_token: None,
             tls: Some(TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }),
             store: StoreSettings::default(),
+            edge: EdgeSettings::default(),
             connections_max: 10_000,
             in_flight_max: 1024,
             in_flight_bytes_max: 256 * 1024 * 1024,

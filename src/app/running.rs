@@ -82,8 +82,12 @@ impl App {
                 in_flight_max: self.settings.in_flight_max,
                 in_flight_bytes_max: self.settings.in_flight_bytes_max,
                 body_timeout: self.settings.body_timeout,
-                peers_are_clients: self.settings.tls.is_some(),
+                // Without TLS something else ends it, and all come from there unless it is known
+                // what that is.
+                peers_are_clients: self.settings.tls.is_some()
+                    || !self.settings.edge.trusted_proxies.is_empty(),
             },
+            trusted_proxies: self.settings.edge.trusted_proxies.clone(),
         });
         // Before it is ready: a scrape in between would take every source for silent since 1970.
         ingress.observe(&self.store.health());

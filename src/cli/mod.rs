@@ -16,6 +16,7 @@ pub mod check;
 pub mod dead_letters;
 pub mod demo;
 pub mod diff;
+pub mod edge;
 pub mod erase;
 pub mod filter;
 pub mod output;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::watcher::Reloads;
 use crate::app::{App, Settings, StoreSettings, TlsFiles};
+use crate::cli::edge::EdgeArgs;
 use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Verdict, value};
 use crate::config::ProcessEnvironment;
@@ -97,6 +98,9 @@ pub struct Args {
     )]
     pub plain_http: bool,
 
+    /// Who is at the other end.
+    #[command(flatten)]
+    pub edge: EdgeArgs,
     /// What is kept and for how long.
     #[command(flatten)]
     pub storage: StorageArgs,
@@ -389,6 +393,7 @@ impl Args {
                 delivery_memory: bytes(self.limits.delivery_memory, "--delivery-memory")?,
                 limit: self.storage.store_limit,
             },
+            edge: self.edge.settings(),
             connections_max: self.limits.connections_max.get(),
             in_flight_max: self.limits.in_flight_max.get(),
             in_flight_bytes_max: bytes(self.limits.in_flight_bytes_max, "--in-flight-bytes-max")?,
@@ -413,6 +418,8 @@ fn store_limit(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::EdgeSettings;
+    use crate::domain::client::Network;
     use clap::{Args as _, CommandFactory as _, FromArgMatches as _};
 
     fn parsed(flags: &[&str]) -> Result<Args, clap::Error> {
@@ -469,6 +476,7 @@ mod tests {
                     --retain-dead-letters 5s --duplicates-max 6 --connections-max 7 \
                     --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
                     --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
+                    --trusted-proxies 10.0.0.0/8,::1 \
                     --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn";
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
@@ -486,6 +494,7 @@ mod tests {
             admin_token,
             tls,
             store,
+            edge,
             connections_max,
             in_flight_max,
             in_flight_bytes_max,
@@ -499,6 +508,9 @@ mod tests {
         assert_eq!(admin_token, Some(PathBuf::from("t")));
         let TlsFiles { certificate, key } = tls.unwrap();
         assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
+        let EdgeSettings { trusted_proxies } = edge;
+        let networks = ["10.0.0.0/8", "::1/128"].map(|text| text.parse::<Network>().unwrap());
+        assert_eq!(trusted_proxies, networks.into_iter().collect());
         let StoreSettings {
             data,
             allow_volatile,

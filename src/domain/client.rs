@@ -116,16 +116,16 @@ impl FromIterator<Network> for Networks {
 /// its own peer at the end, so that they are believed from there on, as far as those are trusted who
 /// said it: the first that is not is the client. What a stranger wrote stands before that. Nobody is
 /// known where there is something else than an address, or nothing but proxies.
-pub fn address<'a>(
+pub fn address(
     peer: IpAddr,
     trusted: &Networks,
-    forwarded: impl DoubleEndedIterator<Item = &'a [u8]>,
+    forwarded: impl DoubleEndedIterator<Item: AsRef<[u8]>>,
 ) -> Option<IpAddr> {
     if !trusted.contains(peer) {
         return Some(peer.to_canonical());
     }
     for value in forwarded.rev() {
-        for element in value.rsplit(|byte| *byte == b',') {
+        for element in value.as_ref().rsplit(|byte| *byte == b',') {
             let address = forwarded_address(element)?;
             if !trusted.contains(address) {
                 return Some(address);
@@ -226,7 +226,7 @@ mod tests {
     fn only_proxies_that_are_trusted_are_believed() {
         let trusted = networks(&["10.0.0.0/8", "2001:db8:1::/48"]);
         let of = |peer: &str, lines: &[&str]| {
-            let address = address(ip(peer), &trusted, lines.iter().map(|line| line.as_bytes()));
+            let address = address(ip(peer), &trusted, lines.iter());
             address.map(|address| address.to_string())
         };
         // Who is no proxy is the client, whatever it says.
@@ -278,12 +278,12 @@ mod tests {
             let own = IpAddr::from(own);
             prop_assume!(!trusted.contains(own));
             let added = own.to_string();
-            let lines = [sent.as_bytes(), added.as_bytes()];
+            let lines = [&sent, &added];
             prop_assert_eq!(address(ip("10.0.0.1"), &trusted, lines.into_iter()), Some(own));
             let line = format!("{sent},{added}");
-            let found = address(ip("10.0.0.1"), &trusted, [line.as_bytes()].into_iter());
+            let found = address(ip("10.0.0.1"), &trusted, [line].into_iter());
             prop_assert_eq!(found, Some(own));
-            prop_assert_eq!(address(own, &trusted, [sent.as_bytes()].into_iter()), Some(own));
+            prop_assert_eq!(address(own, &trusted, [sent].into_iter()), Some(own));
         }
 
         #[test]

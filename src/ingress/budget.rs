@@ -28,12 +28,13 @@
 //! had to give way. What a connection reads ahead is its own and not counted here.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::domain::client;
 use crate::domain::limit::{BODY_PACE_BYTES, BODY_PACE_TIME};
 use crate::net::body::{BodyError, Room};
 
@@ -82,8 +83,8 @@ impl Budget {
 
     /// A place for an unverified request of which nothing has been read; another gives way if need
     /// be. None if nobody can: all places are held by requests that were verified.
-    pub(super) fn enter(self: &Arc<Self>, peer: Option<SocketAddr>) -> Option<Place> {
-        let address = peer.map(|peer| network(peer.ip()));
+    pub(super) fn enter(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Place> {
+        let address = address.map(client::host);
         let began = Instant::now();
         let (number, ended) = self.lock().enter(address, began, &self.max)?;
         let budget = Arc::clone(self);
@@ -102,14 +103,6 @@ impl Budget {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whom to count together: an address, or the network that one IPv6 host has to itself.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => IpAddr::V4(v4),
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
@@ -419,12 +412,12 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn peer(text: &str) -> Option<SocketAddr> {
-        Some(SocketAddr::new(text.parse().unwrap(), 1))
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
     }
 
-    fn enter(budget: &Arc<Budget>, count: usize, address: &str) -> Vec<Place> {
-        (0..count).map(|_| budget.enter(peer(address)).expect("somebody gives way")).collect()
+    fn enter(budget: &Arc<Budget>, count: usize, from: &str) -> Vec<Place> {
+        (0..count).map(|_| budget.enter(address(from)).expect("somebody gives way")).collect()
     }
 
     /// It had to give way; it is still to free what it holds.
@@ -528,7 +521,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_with_large_bodies_makes_room_for_itself() {
         let budget = Budget::new(100, 1000);
-        let mut other = budget.enter(peer("192.0.2.2")).unwrap();
+        let mut other = budget.enter(address("192.0.2.2")).unwrap();
         bring(&mut other, 200).await;
         let mut places = enter(&budget, 2, "192.0.2.1");
         bring(&mut places[0], 200).await;
@@ -540,10 +533,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_larger_than_the_share_is_let_in_alone() {
         let budget = Budget::new(100, 1000);
-        let mut large = budget.enter(peer("2001:db8::1")).unwrap();
+        let mut large = budget.enter(address("2001:db8::1")).unwrap();
         bring(&mut large, 900).await;
         large.reserve(1200).await.unwrap();
-        let mut small = budget.enter(peer("2001:db8:1::1")).unwrap();
+        let mut small = budget.enter(address("2001:db8:1::1")).unwrap();
         assert!(at_once(Box::pin(small.reserve(1))).await.is_none());
         assert!(gave_way(&large));
         drop(large);
@@ -605,12 +598,5 @@ mod tests {
             newest.last_mut().unwrap().arrived(1);
             assert_eq!(still_in(&places), expected);
         }
-    }
-
-    #[test]
-    fn an_ipv6_host_is_its_network() {
-        let of = |text: &str| network(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::2:3"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
     }
 }

@@ -1,6 +1,6 @@
 //! One event and one count per request.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const PATH_CHARS_MAX: usize = 200;
 #[derive(Debug, Clone)]
 pub(super) struct Exchange {
     began: Instant,
-    peer: Option<SocketAddr>,
+    peer: Option<IpAddr>,
     /// Once it is known.
     pub(super) source: Option<Arc<SourceState>>,
     /// Where it leads to no source.
@@ -35,7 +35,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn begin(peer: Option<SocketAddr>) -> Self {
+    pub(super) fn begin(peer: Option<IpAddr>) -> Self {
         let began = Instant::now();
         Self { began, peer, source: None, path: None, bytes: 0, body_wanted: false }
     }
@@ -121,7 +121,7 @@ impl Journal {
                     path = path.as_deref(),
                     bytes,
                     duration_ms = exchange.duration_ms(),
-                    peer = peer.map(|peer| tracing::field::display(peer.ip())),
+                    peer = peer.map(tracing::field::display),
                     suppressed = $suppressed,
                     "{}",
                     $message
@@ -147,7 +147,7 @@ fn log_taken(exchange: &Exchange, taken: &Taken, message: &'static str) {
         bytes = exchange.bytes,
         duration_ms = exchange.duration_ms(),
         deliveries = (!taken.deliveries.is_empty()).then_some(&*taken.deliveries),
-        peer = exchange.peer.map(|peer| tracing::field::display(peer.ip())),
+        peer = exchange.peer.map(tracing::field::display),
         "{message}"
     );
 }

@@ -1,7 +1,7 @@
 //! The face to the sender: takes webhooks in.
 //!
-//! Reading order: [`receive`] is the way of a webhook, step by step; [`budget`] says what is let in,
-//! [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
+//! Reading order: [`receive`] is the way of a webhook, step by step; [`client`] says from whom, [`budget`]
+//! what is let in, [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
 //! request, [`answer`] what the sender is told, [`journal`] what the operator is.
 
 use std::fmt;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::answer::Answer;
+use crate::domain::client::Networks;
 use crate::domain::limit::{
     DISCARD_BYTES_MAX, DISCARD_WAIT_MAX, UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX,
 };
@@ -28,6 +29,7 @@ use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookIds;
 use crate::ingress::answer::{Refusal, Told};
 use crate::ingress::budget::Budget;
+use crate::ingress::client::Clients;
 use crate::ingress::journal::{Exchange, Journal};
 use crate::ingress::sources::Snapshot;
 use crate::net::body;
@@ -36,6 +38,7 @@ use crate::telemetry::metrics::SharedMetrics;
 
 mod answer;
 mod budget;
+mod client;
 mod headers;
 mod journal;
 mod receive;
@@ -67,6 +70,8 @@ pub struct Setting<S> {
     pub tracker: TaskTracker,
     /// What is let in.
     pub limits: IngressLimits,
+    /// The proxies that are believed when they say whose requests they forward.
+    pub trusted_proxies: Networks,
 }
 
 impl<S> fmt::Debug for Setting<S> {
@@ -84,8 +89,8 @@ pub struct IngressLimits {
     pub in_flight_bytes_max: usize,
     /// For a whole body to arrive.
     pub body_timeout: Duration,
-    /// The peers are the clients themselves rather than a proxy: unverified requests are bounded
-    /// for each address.
+    /// Peers that are no trusted proxies are the clients themselves: unverified requests are
+    /// bounded for each address.
     pub peers_are_clients: bool,
 }
 
@@ -113,6 +118,7 @@ pub struct Ingress<S> {
     journal: Journal,
     tracker: TaskTracker,
     limits: IngressLimits,
+    clients: Clients,
     budget: Arc<Budget>,
     unread_streams: Arc<Semaphore>,
     shutting_down: CancellationToken,
@@ -127,11 +133,14 @@ impl<S> fmt::Debug for Ingress<S> {
 impl<S: Store> Ingress<S> {
     /// An ingress that takes webhooks in at once; all its metrics are at zero.
     pub fn new(setting: Setting<S>) -> Arc<Self> {
-        let Setting { store, tables, clock, ids, metrics, tracker, limits } = setting;
+        let Setting { store, tables, clock, ids, metrics, tracker, limits, trusted_proxies } =
+            setting;
+        let peers_are_clients = limits.peers_are_clients;
         let table = Arc::clone(&tables.borrow());
         Arc::new(Self {
             current: Mutex::new(Arc::new(Snapshot::new(table, &metrics, None))),
             journal: Journal::new(&metrics),
+            clients: Clients { trusted: trusted_proxies, peers_are_clients },
             budget: Budget::new(limits.in_flight_max, limits.in_flight_bytes_max),
             unread_streams: Arc::new(Semaphore::new(UNREAD_STREAMS_MAX)),
             shutting_down: CancellationToken::new(),
@@ -160,8 +169,9 @@ impl<S: Store> Ingress<S> {
         let is_http1 = head.version <= Version::HTTP_11;
         let is_head = head.method == Method::HEAD;
         let awaits_go_ahead = head.headers.contains_key(EXPECT);
-        let mut exchange = Exchange::begin(peer);
-        let refusal = match self.receive(head, &mut body, &mut exchange, peer).await {
+        let client = self.clients.of(peer, &head.headers);
+        let mut exchange = Exchange::begin(client.shown);
+        let refusal = match self.receive(head, &mut body, &mut exchange, client).await {
             Ok(told) => return answer::response(told, false),
             Err(refusal) => refusal,
         };
@@ -200,7 +210,8 @@ impl<S: Store> Ingress<S> {
     /// `headers_too_large`. It was answered below, without a body.
     pub fn unreadable(&self, answer: Answer, peer: SocketAddr) {
         let why = "its head can't be read: if this is the sender, its webhooks are being lost";
-        self.journal.answered(&Exchange::begin(Some(peer)), &Err(Refusal::because(answer, why)));
+        self.journal
+            .answered(&Exchange::begin(Some(peer.ip())), &Err(Refusal::because(answer, why)));
     }
 
     /// Takes over the table in force, as the next request would: its metrics are there from now on.

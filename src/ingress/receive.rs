@@ -1,6 +1,5 @@
 //! Taking in a webhook: the steps in the order in which trust is gained.
 
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +22,7 @@ use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, Webho
 use crate::ingress::Ingress;
 use crate::ingress::answer::{Outcome, Refusal, Taken, Told};
 use crate::ingress::budget::Place;
+use crate::ingress::client::Client;
 use crate::ingress::headers;
 use crate::ingress::journal::Exchange;
 use crate::ingress::sources::{Snapshot, SourceState};
@@ -43,7 +43,7 @@ impl<S: Store> Ingress<S> {
         head: Parts,
         body: &mut B,
         exchange: &mut Exchange,
-        peer: Option<SocketAddr>,
+        client: Client,
     ) -> Result<Told, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
@@ -51,7 +51,7 @@ impl<S: Store> Ingress<S> {
         let snapshot = self.snapshot();
         let (state, named) = find_source(&snapshot, &head, exchange)?;
         only_post(&head.method)?;
-        let mut place = self.enter(body, &state.source, &head.headers, peer)?;
+        let mut place = self.enter(body, &state.source, &head.headers, client)?;
         let bytes = self.read(body, &state, &head.headers, &mut place, exchange).await?;
         let now = self.clock.now();
         let proven = state.verify(&head.headers, &bytes, self.clock.wall())?;
@@ -93,7 +93,7 @@ impl<S: Store> Ingress<S> {
                 received_at: now,
                 source: Arc::clone(&source.name),
                 path: path.into(),
-                peer: peer.map(|peer| peer.ip().to_string().into()),
+                peer: client.shown.map(|address| address.to_string().into()),
                 secret: secret_label(source, proven),
                 table: first_eight(&snapshot.table.sha256),
                 activity,
@@ -121,7 +121,7 @@ impl<S: Store> Ingress<S> {
         body: &B,
         source: &Source,
         headers: &HeaderMap,
-        peer: Option<SocketAddr>,
+        client: Client,
     ) -> Result<Place, Refusal> {
         let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         if announced > source.body_bytes_max {
@@ -130,8 +130,7 @@ impl<S: Store> Ingress<S> {
         if self.shutting_down.is_cancelled() {
             return Err(Answer::ShuttingDown.into());
         }
-        let counted = peer.filter(|_| self.limits.peers_are_clients);
-        self.budget.enter(counted).ok_or_else(|| Answer::Overloaded.into())
+        self.budget.enter(client.counted).ok_or_else(|| Answer::Overloaded.into())
     }
 
     /// Reads the body, bounded in bytes and time, until the request has to give way.

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::domain::client::Networks;
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::outcome::Attempt;
@@ -222,6 +223,7 @@ impl Rig {
             metrics: Arc::clone(&metrics),
             tracker: tracker.clone(),
             limits,
+            trusted_proxies: Networks::default(),
         });
         Self { ingress, store, clock, metrics, tracker, tables }
     }

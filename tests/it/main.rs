@@ -15,6 +15,7 @@
 //! - `reload`: files that change while it runs
 //! - `reload_load`: the same under load, often
 //! - `torture`: the proof that operators run on their own disk
+//! - `edge`: who is at the other end, and what follows from it
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
@@ -50,6 +51,7 @@ mod crowds;
 mod damage;
 mod delivers;
 mod durability;
+mod edge;
 mod erases;
 mod explains;
 mod full_disk;

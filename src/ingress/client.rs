@@ -1,0 +1,72 @@
+//! Whose request it is, as far as that is known.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+
+use crate::domain::client::{self, Networks};
+
+/// What a proxy says of those before it.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// What is known of the one who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Client {
+    /// Its address, where that is known.
+    pub(super) address: Option<IpAddr>,
+    /// For people: its address, or else that of the proxy who does not say it.
+    pub(super) shown: Option<IpAddr>,
+    /// Whom to count its requests with. Nobody, where its address may be that of a proxy.
+    pub(super) counted: Option<IpAddr>,
+}
+
+/// Finds clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    pub(super) trusted: Networks,
+    /// Whoever is no trusted proxy is a client.
+    pub(super) peers_are_clients: bool,
+}
+
+impl Clients {
+    pub(super) fn of(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Client {
+        let peer = peer.map(|peer| peer.ip().to_canonical());
+        let forwarded = headers.get_all(FORWARDED_FOR).iter();
+        let address = peer.and_then(|peer| client::address(peer, &self.trusted, forwarded));
+        let counted = address.filter(|_| self.peers_are_clients);
+        Client { address, shown: address.or(peer), counted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(clients: &Clients, peer: &str, forwarded: &[&str]) -> [Option<String>; 3] {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append(FORWARDED_FOR, line.parse().unwrap());
+        }
+        let Client { address, shown, counted } = clients.of(peer.parse().ok(), &headers);
+        [address, shown, counted].map(|address| address.map(|address| address.to_string()))
+    }
+
+    fn all(text: &str) -> [Option<String>; 3] {
+        [(); 3].map(|()| Some(text.to_owned()))
+    }
+
+    #[test]
+    fn a_client_is_counted_where_its_address_is_known_to_be_its_own() {
+        let trusted: Networks = ["10.0.0.0/8".parse().unwrap()].into_iter().collect();
+        let behind = Clients { trusted, peers_are_clients: true };
+        let lines = ["198.51.100.1, 192.0.2.1", "10.1.1.1"];
+        assert_eq!(found(&behind, "10.0.0.1:1", &lines), all("192.0.2.1"));
+        assert_eq!(found(&behind, "192.0.2.7:1", &lines), all("192.0.2.7"));
+        let proxy = Some("10.0.0.1".to_owned());
+        assert_eq!(found(&behind, "10.0.0.1:1", &[]), [None, proxy.clone(), None]);
+        assert_eq!(found(&behind, "10.0.0.1:1", &["unknown"]), [None, proxy.clone(), None]);
+        // Something ends TLS, and nobody said what: all may come from there.
+        let plain = Clients { trusted: Networks::default(), peers_are_clients: false };
+        assert_eq!(found(&plain, "10.0.0.1:1", &lines), [proxy.clone(), proxy, None]);
+    }
+}
