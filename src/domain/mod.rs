@@ -5,6 +5,7 @@
 //! [`condition`] and [`mod@pointer`] if it must, [`target`] and [`template`] how, [`question`] and
 //! [`explain`] why; [`delivery`], [`outcome`], [`redaction`] and [`retry`] what becomes of it, [`lane`]
 //! when it is tried at all; [`comparison`] is what another table would do; [`limit`] names the bounds.
+//! [`renewal`] is of the listener's certificate.
 
 pub mod activity;
 pub mod answer;
@@ -26,6 +27,7 @@ pub mod pointer;
 pub mod proof;
 pub mod question;
 pub mod redaction;
+pub mod renewal;
 pub mod request;
 pub mod retry;
 pub mod route;

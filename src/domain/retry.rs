@@ -31,14 +31,20 @@ impl RetrySchedule {
     /// drawn from [d/2, d] by `random`, so that deliveries that failed together do not come back
     /// together.
     pub fn wait(&self, attempts: u32, random: u64) -> Duration {
-        let doublings = attempts.saturating_sub(1).min(40);
-        let full = self.first.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
-        let full = if doublings >= 32 { self.max } else { full.min(self.max) };
-        let half = full / 2;
-        let span = u64::try_from((full - half).as_nanos()).unwrap_or(u64::MAX);
-        let drawn = (u128::from(random) * (u128::from(span) + 1)) >> 64;
-        half + Duration::from_nanos(u64::try_from(drawn).unwrap_or(span))
+        doubled(self.first, self.max, attempts, random)
     }
+}
+
+/// The wait after `attempts` failed ones (at least 1): doubles from `first` to `max`, and is drawn from
+/// [d/2, d] by `random`.
+pub fn doubled(first: Duration, max: Duration, attempts: u32, random: u64) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(40);
+    let full = first.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
+    let full = if doublings >= 32 { max } else { full.min(max) };
+    let half = full / 2;
+    let span = u64::try_from((full - half).as_nanos()).unwrap_or(u64::MAX);
+    let drawn = (u128::from(random) * (u128::from(span) + 1)) >> 64;
+    half + Duration::from_nanos(u64::try_from(drawn).unwrap_or(span))
 }
 
 #[cfg(test)]
