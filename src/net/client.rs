@@ -70,7 +70,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// The headers as they came.
     pub headers: HeaderMap,
-    /// The first [`EXCERPT_MAX`] bytes of the body, not decompressed.
+    /// The first [`EXCERPT_MAX`] bytes of the body, not decompressed; all of it from
+    /// [`fetch`](Client::fetch).
     pub excerpt: Bytes,
 }
 
@@ -129,10 +130,25 @@ impl Client {
         request: Request<Full<Bytes>>,
         deadline: Instant,
     ) -> Result<Answer, SendFailure> {
-        timeout_at(deadline, self.exchange(request)).await.unwrap_or(Err(SendFailure::Timeout))
+        let exchange = self.exchange(request, EXCERPT_MAX);
+        timeout_at(deadline, exchange).await.unwrap_or(Err(SendFailure::Timeout))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, SendFailure> {
+    /// The same for who wants the answer itself: keeps the whole body, up to [`ANSWER_MAX`].
+    pub async fn fetch(
+        &self,
+        request: Request<Full<Bytes>>,
+        deadline: Instant,
+    ) -> Result<Answer, SendFailure> {
+        let exchange = self.exchange(request, ANSWER_MAX);
+        timeout_at(deadline, exchange).await.unwrap_or(Err(SendFailure::Timeout))
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        keep: usize,
+    ) -> Result<Answer, SendFailure> {
         let response = self.inner.request(request).await.map_err(|error| {
             let mut extensions = Extensions::new();
             if let Some(connected) = error.connect_info() {
@@ -141,7 +157,7 @@ impl Client {
             classify(&error, extensions.get())
         })?;
         let (parts, mut body) = response.into_parts();
-        let read = body::read_capped(&mut body, EXCERPT_MAX, ANSWER_MAX)
+        let read = body::read_capped(&mut body, keep, ANSWER_MAX)
             .await
             .map_err(|error| classify(&error, parts.extensions.get()))?;
         if read.overflow {
@@ -540,6 +556,8 @@ mod tests {
         let client = client(None);
         let just = client.send(post(&format!("{url}{ANSWER_MAX}"), ""), deadline()).await;
         assert_eq!(just.unwrap().excerpt.len(), EXCERPT_MAX);
+        let whole = client.fetch(post(&format!("{url}{ANSWER_MAX}"), ""), deadline()).await;
+        assert_eq!(whole.unwrap().excerpt.len(), ANSWER_MAX);
         let more = format!("{url}{}", ANSWER_MAX + 1);
         assert_eq!(failure(&client, &more).await, SendFailure::AnswerTooLarge);
         let head = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(500_000)).leak();
