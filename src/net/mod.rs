@@ -4,6 +4,7 @@ use std::error::Error;
 
 use tokio_util::task::TaskTracker;
 
+pub mod acme;
 pub mod address;
 pub mod body;
 pub mod client;
