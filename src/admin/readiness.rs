@@ -11,6 +11,7 @@ use crate::store::{CommitError, Pulse};
 pub struct Readiness {
     started: AtomicBool,
     stopping: AtomicBool,
+    without_certificate: AtomicBool,
     // Unix milliseconds of the data path's last sign of life; 0 before the first.
     moved_at: AtomicU64,
 }
@@ -29,6 +30,11 @@ impl Readiness {
     /// Whether it is about to end.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Whether senders can't connect for want of a certificate.
+    pub fn without_certificate(&self, is_so: bool) {
+        self.without_certificate.store(is_so, Ordering::Release);
     }
 
     /// The data path moved.
@@ -52,6 +58,9 @@ impl Readiness {
         }
         if self.is_stopping() {
             reasons.push("shutting_down");
+        }
+        if self.without_certificate.load(Ordering::Acquire) {
+            reasons.push("no_certificate");
         }
         match pulse.failing {
             None => {}
@@ -88,6 +97,10 @@ mod tests {
         assert!(readiness.reasons(fine).is_empty());
         assert_eq!(readiness.reasons(failing(CommitError::DiskFull)), ["disk_full"]);
         assert_eq!(readiness.reasons(failing(CommitError::Unavailable)), ["store_unavailable"]);
+        readiness.without_certificate(true);
+        assert_eq!(readiness.reasons(fine), ["no_certificate"]);
+        readiness.without_certificate(false);
+        assert!(readiness.reasons(fine).is_empty());
         readiness.stopping();
         assert_eq!(readiness.reasons(fine), ["shutting_down"]);
     }

@@ -16,8 +16,9 @@ use crate::store::embedded::{OpenError, Settings};
 /// For its owner only.
 pub(super) const MODE: u32 = 0o700;
 
-/// What a store puts into its directory, and what a new file system comes with.
-const OURS: [&str; 5] = ["lanes.json", "lock", "lost+found", "quarantine", "segments"];
+/// What a store puts into its directory, what a new file system comes with, and what the relay keeps of
+/// certificate authorities.
+const OURS: [&str; 6] = ["acme", "lanes.json", "lock", "lost+found", "quarantine", "segments"];
 
 /// The index, the files beside it, and what was set aside of it.
 const INDEX: &str = "index.sqlite";
