@@ -29,7 +29,7 @@ impl EdgeArgs {
 
 fn network(text: &str) -> Result<Network, String> {
     text.trim().parse().map_err(|error| match error {
-        NetworkError::HostBits(meant) => format!("{error}; did you mean {meant}?"),
-        NetworkError::Malformed => error.to_string(),
+        NetworkError::HostBits(meant) => format!("it {error}; did you mean {meant}?"),
+        NetworkError::Malformed => format!("it {error}"),
     })
 }

@@ -119,6 +119,7 @@ fn of_text(what: &str) -> Value {
         "a size such as 2MiB" => pattern("^[0-9]+(B|kB|KiB|MB|MiB|GB|GiB)$"),
         "a share or a size such as 50% or 2GiB" => pattern("^[0-9]+(%|B|kB|KiB|MB|MiB|GB|GiB)$"),
         "a rate such as 100/s" => pattern("^[0-9]+/[smh]$"),
+        "a network such as 192.0.2.0/24" => pattern("^[0-9a-fA-F.:]+(/[0-9]{1,3})?$"),
         "a name" | "the name of a target" => pattern(A_NAME),
         "names of sources" => json!({ "pattern": A_NAME, "not": { "const": "none" } }),
         "names of targets" => json!({ "pattern": A_NAME, "not": { "const": "unrouted" } }),

@@ -6,6 +6,7 @@ use crate::config::shape::{Key, Record, Shape, may, must, not_yet};
 const DURATION: Shape = Shape::Text("a duration such as 10s");
 const RATE: Shape = Shape::Text("a rate such as 100/s");
 const HEADERS: Shape = Shape::Map("names of headers", &Shape::Header);
+const NETWORK: Shape = Shape::Text("a network such as 192.0.2.0/24");
 const HEADER_NAME: Shape = Shape::Text("the name of a header");
 const VARIABLE: Shape = Shape::Text("the name of an environment variable");
 const SECRET_TEXT: Shape = Shape::Text("the secret");
@@ -59,6 +60,12 @@ static SOURCE: Record = Record {
                  verification. Default: no limit.",
             )
             .example(r#""100/s""#),
+        may("allow_from", Shape::List(&NETWORK))
+            .about(
+                "Networks or addresses that requests may come from; the relay has to know them, see \
+                 `serve --trusted-proxies`. Default: all.",
+            )
+            .example(r#"["192.0.2.0/24", "2001:db8::/32"]"#),
         may("duplicates", Shape::Record(&DUPLICATES))
             .about("How long the same bytes on the same path are a duplicate.")
             .example(r#"{ "activities": "24h", "bare": "150s" }"#),
@@ -71,7 +78,6 @@ static SOURCE: Record = Record {
         may("activity", Shape::Text("the name of an activity"))
             .about("The activity of webhooks that name none themselves.")
             .example(r#""ORDER_CREATED""#),
-        not_yet("allow_from"),
         not_yet("client_certificate"),
     ],
     whole: false,

@@ -11,6 +11,7 @@ use crate::config::problem::Span;
 use crate::config::schema;
 use crate::config::spot::Spot;
 use crate::config::value;
+use crate::domain::client::{Network, NetworkError, Networks};
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::proof::{Proof, RequiredHeader};
 use crate::domain::request::is_hop_by_hop;
@@ -19,6 +20,9 @@ use crate::domain::source::{DuplicateWindows, Source, SourcePath};
 
 /// Required headers of one source.
 const REQUIRED_HEADERS_MAX: usize = 16;
+
+/// Networks of one source: they are looked at one after the other.
+const NETWORKS_MAX: usize = 256;
 
 /// Not a source's name: metrics and logs show it of requests that reach none.
 const NONE: &str = "none";
@@ -78,6 +82,8 @@ fn one(
         Some(text.as_str().into())
     });
     let body_limit = body_limit(source.body_limit.as_ref(), spot.key("body_limit"), context);
+    let allow_from = source.allow_from.as_deref();
+    let allow_from = allow_from.map(|list| networks(list, spot.key("allow_from"), context));
     let rate_limit = source
         .rate_limit
         .as_ref()
@@ -96,6 +102,7 @@ fn one(
         verify: verify?,
         activity,
         body_bytes_max: usize::try_from(body_limit).unwrap_or(usize::MAX),
+        allow_from,
         rate_limit,
         duplicates,
         silence_after: silence_after.unwrap_or(SILENCE_AFTER_DEFAULT),
@@ -251,6 +258,28 @@ fn body_limit(text: Option<&Text>, spot: Spot<'_>, context: &mut Context<'_>) ->
         context.report.error(spot.at, message);
     }
     bytes
+}
+
+fn networks(list: &[Text], spot: Spot<'_>, context: &mut Context<'_>) -> Networks {
+    if list.is_empty() {
+        let reported = context.report.error(spot.at, "an empty allow_from lets nobody in");
+        reported.help("leave it out to let everybody in");
+    } else if list.len() > NETWORKS_MAX {
+        context.report.error(spot.at, format!("more than {NETWORKS_MAX} networks"));
+    }
+    let listed = list.iter().take(NETWORKS_MAX).enumerate();
+    let networks = listed.filter_map(|(index, Text(text))| {
+        let network = text.parse::<Network>();
+        if let Err(error) = network {
+            let message = format!("\"{text}\" {error}");
+            let reported = context.report.error(spot.item(index).at, message);
+            if let NetworkError::HostBits(meant) = error {
+                reported.help(format!("did you mean \"{meant}\"?"));
+            }
+        }
+        network.ok()
+    });
+    networks.collect()
 }
 
 fn duplicates(

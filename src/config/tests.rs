@@ -176,6 +176,11 @@ fn every_key_reaches_the_table() {
     let (source_of_path, activity) = table.source("/webhooks/in/LISTING_MERGED").unwrap();
     assert_eq!((&*source_of_path.name, activity.as_deref()), ("unsigned", Some("LISTING_MERGED")));
     assert_eq!(source.body_bytes_max, 64_000);
+    let inside = ["192.0.2.9", "2001:db8::1", "198.51.100.7"].map(|text| text.parse().ok());
+    let outside = ["192.0.3.1", "198.51.100.8"].map(|text| text.parse().ok());
+    assert!(inside.into_iter().all(|address| source.is_open_to(address)));
+    assert!(!outside.into_iter().any(|address| source.is_open_to(address)));
+    assert!(!source.is_open_to(None) && source_of_path.is_open_to(None));
     assert_eq!(source.rate_limit, value::rate("100/s").ok());
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
     let windows = DuplicateWindows { activities: hours(48), bare: Duration::from_secs(300) };

@@ -15,6 +15,8 @@ pub enum Answer {
     Dropped,
     /// The same bytes are here already.
     Duplicate,
+    /// The source takes nothing from this address.
+    Forbidden,
     /// Headers too large.
     HeadersTooLarge,
     /// Neither POST.
@@ -39,12 +41,13 @@ pub enum Answer {
 
 impl Answer {
     /// All of them, for labels at zero.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Accepted,
         Self::BadRequest,
         Self::DiskFull,
         Self::Dropped,
         Self::Duplicate,
+        Self::Forbidden,
         Self::HeadersTooLarge,
         Self::MethodNotAllowed,
         Self::NotFound,
@@ -65,6 +68,7 @@ impl Answer {
             Self::DiskFull => "disk_full",
             Self::Dropped => "dropped",
             Self::Duplicate => "duplicate",
+            Self::Forbidden => "forbidden",
             Self::HeadersTooLarge => "headers_too_large",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::NotFound => "not_found",
@@ -84,6 +88,7 @@ impl Answer {
             Self::Accepted => StatusCode::ACCEPTED,
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::Dropped | Self::Duplicate => StatusCode::OK,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -105,6 +110,7 @@ impl Answer {
             Self::DiskFull => "no room to store it; try again",
             Self::Dropped => "no route wants it",
             Self::Duplicate => "the same bytes are stored already",
+            Self::Forbidden => "nothing is taken from this client here",
             Self::HeadersTooLarge => "the headers are too large",
             Self::MethodNotAllowed => "only POST is taken here",
             Self::NotFound => "no source has this path",

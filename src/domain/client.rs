@@ -20,10 +20,10 @@ pub struct Network {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum NetworkError {
     /// It is something else.
-    #[error("not a network such as 192.0.2.0/24 or 2001:db8::/32")]
+    #[error("is not a network such as 192.0.2.0/24 or 2001:db8::/32")]
     Malformed,
     /// The address has bits beyond the length of the network; which may have been meant.
-    #[error("the address has more bits set than /{} leaves it", .0.length)]
+    #[error("has bits set beyond its first {}", .0.length)]
     HostBits(Network),
 }
 

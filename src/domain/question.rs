@@ -183,6 +183,7 @@ pub(super) mod tests {
             verify: Proof::new(None, vec![header]).unwrap(),
             activity: activity.map(Box::from),
             body_bytes_max: 100,
+            allow_from: None,
             rate_limit: None,
             duplicates: DuplicateWindows::default(),
             silence_after: Duration::from_secs(1),

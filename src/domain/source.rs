@@ -1,5 +1,7 @@
 //! Who may post, as compiled from `routes.yaml`.
 
+// Addresses are plain data; `std::net` would bring sockets with it.
+use core::net::IpAddr;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::domain::activity;
+use crate::domain::client::Networks;
 use crate::domain::limit::SENDER_RETRIES_SPAN;
 use crate::domain::proof::Proof;
 use crate::domain::target::Rate;
@@ -24,6 +27,8 @@ pub struct Source {
     pub activity: Option<Box<str>>,
     /// The largest body.
     pub body_bytes_max: usize,
+    /// Where its requests may come from; anywhere without.
+    pub allow_from: Option<Networks>,
     /// Verified requests per time.
     pub rate_limit: Option<Rate>,
     /// How long the same bytes are a duplicate.
@@ -36,6 +41,12 @@ impl Source {
     /// Whether a request carries what this source takes for a proof.
     pub fn is_signed(&self, headers: &HeaderMap) -> bool {
         self.verify.header_names().any(|name| headers.contains_key(name))
+    }
+
+    /// Whether a request may come from there; who is not known may be anybody.
+    pub fn is_open_to(&self, client: Option<IpAddr>) -> bool {
+        let allowed = self.allow_from.as_ref();
+        allowed.is_none_or(|allowed| client.is_some_and(|client| allowed.contains(client)))
     }
 }
 

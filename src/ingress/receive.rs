@@ -51,6 +51,7 @@ impl<S: Store> Ingress<S> {
         let snapshot = self.snapshot();
         let (state, named) = find_source(&snapshot, &head, exchange)?;
         only_post(&head.method)?;
+        only_from(client, &state.source, &head.headers)?;
         let mut place = self.enter(body, &state.source, &head.headers, client)?;
         let bytes = self.read(body, &state, &head.headers, &mut place, exchange).await?;
         let now = self.clock.now();
@@ -251,6 +252,21 @@ fn find_source(
 
 fn only_post(method: &Method) -> Result<(), Refusal> {
     if method == Method::POST { Ok(()) } else { Err(Answer::MethodNotAllowed.into()) }
+}
+
+fn only_from(client: Client, source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
+    if source.is_open_to(client.address) {
+        return Ok(());
+    }
+    let reason = match client.address {
+        Some(_) => "not in the source's allow_from",
+        None => "its address is not known: no trusted proxy says it",
+    };
+    let alarm = source.is_signed(headers).then_some(
+        "a signed request came from where the source's allow_from lets nobody in: if this is the \
+         sender, its webhooks are being lost",
+    );
+    Err(Refusal { alarm, ..Refusal::because(Answer::Forbidden, reason) })
 }
 
 fn too_large(source: &Source, headers: &HeaderMap) -> Refusal {

@@ -170,6 +170,7 @@ pub(super) fn source() -> Source {
         verify: Proof::new(Some(verification()), Vec::new()).unwrap(),
         activity: None,
         body_bytes_max: 64 * 1024,
+        allow_from: None,
         rate_limit: None,
         duplicates: DuplicateWindows::default(),
         silence_after: Duration::from_secs(24 * 3600),

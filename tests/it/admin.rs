@@ -64,6 +64,7 @@ const ANSWERS: &[&str] = &[
     "disk_full",
     "dropped",
     "duplicate",
+    "forbidden",
     "headers_too_large",
     "method_not_allowed",
     "not_found",

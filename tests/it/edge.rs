@@ -59,6 +59,33 @@ fn the_client_is_whom_a_trusted_proxy_names_and_nobody_else_is_believed() {
 }
 
 #[test]
+fn a_source_takes_nothing_from_elsewhere_and_reads_no_body_for_that() {
+    let lines = ["allow_from: [127.0.0.3, 198.51.100.0/24, \"2001:db8::/32\"]"];
+    let (relay, crm) = relay(&lines, &["--trusted-proxies", "127.0.0.2"], false);
+    let sender = Sender::new(&relay);
+    let send = |from, text: &str, lines: &[&str]| {
+        sender.connect_from(from).send(&request(text, lines)).unwrap()
+    };
+    send(OTHER, "1", &["203.0.113.9"]).accepted();
+    send(PROXY, "2", &["203.0.113.9, 198.51.100.7"]).accepted();
+    send(PROXY, "3", &["2001:db8::7"]).accepted();
+    send(PROXY, "4", &["198.51.100.7, 203.0.113.9"]).problem(403);
+    send(PROXY, "5", &[]).problem(403);
+    send([127, 0, 0, 1], "6", &["198.51.100.7"]).problem(403);
+    // Who waits to be told to go ahead is not.
+    let waiting = request("7", &[]).header("Expect", "100-continue");
+    let mut connection = sender.connect_from([127, 0, 0, 1]);
+    connection.write(&waiting.head()).unwrap();
+    let answer = connection.read_head().unwrap();
+    assert_eq!(answer.status, 403);
+    let labels = [("source", "aryeo"), ("answer", "forbidden")];
+    assert_eq!(relay.metrics().value("relay_webhooks_received_total", &labels), 4.0);
+    let logs = relay.logs().join("\n");
+    assert!(logs.contains("its address is not known") && logs.contains("ERROR"), "{logs}");
+    crm.wait_for(3);
+}
+
+#[test]
 fn a_network_that_is_none_is_wrong_usage() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
