@@ -6,6 +6,7 @@
 //! cargo bench --bench relay -- --redrive           # 100,000 dead letters, brought back
 //! cargo bench --bench relay -- --replay            # 10,000 unrouted webhooks, replayed
 //! cargo bench --bench relay -- --dead-beside       # a target beside one with 1,000,000 pending
+//! cargo bench --bench relay -- --overload          # five times what it can do, and a flood, as root
 //! cargo bench --bench relay -- --help
 //! ```
 //!
@@ -36,6 +37,7 @@ mod beside;
 #[path = "../body.rs"]
 mod body;
 mod million;
+mod overload;
 mod process;
 mod redrive;
 mod replay;
@@ -81,6 +83,10 @@ struct Args {
     /// Measure a target beside a dead one that has so many pending instead
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "1000000")]
     dead_beside: Option<usize>,
+    /// Measure a relay that is held to this share of a core, in percent, and asked for much more than
+    /// that gives; as root, who can hold it back
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "25")]
+    overload: Option<u32>,
     /// With --million: when the dead target is tried again
     #[arg(long, default_value = "2h")]
     dead_retry: String,
@@ -117,6 +123,8 @@ fn main() -> anyhow::Result<()> {
             replay::run(&args, count).await
         } else if let Some(pending) = args.dead_beside {
             beside::run(&args, pending).await
+        } else if let Some(percent) = args.overload {
+            overload::run(&args, percent).await
         } else {
             compare(&args).await
         }

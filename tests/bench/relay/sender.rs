@@ -74,6 +74,21 @@ impl Webhooks {
         self.first..self.first + self.count() as u64
     }
 
+    /// The request of the `index`th.
+    pub(crate) fn request(&self, index: usize) -> Vec<u8> {
+        let mut request = self.request.clone();
+        self.write(&mut request, index);
+        request
+    }
+
+    /// A request that differs from the `index`th in that nobody signed it: it looks alike, and costs the
+    /// relay all that has to be done to find that out.
+    pub(crate) fn forged(&self, index: usize) -> Vec<u8> {
+        let mut request = self.request(index);
+        request[self.signature_at..self.signature_at + 64].fill(b'0');
+        request
+    }
+
     /// Turns `request` into the `index`th.
     fn write(&self, request: &mut [u8], index: usize) {
         body::set_number(&mut request[self.body_at..], self.first + index as u64);
@@ -123,12 +138,17 @@ pub(crate) struct Connection {
 impl Connection {
     /// Posts the `index`th webhook and waits until it is accepted.
     pub(crate) async fn post(&mut self, webhooks: &Webhooks, index: usize) -> anyhow::Result<()> {
-        let mut request = webhooks.request.clone();
-        webhooks.write(&mut request, index);
-        self.exchange(&request).await
+        self.exchange(&webhooks.request(index)).await
     }
 
     async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<()> {
+        let status = self.ask(request, ANSWER_WAIT_MAX).await?;
+        ensure!(status == 202, "not accepted: {}", String::from_utf8_lossy(&self.answer));
+        Ok(())
+    }
+
+    /// Sends a request and waits so long for its answer; the status.
+    pub(crate) async fn ask(&mut self, request: &[u8], patience: Duration) -> anyhow::Result<u16> {
         let exchange = async {
             self.stream.write_all(request).await?;
             self.stream.flush().await?;
@@ -141,10 +161,11 @@ impl Connection {
                 }
             }
         };
-        timeout(ANSWER_WAIT_MAX, exchange).await.context("no answer")??;
-        let accepted = self.answer.starts_with(b"HTTP/1.1 202 ");
-        ensure!(accepted, "not accepted: {}", String::from_utf8_lossy(&self.answer));
-        Ok(())
+        timeout(patience, exchange).await.context("no answer")??;
+        let status =
+            self.answer.strip_prefix(b"HTTP/1.1 ").and_then(|rest| rest.first_chunk::<3>());
+        let status = status.context("this is not HTTP/1.1")?;
+        Ok(std::str::from_utf8(status)?.parse()?)
     }
 }
 
