@@ -177,6 +177,7 @@ impl Context<'_> {
     /// The secrets of `verify` or `sign`; at least one.
     pub(super) fn secrets(
         &mut self,
+        scheme: Scheme,
         list: Option<&[schema::Secret]>,
         spot: Spot<'_>,
     ) -> Vec<Secret> {
@@ -200,15 +201,42 @@ impl Context<'_> {
         let found: Vec<_> = numbered
             .filter_map(|(index, secret)| {
                 let spot = secrets_spot.item(index);
-                Some((self.secret(secret, spot)?, spot.at))
+                Some((self.secret_of(scheme, secret, spot)?, spot.at))
             })
             .collect();
         lint::secrets(&found, self);
         found.into_iter().map(|(secret, _)| secret).collect()
     }
 
-    /// One secret.
+    /// One secret, which is the bytes themselves.
     pub(super) fn secret(&mut self, secret: &schema::Secret, spot: Spot<'_>) -> Option<Secret> {
+        match self.found(secret, spot)? {
+            Found::Bytes(label, bytes) => Secret::new(label, &bytes),
+            Found::Nothing(stand_in) => Some(stand_in),
+        }
+    }
+
+    /// One secret, written as `scheme` has it.
+    fn secret_of(
+        &mut self,
+        scheme: Scheme,
+        secret: &schema::Secret,
+        spot: Spot<'_>,
+    ) -> Option<Secret> {
+        match self.found(secret, spot)? {
+            Found::Bytes(label, bytes) => {
+                let spot = match &secret.value {
+                    Some(_) => spot.key("value"),
+                    None => spot.key_or("env", "file"),
+                };
+                let written = Secret::written(scheme, label, &bytes);
+                self.take(spot.at, written.map_err(|error| error.to_string()))
+            }
+            Found::Nothing(stand_in) => Some(stand_in),
+        }
+    }
+
+    fn found(&mut self, secret: &schema::Secret, spot: Spot<'_>) -> Option<Found> {
         let (label, bytes) = match (&secret.env, &secret.file, &secret.value) {
             (Some(name), None, None) => self.variable(name),
             (None, Some(path), None) => self.file(path, spot.key("file").at)?,
@@ -233,19 +261,18 @@ impl Context<'_> {
                 return None;
             }
         };
-        let bytes = match bytes {
-            Ok(bytes) => bytes,
+        match bytes {
+            Ok(bytes) => Some(Found::Bytes(label, bytes)),
             Err(message) => {
                 self.unresolved(spot.key_or("env", "file").at, message);
                 if self.secrets == Secrets::Resolve {
                     return None;
                 }
-                let mut stand_in = Zeroizing::new(vec![0; 32]);
-                getrandom::fill(&mut stand_in).ok()?;
-                stand_in
+                let mut stand_in = Zeroizing::new([0; 32]);
+                getrandom::fill(stand_in.as_mut_slice()).ok()?;
+                Secret::new(label, stand_in.as_slice()).map(Found::Nothing)
             }
-        };
-        Secret::new(label, &bytes)
+        }
     }
 
     /// The label of a variable and what is in it.
@@ -423,6 +450,14 @@ impl Context<'_> {
             }
         }
     }
+}
+
+/// What is where a secret should be.
+enum Found {
+    /// Its label, and what is written.
+    Bytes(String, Zeroizing<Vec<u8>>),
+    /// Nothing, for which this stands in.
+    Nothing(Secret),
 }
 
 /// Each name of a list with its place.

@@ -133,6 +133,9 @@ fn of_text(what: &str) -> Value {
         "a url" => pattern("^[Hh][Tt][Tt][Pp][Ss]?://"),
         "the name of an activity" => pattern("^[^*?! ]+$"),
         "the name of a scheme" => json!({ "enum": ["aryeo", "aryeo-timestamped", "none"] }),
+        "the name of a scheme that signs" => json!({
+            "enum": ["aryeo", "aryeo-timestamped", "standard-webhooks", "github", "none"],
+        }),
         "keep or drop" => json!({ "enum": ["keep", "drop"] }),
         "the name of an environment variable"
         | "the path of a file"
@@ -176,6 +179,7 @@ mod tests {
         "no-secrets",
         "none-with-secrets",
         "route-header-secret",
+        "standard-webhooks",
         "unknown-source",
         "unknown-target",
     ];

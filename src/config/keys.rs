@@ -109,17 +109,24 @@ static VERIFY: Record = Record {
 static SIGN: Record = Record {
     noun: "sign",
     keys: &[
-        must("scheme", Shape::Text("the name of a scheme"))
+        must("scheme", Shape::Text("the name of a scheme that signs"))
             .about(
                 "How deliveries are signed: `aryeo` over the body, `aryeo-timestamped` over \
-                 timestamp and body, or `none`.",
+                 timestamp and body, `standard-webhooks` over id, timestamp and body, `github` \
+                 over the body, or `none`.",
             )
             .example(r#""aryeo""#),
         may("secrets", Shape::List(&Shape::Record(&SECRET)))
-            .about("The first signs; the others are there for a rotation.")
+            .about(
+                "The first signs, the others are there for a rotation; under \
+                 `standard-webhooks`, where each is base64 after `whsec_`, all sign.",
+            )
             .example(r#"[{ "env": "CRM_SECRET" }]"#),
         may("header", HEADER_NAME)
-            .about("The header that carries the signature. Default: Signature.")
+            .about(
+                "The header that carries the signature. Default: the scheme's, as Signature, \
+                 webhook-signature or X-Hub-Signature-256.",
+            )
             .example(r#""Signature""#),
     ],
     whole: false,

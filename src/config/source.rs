@@ -227,7 +227,8 @@ fn verification(
             let message = match other {
                 "standard-webhooks" | "github" => {
                     format!(
-                        "a source can't be verified by \"{other}\": use aryeo or aryeo-timestamped"
+                        "scheme \"{other}\" only signs what targets get: a source is verified by \
+                         aryeo or aryeo-timestamped"
                     )
                 }
                 _ if !value::is_like_scheme(other) => {
@@ -241,7 +242,7 @@ fn verification(
         }
     };
     let header = context.signature_header(scheme, verify.header.as_ref(), spot);
-    let secrets = context.secrets(verify.secrets.as_deref(), spot);
+    let secrets = context.secrets(scheme, verify.secrets.as_deref(), spot);
     if secrets.is_empty() {
         return None;
     }

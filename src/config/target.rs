@@ -49,33 +49,29 @@ pub(super) fn compile(
 }
 
 fn signing(sign: &schema::Scheme, spot: Spot<'_>, context: &mut Context<'_>) -> Option<Signing> {
-    let scheme = match &*sign.scheme.0 {
-        "aryeo" => Scheme::Aryeo,
-        "aryeo-timestamped" => Scheme::AryeoTimestamped,
-        "none" => {
-            nothing_beside(sign, spot, context);
-            return Some(Signing::None);
-        }
-        other => {
-            let message = match other {
-                "standard-webhooks" | "github" => {
-                    format!(
-                        "scheme \"{other}\" is not supported by this version: use aryeo, \
-                         aryeo-timestamped or none"
-                    )
-                }
-                _ if !value::is_like_scheme(other) => {
-                    "unknown scheme: use aryeo, aryeo-timestamped or none".to_owned()
-                }
-                _ => format!("unknown scheme \"{other}\": use aryeo, aryeo-timestamped or none"),
-            };
-            let reported = context.report.error(spot.key("scheme").at, message);
-            reported.suggest(other, ["aryeo", "aryeo-timestamped", "none"]);
-            return None;
-        }
+    let name = &*sign.scheme.0;
+    if name == "none" {
+        nothing_beside(sign, spot, context);
+        return Some(Signing::None);
+    }
+    let Some(scheme) = Scheme::named(name) else {
+        let known = "use aryeo, aryeo-timestamped, standard-webhooks, github or none";
+        let message = if value::is_like_scheme(name) {
+            format!("unknown scheme \"{name}\": {known}")
+        } else {
+            format!("unknown scheme: {known}")
+        };
+        let reported = context.report.error(spot.key("scheme").at, message);
+        reported.suggest(name, Scheme::ALL.map(Scheme::name).into_iter().chain(["none"]));
+        return None;
     };
     let header = context.signature_header(scheme, sign.header.as_ref(), spot);
-    // The others are accepted by the target already, or still: the first signs.
-    let secret = context.secrets(sign.secrets.as_deref(), spot).into_iter().next();
-    Some(Signing::With { scheme, secret: secret?, also: Vec::new(), header: header? })
+    let mut secrets = context.secrets(scheme, sign.secrets.as_deref(), spot).into_iter();
+    let secret = secrets.next();
+    let also = match scheme {
+        // The others are accepted by the target already, or still: the first signs.
+        Scheme::Aryeo | Scheme::AryeoTimestamped | Scheme::Github => Vec::new(),
+        Scheme::StandardWebhooks => secrets.collect(),
+    };
+    Some(Signing::With { scheme, secret: secret?, also, header: header? })
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use proptest::prelude::*;
 
 use super::*;
@@ -25,6 +27,9 @@ impl Environment for TestEnvironment {
         match name {
             _ if name.starts_with("UNSET_") => None,
             _ if name.starts_with("EMPTY_") => Some(String::new()),
+            _ if name.starts_with("WHSEC_") => {
+                Some(format!("whsec_{}", BASE64_STANDARD.encode(name)))
+            }
             _ => Some(format!("value of {name}")),
         }
     }
@@ -227,6 +232,43 @@ fn every_key_reaches_the_table() {
     );
     assert_eq!(route.to, [Arc::from("crm"), Arc::from("lake")]);
     assert_eq!(table.unrouted, Unrouted::Drop);
+}
+
+#[test]
+fn each_scheme_of_a_target_has_its_header_and_the_secrets_that_sign() {
+    let table = load_file(Path::new("tests/data/routes/good/schemes.yaml")).unwrap().table;
+    for (target, scheme, header_names, labels) in [
+        ("plain", Some(Scheme::Aryeo), &["signature"][..], &["env:NEW"][..]),
+        ("mirror", Some(Scheme::Github), &["x-hub-signature-256"], &["env:NEW"]),
+        (
+            "partner",
+            Some(Scheme::StandardWebhooks),
+            &["webhook-signature", "webhook-id", "webhook-timestamp"],
+            &["env:WHSEC_NEW", "file:../files/whsec.txt"],
+        ),
+        (
+            "renamed",
+            Some(Scheme::StandardWebhooks),
+            &["x-sig", "webhook-id", "webhook-timestamp"],
+            &["env:WHSEC_NEW"],
+        ),
+        ("nobody", None, &[], &[]),
+    ] {
+        let sign = &table.targets[target].sign;
+        assert_eq!(sign.scheme(), scheme, "{target}");
+        assert_eq!(sign.header_names(), header_names, "{target}");
+        assert!(sign.secrets().map(|secret| secret.label()).eq(labels.iter().copied()), "{target}");
+    }
+    // The file's is "whsec_" and base64 of these bytes.
+    let key = crate::domain::signature::Secret::new("s", b"from a file as base64").unwrap();
+    assert!(table.targets["partner"].sign.secrets().nth(1).unwrap().signs_as(&key));
+}
+
+#[test]
+fn a_secret_that_is_not_there_has_no_form_that_could_be_wrong() {
+    let path = Path::new("tests/data/routes/good/schemes.yaml");
+    let problems = check(path, &HashMap::new(), Secrets::Warn);
+    assert_eq!((problems.errors(), problems.warnings()), (0, 7), "{problems}");
 }
 
 #[test]

@@ -238,6 +238,38 @@ mod tests {
     }
 
     #[test]
+    fn a_signed_id_is_the_one_to_deduplicate_by_also_of_a_repeat_on_purpose() {
+        let scheme = Scheme::StandardWebhooks;
+        let mut target = target();
+        target.sign = Signing::With {
+            scheme,
+            secret: Secret::new("s", b"abc").unwrap(),
+            also: Vec::new(),
+            header: scheme.header(),
+        };
+        let webhook_id = WebhookId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
+        for (again, id) in [(0, webhook_id.to_string()), (2, format!("{webhook_id}.2"))] {
+            let content = Content {
+                webhook_id,
+                again,
+                source: "aryeo",
+                activity: None,
+                resource: &Resource::default(),
+                received_at: Timestamp::default(),
+                inbound: &[],
+                route_headers: &[header("webhook-id", "x"), header("webhook-signature", "x")],
+                body: b"{}",
+                attempt: 1,
+            };
+            let map = headers(&target, &content, Timestamp::from_millis(1_700_000_000_999)).headers;
+            assert_eq!(map["webhook-id"], id);
+            assert_eq!(map["webhook-id"], map["relay-webhook-id"]);
+            assert_eq!(map["webhook-timestamp"], "1700000000", "of this attempt");
+            assert_ne!(map["webhook-signature"], "x");
+        }
+    }
+
+    #[test]
     fn the_inbound_type_and_encoding_go_along() {
         let inbound = [header("content-type", "text/plain"), header("content-encoding", "gzip")];
         let map = built(&target(), &inbound, &[]);

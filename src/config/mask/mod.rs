@@ -17,6 +17,7 @@ use crate::config::shape::{self, Record, Shape};
 use crate::config::token::tokens;
 use crate::config::value;
 use crate::domain::known;
+use crate::domain::signature::Scheme;
 
 /// What becomes of a character of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +136,8 @@ fn is_activity(core: &str) -> bool {
 /// The words of the language, and the names of sources and targets.
 fn words(tree: Option<&Node>) -> HashSet<&str> {
     let mut words: HashSet<&str> = keys::words().collect();
-    words.extend(["aryeo", "aryeo-timestamped", "drop", "false", "keep", "none", "null", "true"]);
+    words.extend(["drop", "false", "keep", "none", "null", "true"]);
+    words.extend(Scheme::ALL.map(Scheme::name));
     for section in ["sources", "targets"] {
         let names = tree.and_then(|tree| tree.get(section));
         words.extend(
@@ -290,7 +292,9 @@ fn hides(rule: Rule, text: &str) -> bool {
         Rule::Shown => false,
         Rule::As(shape) => match shape {
             Shape::Text("the name of an environment variable") => !secret::is_conventional(text),
-            Shape::Text("the name of a scheme") => !value::is_like_scheme(text),
+            Shape::Text("the name of a scheme" | "the name of a scheme that signs") => {
+                !value::is_like_scheme(text)
+            }
             shape => shape::takes_secret(shape),
         },
     }

@@ -131,6 +131,15 @@ pub enum Scheme {
 }
 
 impl Scheme {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Aryeo, Self::AryeoTimestamped, Self::StandardWebhooks, Self::Github];
+
+    /// The scheme of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scheme| scheme.name() == name)
+    }
+
     /// Its name in the routes file.
     pub const fn name(self) -> &'static str {
         match self {
