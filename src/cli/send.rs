@@ -10,7 +10,7 @@ use http::Uri;
 
 use super::output::{Foreign, Output, Style, note};
 use super::sender::{Attempt, RETRY_WAITS, Sender, Trust};
-use super::signature::{SignatureArgs, from_env};
+use super::signature::SignatureArgs;
 use super::{Usage, Verdict, block_on, sample};
 use crate::app::clock::SystemClock;
 use crate::domain::known;
@@ -114,7 +114,9 @@ async fn send(args: &Args, content: &Content, signing: &Signing, sender: &Sender
         let body = content.body(&clock);
         let what = out.paint(Style::Bold, content.name());
         out.line(format_args!("POST {}  {what}  {} bytes, {proof}", args.url, body.len()));
-        let prove = || signing.sign("", &body, clock.now());
+        // The same at each attempt, as schemes with an id want it.
+        let id = format!("send-{:032x}", fastrand::u128(..));
+        let prove = || signing.sign(&id, &body, clock.now());
         let report = |attempt: &Attempt| {
             spent += attempt.duration;
             print(&out, attempt, waits);
@@ -164,7 +166,7 @@ fn signing(args: &Args) -> anyhow::Result<Signing> {
     }
     let secret = match args.signature.secret()? {
         Some(secret) => secret,
-        None => from_env(DEFAULT_SECRET_ENV).context(
+        None => args.signature.secret_in(DEFAULT_SECRET_ENV).context(
             "no secret to sign with: name one by --secret-env or --secret-file, or send --unsigned",
         )?,
     };

@@ -24,9 +24,9 @@ pub struct SignatureArgs {
     /// How the signature is computed
     #[arg(long, value_enum, value_name = "SCHEME", default_value_t)]
     pub scheme: SchemeArg,
-    /// The header that carries the signature
-    #[arg(long, value_name = "NAME", default_value = "Signature")]
-    pub signature_header: HeaderName,
+    /// The header that carries the signature [default: the scheme's]
+    #[arg(long, value_name = "NAME")]
+    pub signature_header: Option<HeaderName>,
 }
 
 /// How a signature is computed.
@@ -37,6 +37,11 @@ pub enum SchemeArg {
     Aryeo,
     /// The same over `<timestamp>.<body>`, with a Timestamp header
     AryeoTimestamped,
+    /// Base64 HMAC-SHA256 of `<id>.<timestamp>.<body>`, with the headers webhook-id and
+    /// webhook-timestamp; the secret is base64, after `whsec_`
+    StandardWebhooks,
+    /// Hex HMAC-SHA256 of the body after `sha256=`, in X-Hub-Signature-256
+    Github,
 }
 
 impl From<SchemeArg> for Scheme {
@@ -44,6 +49,8 @@ impl From<SchemeArg> for Scheme {
         match scheme {
             SchemeArg::Aryeo => Self::Aryeo,
             SchemeArg::AryeoTimestamped => Self::AryeoTimestamped,
+            SchemeArg::StandardWebhooks => Self::StandardWebhooks,
+            SchemeArg::Github => Self::Github,
         }
     }
 }
@@ -52,20 +59,25 @@ impl SignatureArgs {
     /// The secret that was named, if any.
     pub fn secret(&self) -> anyhow::Result<Option<Secret>> {
         match (&self.secret_env, &self.secret_file) {
-            (Some(name), _) => from_env(name).map(Some),
-            (None, Some(path)) => from_file(path).map(Some),
+            (Some(name), _) => self.secret_in(name).map(Some),
+            (None, Some(path)) => from_file(self.scheme.into(), path).map(Some),
             (None, None) => Ok(None),
         }
     }
 
+    /// The secret in an environment variable.
+    pub fn secret_in(&self, variable: &str) -> anyhow::Result<Secret> {
+        from_env(self.scheme.into(), variable)
+    }
+
+    fn header(&self) -> HeaderName {
+        self.signature_header.clone().unwrap_or_else(|| Scheme::from(self.scheme).header())
+    }
+
     /// How requests are signed with this secret.
     pub fn signing(&self, secret: Secret) -> Signing {
-        Signing::With {
-            scheme: self.scheme.into(),
-            secret,
-            also: Vec::new(),
-            header: self.signature_header.clone(),
-        }
+        let header = self.header();
+        Signing::With { scheme: self.scheme.into(), secret, also: Vec::new(), header }
     }
 
     /// How requests are verified with this secret.
@@ -73,14 +85,13 @@ impl SignatureArgs {
         Verification {
             scheme: self.scheme.into(),
             secrets: vec![secret],
-            header: self.signature_header.clone(),
+            header: self.header(),
             tolerance: TIMESTAMP_TOLERANCE,
         }
     }
 }
 
-/// The secret in an environment variable.
-pub fn from_env(name: &str) -> anyhow::Result<Secret> {
+fn from_env(scheme: Scheme, name: &str) -> anyhow::Result<Secret> {
     // Someone may have put the secret itself there: what can't be a name is not repeated.
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     if name.is_empty()
@@ -91,18 +102,20 @@ pub fn from_env(name: &str) -> anyhow::Result<Secret> {
         return Err(Usage(text.to_owned()).into());
     }
     let value = config::from_env(&ProcessEnvironment, name).map_err(anyhow::Error::msg)?;
-    Secret::new(format!("env:{name}"), &value).context("a secret can't be empty")
+    Secret::written(scheme, format!("env:{name}"), &value).with_context(|| name.to_owned())
 }
 
-fn from_file(path: &Path) -> anyhow::Result<Secret> {
+fn from_file(scheme: Scheme, path: &Path) -> anyhow::Result<Secret> {
     let value = config::from_file(path).map_err(anyhow::Error::msg)?;
-    Secret::new(format!("file:{}", path.display()), &value).context("a secret can't be empty")
+    Secret::written(scheme, format!("file:{}", path.display()), &value)
+        .with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::time::Timestamp;
+    use http::HeaderMap;
 
     #[test]
     fn a_secret_file_may_end_with_a_newline_and_may_not_be_empty() {
@@ -110,7 +123,7 @@ mod tests {
         let path = dir.path().join("secret");
         let signed = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            from_file(&path).map(|secret| {
+            from_file(Scheme::Aryeo, &path).map(|secret| {
                 let signing = Signing::With {
                     scheme: Scheme::Aryeo,
                     secret,
@@ -129,9 +142,36 @@ mod tests {
 
     #[test]
     fn what_is_no_variable_s_name_is_not_repeated() {
-        let error = from_env("hunter2-!").unwrap_err();
+        let error = from_env(Scheme::Aryeo, "hunter2-!").unwrap_err();
         assert!(error.is::<Usage>() && !error.to_string().contains("hunter2"));
-        let error = from_env("ARYEO_RELAY_TEST_SURELY_UNSET").unwrap_err();
+        let error = from_env(Scheme::Aryeo, "ARYEO_RELAY_TEST_SURELY_UNSET").unwrap_err();
         assert!(error.to_string().contains("ARYEO_RELAY_TEST_SURELY_UNSET is not set"));
+    }
+
+    #[test]
+    fn what_is_signed_by_these_flags_is_verified_by_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, "whsec_c2VjcmV0\n").unwrap();
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        for scheme in SchemeArg::value_variants() {
+            for header in [None, Some(HeaderName::from_static("x-mine"))] {
+                let args = SignatureArgs {
+                    secret_env: None,
+                    secret_file: Some(path.clone()),
+                    scheme: *scheme,
+                    signature_header: header.clone(),
+                };
+                let secret = args.secret().unwrap().unwrap();
+                let headers: HeaderMap =
+                    args.signing(secret.clone()).sign("id", b"x", now).into_iter().collect();
+                assert!(args.verification(secret).verify(&headers, b"x", now).is_ok());
+                let name = header.unwrap_or_else(|| Scheme::from(*scheme).header());
+                assert!(headers.contains_key(name), "{scheme:?}");
+            }
+        }
+        std::fs::write(&path, "hunter2!").unwrap();
+        let error = format!("{:#}", from_file(Scheme::StandardWebhooks, &path).unwrap_err());
+        assert!(error.contains("base64") && !error.contains("hunter2"), "{error}");
     }
 }
