@@ -316,11 +316,21 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         LogFormat::Json => logging::Format::Json,
     };
     let _logging = logging::install(format, args.log_level);
+    keep_out_of_dumps();
     let (stop_signals, hangups) = signals;
     let ended = runtime.block_on(serve(args, stop_signals, hangups));
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     ended
+}
+
+/// Secrets and bodies are in this memory: no core is dumped of it, and no other process of this user may
+/// read it.
+fn keep_out_of_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "Cores may be dumped of this process, with secrets in them.");
+    }
 }
 
 /// Reads from the disk at the same time.

@@ -15,6 +15,7 @@
 //! - `reload`: files that change while it runs
 //! - `reload_load`: the same under load, often
 //! - `torture`: the proof that operators run on their own disk
+//! - `hardening`: what an attacker does not get from the process itself
 //! - `edge`: who is at the other end, and what follows from it
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
@@ -57,6 +58,7 @@ mod explains;
 mod full_disk;
 mod guards;
 mod hang_up;
+mod hardening;
 mod holding;
 mod hung_disk;
 mod language;
