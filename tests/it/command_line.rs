@@ -378,7 +378,7 @@ fn send_sends_as_many_as_asked_and_unsigned_on_request() {
 }
 
 /// Where a `receive` says that it listens.
-fn address_of(target: &Background) -> String {
+pub(crate) fn address_of(target: &Background) -> String {
     eventually("it says where it listens", || {
         let lines = target.lines();
         let words = lines.iter().flat_map(|line| line.split([' ', ',']));

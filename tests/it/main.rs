@@ -3,6 +3,7 @@
 //! - `accepts`: what a sender posts rightly is acknowledged, kept and passed on unchanged
 //! - `rejects`: every other answer
 //! - `delivers`: what a target gets, and what happens when it does not take it
+//! - `schemes`: what others verify what a target gets with, and how secrets are rotated
 //! - `restarts`: `kill -9` under load loses nothing that was acknowledged
 //! - `durability`: seen from the kernel, a sync comes before each 2xx
 //! - `full_disk`: no room refuses new webhooks and damages nothing
@@ -68,6 +69,7 @@ mod reload;
 mod reload_load;
 mod replays;
 mod restarts;
+mod schemes;
 mod shipped;
 mod starts_and_stops;
 mod store_commands;

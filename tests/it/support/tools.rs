@@ -1,5 +1,10 @@
 //! Tools that a test needs and a machine may not have.
 
+use std::path::Path;
+use std::process::Command;
+
+use super::relay::command;
+
 /// Whether a test can go on. Where what it needs is missing it fails, so that nobody takes a test
 /// that was not run for one that passed; with `RELAY_TEST_MAY_SKIP` set it says so and is skipped.
 #[track_caller]
@@ -12,9 +17,25 @@ pub(crate) fn can_go_on(is_there: bool, what: &str) -> bool {
     is_there
 }
 
+/// Python with the reference library of Standard Webhooks, if both are there.
+#[track_caller]
+pub(crate) fn python() -> Option<Command> {
+    // The folder in which all that cargo makes is; cargo's own for tests is below it.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let python = || {
+        let mut command = command("python3");
+        command.env("PYTHONPATH", target.join("tools/python"));
+        command
+    };
+    let import = python().args(["-c", "import standardwebhooks"]).output();
+    let is_there = import.is_ok_and(|output| output.status.success());
+    let what = "Python's standardwebhooks is missing: `tests/all --prepare` installs it";
+    can_go_on(is_there, what).then(python)
+}
+
 /// The same for `strace`.
 #[track_caller]
 pub(crate) fn has_strace() -> bool {
-    let is_there = std::process::Command::new("strace").arg("--version").output().is_ok();
+    let is_there = Command::new("strace").arg("--version").output().is_ok();
     can_go_on(is_there, "strace is missing: `tests/all --prepare` installs it")
 }
