@@ -15,6 +15,9 @@ pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// twelfth more CPU.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 
+/// The header of the PROXY protocol: addresses, and what proxies add about the client's certificate.
+pub const PROXY_HEADER_BYTES_MAX: usize = 1024;
+
 /// How much of a refused body is read and thrown away, so that the answer arrives.
 pub const DISCARD_BYTES_MAX: usize = 256 * 1024;
 

@@ -1,7 +1,7 @@
 //! What the relay is about, pure: no I/O, no clock, no runtime.
 //!
 //! Reading order: [`time`] and [`webhook`] say what is handled, [`signature`] and [`proof`] who may
-//! send it, [`client`] from where, [`activity`] what it says, [`route`] where it goes, by
+//! send it, [`client`] and [`proxied`] from where, [`activity`] what it says, [`route`] where it goes, by
 //! [`condition`] and [`mod@pointer`] if it must, [`target`] and [`template`] how, [`question`] and
 //! [`explain`] why; [`delivery`], [`outcome`], [`redaction`] and [`retry`] what becomes of it, [`lane`]
 //! when it is tried at all; [`comparison`] is what another table would do; [`limit`] names the bounds.
@@ -25,6 +25,7 @@ pub mod outcome;
 pub mod pattern;
 pub mod pointer;
 pub mod proof;
+pub mod proxied;
 pub mod question;
 pub mod redaction;
 pub mod renewal;
