@@ -90,11 +90,32 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// Of all connections, one address has at most one part in so many, unless it is said otherwise.
+const CONNECTIONS_PER_ADDRESS_SHARE: usize = 4;
+
 /// What is known of those who connect.
 #[derive(Debug, Clone, Default)]
 pub struct EdgeSettings {
     /// Proxies that are believed when they say whose requests they forward.
     pub trusted_proxies: Networks,
+    /// They begin each connection with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// Connections at once from one address; a quarter of all without.
+    pub connections_per_address_max: Option<usize>,
+}
+
+impl Settings {
+    /// Whether peers that are no trusted proxies are the clients themselves: without TLS something
+    /// else ends it, and all come from there, unless it is known what that is.
+    fn peers_are_clients(&self) -> bool {
+        self.tls.is_some() || !self.edge.trusted_proxies.is_empty()
+    }
+
+    fn connections_per_address_max(&self) -> usize {
+        let quarter = self.connections_max.div_ceil(CONNECTIONS_PER_ADDRESS_SHARE);
+        let wanted = self.edge.connections_per_address_max.unwrap_or(quarter);
+        if self.peers_are_clients() { wanted } else { usize::MAX }
+    }
 }
 
 /// What the store is told. Half of `delivery_memory` is for bodies that wait in it, half for those in

@@ -1,29 +1,39 @@
 //! Wires what the layers below report to metrics and logs.
 
 use std::io;
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::domain::answer::Answer;
 use crate::ingress::Ingress;
-use crate::net::listener::{HandshakeResult, ListenerObserver, PeerInfo, Unreadable};
+use crate::net::listener::{HandshakeResult, ListenerObserver, PeerInfo, Refused, Unreadable};
 use crate::store::Pulse;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::observer::Observer;
+use crate::telemetry::log_limit::LogLimit;
 use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
+
+/// Refused connections that are logged one by one within a window; the rest is counted.
+const REFUSED_LOGGED: u32 = 10;
+const REFUSED_LOGGED_WINDOW: Duration = Duration::from_secs(10);
 
 /// Listens to the listener.
 #[derive(Debug)]
 pub(super) struct Connections {
     metrics: ConnectionMetrics,
     full: AtomicBool,
+    refused: Mutex<LogLimit>,
     ingress: Arc<Ingress<EmbeddedStore>>,
 }
 
 impl Connections {
     pub(super) fn new(metrics: ConnectionMetrics, ingress: Arc<Ingress<EmbeddedStore>>) -> Self {
-        Self { metrics, full: AtomicBool::new(false), ingress }
+        let refused = Mutex::new(LogLimit::new(REFUSED_LOGGED, REFUSED_LOGGED_WINDOW));
+        Self { metrics, full: AtomicBool::new(false), refused, ingress }
     }
 }
 
@@ -43,6 +53,32 @@ impl ListenerObserver for Connections {
             tracing::warn!(
                 "All --connections-max connections are taken; those idle for longest end for new ones."
             );
+        }
+    }
+
+    fn connection_refused(&self, why: Refused, peer: SocketAddr) {
+        let (reason, said) = match why {
+            Refused::Address => (
+                "address",
+                "it has all --connections-per-address-max connections, and all are busy",
+            ),
+            Refused::NotAProxy => {
+                ("not_a_proxy", "it speaks for another, and is not in --trusted-proxies")
+            }
+            Refused::ProxyHeader => (
+                "proxy_header",
+                "a trusted proxy did not begin with a header of the PROXY protocol",
+            ),
+            Refused::ProxyTimeout => {
+                ("proxy_timeout", "the header of the PROXY protocol did not come in time")
+            }
+        };
+        self.metrics.refused(reason);
+        let admitted =
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now());
+        if let Some(suppressed) = admitted {
+            let peer = peer.ip().to_canonical();
+            tracing::warn!(%peer, reason, suppressed, "A connection is refused: {said}.");
         }
     }
 

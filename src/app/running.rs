@@ -19,7 +19,7 @@ use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
 use crate::ingress::{Ingress, IngressLimits, Setting};
-use crate::net::listener::{ListenerLimits, Server};
+use crate::net::listener::{ListenerLimits, Proxies, Server};
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 
@@ -82,10 +82,7 @@ impl App {
                 in_flight_max: self.settings.in_flight_max,
                 in_flight_bytes_max: self.settings.in_flight_bytes_max,
                 body_timeout: self.settings.body_timeout,
-                // Without TLS something else ends it, and all come from there unless it is known
-                // what that is.
-                peers_are_clients: self.settings.tls.is_some()
-                    || !self.settings.edge.trusted_proxies.is_empty(),
+                peers_are_clients: self.settings.peers_are_clients(),
             },
             trusted_proxies: self.settings.edge.trusted_proxies.clone(),
         });
@@ -136,6 +133,11 @@ impl App {
             tls: self.certificate.as_ref().map(watch::Sender::subscribe),
             limits: ListenerLimits {
                 connections_max: self.settings.connections_max,
+                connections_per_address_max: self.settings.connections_per_address_max(),
+                proxies: Proxies {
+                    trusted: self.settings.edge.trusted_proxies.clone(),
+                    protocol: self.settings.edge.proxy_protocol,
+                },
                 handshake_timeout: self.settings.handshake_timeout,
                 header_timeout: self.settings.header_timeout,
                 idle_timeout: IDLE_TIMEOUT.max(self.settings.body_timeout * 2),

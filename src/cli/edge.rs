@@ -1,5 +1,9 @@
 //! The flags of `serve` about who is at the other end of a connection.
 
+use std::num::NonZeroUsize;
+
+use clap::builder::BoolishValueParser;
+
 use crate::app::EdgeSettings;
 use crate::domain::client::{Network, NetworkError};
 
@@ -19,11 +23,36 @@ pub struct EdgeArgs {
         value_parser = network
     )]
     pub trusted_proxies: Vec<Network>,
+    /// The proxies begin each connection with a header of the PROXY protocol, version 1 or 2, which
+    /// says for whom they connect. From --trusted-proxies it is mandatory, from others it is refused
+    #[arg(
+        long,
+        env = "RELAY_PROXY_PROTOCOL",
+        hide_env_values = true,
+        value_parser = BoolishValueParser::new(),
+        requires = "trusted_proxies"
+    )]
+    pub proxy_protocol: bool,
+    /// Connections at once from one address, or from one /64 network of IPv6; for further ones those
+    /// of the same address end that are idle for longest. Not where the address may be a proxy's:
+    /// with --plain-http it needs --trusted-proxies [default: a quarter of --connections-max]
+    #[arg(
+        long,
+        env = "RELAY_CONNECTIONS_PER_ADDRESS_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        help_heading = "Limits"
+    )]
+    pub connections_per_address_max: Option<NonZeroUsize>,
 }
 
 impl EdgeArgs {
     pub(super) fn settings(&self) -> EdgeSettings {
-        EdgeSettings { trusted_proxies: self.trusted_proxies.iter().copied().collect() }
+        EdgeSettings {
+            trusted_proxies: self.trusted_proxies.iter().copied().collect(),
+            proxy_protocol: self.proxy_protocol,
+            connections_per_address_max: self.connections_per_address_max.map(NonZeroUsize::get),
+        }
     }
 }
 

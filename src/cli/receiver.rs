@@ -21,19 +21,23 @@ use tokio_util::task::TaskTracker;
 use crate::domain::signature::{Verification, VerifyError};
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::body;
-use crate::net::listener::{ListenerLimits, ListenerObserver, PeerInfo, Server, bind};
+use crate::net::listener::{ListenerLimits, ListenerObserver, PeerInfo, Proxies, Server, bind};
 
 /// More than any webhook has.
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
 const BODY_WAIT: Duration = Duration::from_secs(60);
 
-const LIMITS: ListenerLimits = ListenerLimits {
-    connections_max: 1024,
-    handshake_timeout: Duration::from_secs(10),
-    header_timeout: Duration::from_secs(10),
-    idle_timeout: Duration::from_secs(600),
-};
+fn limits() -> ListenerLimits {
+    ListenerLimits {
+        connections_max: 1024,
+        connections_per_address_max: 1024,
+        proxies: Proxies::default(),
+        handshake_timeout: Duration::from_secs(10),
+        header_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(600),
+    }
+}
 
 /// How a receiver behaves.
 #[derive(Debug, Clone)]
@@ -154,7 +158,7 @@ impl Receiver {
         let server = Server {
             listener: self.listener,
             tls: self.tls.map(|config| watch::channel(config).1),
-            limits: LIMITS,
+            limits: limits(),
             observer: Arc::new(Quiet),
             stop_accepting: stop.clone(),
             drain: stop.clone(),

@@ -487,6 +487,7 @@ mod tests {
                     --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
                     --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
                     --trusted-proxies 10.0.0.0/8,::1 \
+                    --proxy-protocol --connections-per-address-max 15 \
                     --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn";
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
@@ -518,7 +519,8 @@ mod tests {
         assert_eq!(admin_token, Some(PathBuf::from("t")));
         let TlsFiles { certificate, key } = tls.unwrap();
         assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
-        let EdgeSettings { trusted_proxies } = edge;
+        let EdgeSettings { trusted_proxies, proxy_protocol, connections_per_address_max } = edge;
+        assert_eq!((proxy_protocol, connections_per_address_max), (true, Some(15)));
         let networks = ["10.0.0.0/8", "::1/128"].map(|text| text.parse::<Network>().unwrap());
         assert_eq!(trusted_proxies, networks.into_iter().collect());
         let StoreSettings {

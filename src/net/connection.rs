@@ -19,14 +19,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use super::TrackedExecutor;
 use super::crowd::Member;
-use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Unreadable};
+use super::listener::{
+    HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Refused, Unreadable,
+};
+use super::proxied::{self, Unproxied};
 use super::stream::ReadAhead;
 use crate::domain::limit::HEAD_BYTES_MAX;
 
@@ -116,7 +119,7 @@ pub(super) struct ServerConnection<O: ListenerObserver> {
 
 impl<O: ListenerObserver> ServerConnection<O> {
     /// Serves it to its end.
-    pub(super) async fn run<S, F, B>(self, stream: TcpStream, service: S)
+    pub(super) async fn run<S, F, B>(mut self, mut stream: TcpStream, service: S)
     where
         S: Fn(Request<Incoming>, PeerInfo) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
@@ -126,23 +129,55 @@ impl<O: ListenerObserver> ServerConnection<O> {
         if stream.set_nodelay(true).is_err() {
             return; // The peer is gone already.
         }
+        let deadline = Instant::now() + self.limits.handshake_timeout;
+        if self.limits.proxies.protocol && !self.proxied(&mut stream, deadline).await {
+            return;
+        }
         let Some(config) = self.tls.clone() else {
             return self.http(stream, &self.protocols.either, service).await;
         };
-        let Some(stream) = self.handshake(stream, config).await else { return };
+        let Some(stream) = self.handshake(stream, config, deadline).await else { return };
         let protocol = self.protocols.by_alpn(stream.get_ref().1.alpn_protocol());
         self.http(Box::new(stream), protocol, service).await;
+    }
+
+    /// Finds out who the client is, where a proxy has to say it; whether to go on.
+    async fn proxied(&mut self, stream: &mut TcpStream, deadline: Instant) -> bool {
+        let told = proxied::client(stream, self.peer.addr, &self.limits.proxies.trusted);
+        let told = tokio::select! {
+            biased;
+            told = timeout_at(deadline, told) => told,
+            () = self.member.ends().cancelled() => return false,
+        };
+        let refused = match told {
+            Ok(Ok(client)) => {
+                let is_new = self.peer.addr != client;
+                self.peer.addr = client;
+                // For others it was asked when they were accepted.
+                let has_room = !is_new || self.member.belongs_to(client.ip(), &self.limits);
+                (!has_room).then_some(Refused::Address)
+            }
+            Ok(Err(Unproxied::Closed)) => return false,
+            Ok(Err(Unproxied::Malformed)) => Some(Refused::ProxyHeader),
+            Ok(Err(Unproxied::NotAProxy)) => Some(Refused::NotAProxy),
+            Err(_) => Some(Refused::ProxyTimeout),
+        };
+        if let Some(why) = refused {
+            self.open.observer.connection_refused(why, self.peer.addr);
+        }
+        refused.is_none()
     }
 
     async fn handshake(
         &self,
         stream: TcpStream,
         config: Arc<ServerConfig>,
+        deadline: Instant,
     ) -> Option<TlsStream<ReadAhead<TcpStream>>> {
         let accept = TlsAcceptor::from(config).accept(ReadAhead::new(stream));
         let ended = tokio::select! {
             biased;
-            ended = timeout(self.limits.handshake_timeout, accept) => ended,
+            ended = timeout_at(deadline, accept) => ended,
             () = self.member.ends().cancelled() => return None,
         };
         let (result, stream) = match ended {

@@ -4,14 +4,21 @@
 //! all slots are taken, it is not the newcomer who has to wait: those end that have had no request
 //! to answer for longest, handshakes and heads that do not come among them. Only where every
 //! connection has a request in work does the next one wait, until one of them has been answered.
+//!
+//! The same holds among those of one address, but that there the newcomer is refused rather than made
+//! to wait: who connects from elsewhere must not stand in line behind it.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use super::listener::ListenerLimits;
+use crate::domain::client;
 
 /// One part in so many ends at once: looking for the longest idle means looking at all.
 const ENDED_SHARE: usize = 64;
@@ -20,7 +27,7 @@ const ENDED_SHARE: usize = 64;
 #[derive(Debug)]
 pub(super) struct Crowd {
     slots: Arc<Semaphore>,
-    members: Mutex<HashMap<u64, Arc<Quiet>>>,
+    members: Mutex<Members>,
     /// Ends them all.
     drain: CancellationToken,
     epoch: Instant,
@@ -30,9 +37,17 @@ pub(super) struct Crowd {
     fell_idle: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Members {
+    all: HashMap<u64, Arc<Quiet>>,
+    /// Those whose address is known to be a client's: as many entries as connections at most.
+    by_address: HashMap<IpAddr, Vec<Arc<Quiet>>>,
+}
+
 /// What a connection lets others see: whether it has requests, and since when it has none.
 #[derive(Debug)]
 struct Quiet {
+    number: u64,
     active: AtomicU32,
     since_micros: AtomicU64,
     end: CancellationToken,
@@ -76,57 +91,97 @@ impl Crowd {
 
     /// Takes in a connection that has a slot.
     pub(super) fn enter(self: &Arc<Self>, slot: OwnedSemaphorePermit) -> Member {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let quiet = Arc::new(Quiet {
+            number,
             active: AtomicU32::new(0),
             since_micros: AtomicU64::new(self.micros()),
             end: self.drain.child_token(),
         });
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(number, Arc::clone(&quiet));
-        Member { crowd: Arc::clone(self), number, quiet, _slot: slot }
+        self.lock().all.insert(number, Arc::clone(&quiet));
+        Member { crowd: Arc::clone(self), address: OnceLock::new(), quiet, _slot: slot }
+    }
+
+    /// Whether there may be one more from this address; another of the same ends if need be.
+    pub(super) fn make_room(&self, address: IpAddr, limits: &ListenerLimits) -> bool {
+        let Some(host) = counted(address, limits) else { return true };
+        let members = self.lock();
+        let Some(group) = members.by_address.get(&host) else { return true };
+        let max = limits.connections_per_address_max;
+        if group.len() < max {
+            return true;
+        }
+        let staying = group.iter().filter(|quiet| !quiet.end.is_cancelled()).count();
+        staying < max || end_longest_idle(group.iter())
     }
 
     fn end_longest_idle(&self) -> bool {
-        let members = self.lock();
-        let share = (members.len() / ENDED_SHARE).max(1);
-        let mut idle: Vec<_> = members
-            .iter()
-            .filter(|(_, quiet)| {
-                quiet.active.load(Ordering::SeqCst) == 0 && !quiet.end.is_cancelled()
-            })
-            .map(|(number, quiet)| {
-                let since = quiet.since_micros.load(Ordering::Relaxed);
-                ((since, *number), Arc::clone(quiet))
-            })
-            .collect();
-        drop(members);
-        if idle.len() > share {
-            idle.select_nth_unstable_by_key(share, |(since, _)| *since);
-            idle.truncate(share);
-        }
-        idle.iter().for_each(|(_, quiet)| quiet.end.cancel());
-        !idle.is_empty()
+        end_longest_idle(self.lock().all.values())
     }
 
     fn micros(&self) -> u64 {
         self.epoch.elapsed().as_micros().try_into().unwrap_or(u64::MAX)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Quiet>>> {
+    fn lock(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Ends some of those who have no request to answer; whether there were any.
+fn end_longest_idle(members: impl ExactSizeIterator<Item: AsRef<Quiet>>) -> bool {
+    let share = (members.len() / ENDED_SHARE).max(1);
+    let mut idle: Vec<_> = members
+        .filter(|member| {
+            let quiet = member.as_ref();
+            quiet.active.load(Ordering::SeqCst) == 0 && !quiet.end.is_cancelled()
+        })
+        .map(|member| {
+            let quiet = member.as_ref();
+            ((quiet.since_micros.load(Ordering::Relaxed), quiet.number), member)
+        })
+        .collect();
+    if idle.len() > share {
+        idle.select_nth_unstable_by_key(share, |(since, _)| *since);
+        idle.truncate(share);
+    }
+    idle.iter().for_each(|(_, member)| member.as_ref().end.cancel());
+    !idle.is_empty()
+}
+
+/// With whom connections from this address are counted; not at all, where it is a proxy's.
+fn counted(address: IpAddr, limits: &ListenerLimits) -> Option<IpAddr> {
+    (!limits.proxies.trusted.contains(address)).then(|| client::host(address))
 }
 
 /// A connection in its slot, for as long as it exists.
 #[derive(Debug)]
 pub(super) struct Member {
     crowd: Arc<Crowd>,
-    number: u64,
+    /// With whom it is counted.
+    address: OnceLock<IpAddr>,
     quiet: Arc<Quiet>,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Member {
+    /// It is counted with those of this address from now on, if that is no proxy's.
+    pub(super) fn comes_from(&self, address: IpAddr, limits: &ListenerLimits) {
+        let Some(host) = counted(address, limits) else { return };
+        if self.address.set(host).is_ok() {
+            self.crowd.lock().by_address.entry(host).or_default().push(Arc::clone(&self.quiet));
+        }
+    }
+
+    /// The same, if there may be one more.
+    pub(super) fn belongs_to(&self, address: IpAddr, limits: &ListenerLimits) -> bool {
+        let has_room = self.crowd.make_room(address, limits);
+        if has_room {
+            self.comes_from(address, limits);
+        }
+        has_room
+    }
+
     /// Cancelled when the connection has to end.
     pub(super) fn ends(&self) -> &CancellationToken {
         &self.quiet.end
@@ -156,13 +211,23 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.crowd.lock().remove(&self.number);
+        let mut members = self.crowd.lock();
+        members.all.remove(&self.quiet.number);
+        let Some(host) = self.address.get() else { return };
+        if let Some(group) = members.by_address.get_mut(host) {
+            group.retain(|quiet| quiet.number != self.quiet.number);
+            if group.is_empty() {
+                members.by_address.remove(host);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::listener::Proxies;
+    use crate::net::testing;
     use std::time::Duration;
     use tokio::time::advance;
 
@@ -218,6 +283,49 @@ mod tests {
         assert_eq!(ended(&members), [1]);
         drop(members);
         assert!(slot.await.is_some());
+    }
+
+    fn per_address(max: usize) -> ListenerLimits {
+        let proxies = Proxies {
+            trusted: ["10.0.0.0/8".parse().unwrap()].into_iter().collect(),
+            protocol: false,
+        };
+        ListenerLimits { connections_per_address_max: max, proxies, ..testing::limits() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_makes_room_for_itself_and_is_refused_where_it_has_none() {
+        let (crowd, limits) = (Crowd::new(100, CancellationToken::new()), per_address(2));
+        let enter = |address: &str| {
+            let address = address.parse().unwrap();
+            if !crowd.make_room(address, &limits) {
+                return None;
+            }
+            let member = crowd.enter(crowd.try_slot().unwrap());
+            member.comes_from(address, &limits);
+            Some(member)
+        };
+        let other = enter("192.0.2.2").unwrap();
+        let first = enter("192.0.2.1").unwrap();
+        advance(Duration::from_secs(1)).await;
+        let second = enter("::ffff:192.0.2.1").unwrap();
+        let third = enter("192.0.2.1").unwrap();
+        assert!(first.ends().is_cancelled() && !second.ends().is_cancelled());
+        second.request_begins();
+        third.request_begins();
+        // Who is about to end is not counted, but there is nobody else who could.
+        assert!(enter("192.0.2.1").is_none());
+        drop(first);
+        assert!(enter("192.0.2.1").is_none());
+        assert!(enter("192.0.2.2").is_some() && !other.ends().is_cancelled());
+        drop(third);
+        assert!(enter("192.0.2.1").is_some());
+        let hosts = ["2001:db8::1", "2001:db8::2", "2001:db8::3"].map(|text| enter(text).unwrap());
+        assert_eq!(ended(&hosts).len(), 1, "they are one network");
+        let proxied: Vec<_> = (0..9).map(|_| enter("10.0.0.1").unwrap()).collect();
+        assert!(ended(&proxied).is_empty(), "a proxy's connections are not one client's");
+        drop((other, second, hosts, proxied));
+        assert!(crowd.lock().by_address.is_empty() && crowd.lock().all.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Open, Protocols, ServerConnection};
 use super::crowd::{Crowd, Member};
+use crate::domain::client::Networks;
 
 /// Connections that the kernel keeps until we come to accept them.
 const BACKLOG: u32 = 4096;
@@ -59,7 +60,12 @@ pub struct ListenerLimits {
     /// Connections at once. For further ones those end that are idle for longest; where none is, they
     /// wait, all but one in the kernel's backlog.
     pub connections_max: usize,
-    /// For the TLS handshake.
+    /// Of these, from one address. For further ones those of the same address end that are idle for
+    /// longest; where none is, the newest is closed.
+    pub connections_per_address_max: usize,
+    /// Who may speak for others; their own addresses are not counted.
+    pub proxies: Proxies,
+    /// For the TLS handshake, and for what a proxy says before.
     pub handshake_timeout: Duration,
     /// From the first byte of a request to the end of its head, and from the start of a connection
     /// to the end of its first head.
@@ -69,10 +75,19 @@ pub struct ListenerLimits {
     pub idle_timeout: Duration,
 }
 
+/// The proxies in front of a listener.
+#[derive(Clone, Debug, Default)]
+pub struct Proxies {
+    /// Where they are.
+    pub trusted: Networks,
+    /// They have to begin with a header of the PROXY protocol, and nobody else may.
+    pub protocol: bool,
+}
+
 /// Who is at the other end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PeerInfo {
-    /// Its address; IPv4 is written as such.
+    /// Its address, or that of the client for whom a proxy connects; IPv4 is written as such.
     pub addr: SocketAddr,
     /// It came over TLS.
     pub tls: bool,
@@ -89,6 +104,19 @@ pub enum HandshakeResult {
     Ok,
     /// Not done in time.
     Timeout,
+}
+
+/// Why a connection was closed before anything was read of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There are too many from its address, and all are busy.
+    Address,
+    /// It begins with the header of a proxy, and is none that is trusted.
+    NotAProxy,
+    /// A trusted proxy's header is missing or wrong.
+    ProxyHeader,
+    /// It did not come in time.
+    ProxyTimeout,
 }
 
 /// Why a request's head could not be understood.
@@ -108,6 +136,8 @@ pub trait ListenerObserver: Send + Sync + 'static {
     fn connection_closed(&self) {}
     /// `connections_max` is reached: for each further connection another one has to end.
     fn connections_full(&self) {}
+    /// A connection was closed before anything was read of it.
+    fn connection_refused(&self, _why: Refused, _peer: SocketAddr) {}
     /// A TLS handshake ended.
     fn handshake(&self, _result: HandshakeResult) {}
     /// A request's head could not be understood; it was answered already, or nobody listens.
@@ -163,6 +193,9 @@ impl<O: ListenerObserver> Server<O> {
             match accepted {
                 Ok((stream, addr)) => {
                     back_off = BACK_OFF.0;
+                    if !self.has_room(&crowd, addr) {
+                        continue;
+                    }
                     let Some(slot) = self.slot(&crowd).await else { break };
                     self.open(stream, addr, crowd.enter(slot), &protocols, &service);
                 }
@@ -178,6 +211,15 @@ impl<O: ListenerObserver> Server<O> {
             }
         }
         self.accept_backlog(&crowd, &protocols, &service);
+    }
+
+    /// Whether one more connection from there is let in.
+    fn has_room(&self, crowd: &Crowd, addr: SocketAddr) -> bool {
+        let has_room = crowd.make_room(addr.ip(), &self.limits);
+        if !has_room {
+            self.observer.connection_refused(Refused::Address, addr);
+        }
+        has_room
     }
 
     /// A place for one more connection; none if told to stop.
@@ -208,6 +250,9 @@ impl<O: ListenerObserver> Server<O> {
             let stream = std::net::TcpStream::from(accepted);
             let Ok(addr) = stream.peer_addr() else { continue };
             let Ok(stream) = TcpStream::from_std(stream) else { continue };
+            if !self.has_room(crowd, addr) {
+                continue;
+            }
             self.open(stream, addr, crowd.enter(slot), protocols, service);
         }
     }
@@ -226,6 +271,7 @@ impl<O: ListenerObserver> Server<O> {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        member.comes_from(addr.ip(), &self.limits);
         let connection = ServerConnection {
             peer: PeerInfo { addr, tls: self.tls.is_some() },
             tls: self.tls.as_ref().map(|config| Arc::clone(&config.borrow())),
@@ -474,6 +520,108 @@ mod tests {
         answer(&mut next).await;
         let _last = harness.connect().await;
         assert_eq!(to_end(&mut next).await, "");
+    }
+
+    #[tokio::test]
+    async fn an_address_has_its_share_of_the_connections() {
+        let limits = ListenerLimits { connections_per_address_max: 1, ..limits() };
+        let mut harness = start(None, limits);
+        let mut silent = harness.connect().await;
+        let mut next = harness.connect().await;
+        assert_eq!(to_end(&mut silent).await, "");
+        next.write_all(&to_wait()).await.unwrap();
+        harness.waiting.notified().await;
+        let mut refused = harness.connect().await;
+        harness.event(Event::Refused(Refused::Address)).await;
+        assert_eq!(to_end(&mut refused).await, "");
+        harness.go.notify_one();
+        assert!(answer(&mut next).await.contains("Ok(2)"));
+    }
+
+    fn proxied(trusted: &str) -> ListenerLimits {
+        let trusted = [trusted.parse().unwrap()].into_iter().collect();
+        let proxies = Proxies { trusted, protocol: true };
+        ListenerLimits { connections_per_address_max: 2, proxies, ..limits() }
+    }
+
+    /// What comes back to this, when no more is sent.
+    async fn told(harness: &Harness, sent: &[&[u8]]) -> String {
+        let mut stream = harness.connect().await;
+        for piece in sent {
+            stream.write_all(piece).await.unwrap();
+        }
+        stream.shutdown().await.unwrap();
+        to_end(&mut stream).await
+    }
+
+    const FOR_CLIENT: &[u8] = b"PROXY TCP4 192.0.2.9 192.0.2.1 4711 443\r\n";
+    const VERSION_2: &[u8] =
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x0a\x01\x01\x01\x01\0\x01\0\x02";
+    const ITSELF: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+    #[tokio::test]
+    async fn a_trusted_proxy_says_for_whom_it_connects() {
+        let mut harness = start(None, proxied("127.0.0.0/8"));
+        for (header, client) in [
+            (FOR_CLIENT, "192.0.2.9"),
+            (VERSION_2, "192.0.2.10"),
+            (ITSELF, "127.0.0.1"),
+            (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
+        ] {
+            let got = told(&harness, &[header, POST]).await;
+            assert!(got.contains("Ok(2)") && got.ends_with(client), "{got}");
+            let (begin, end) = header.split_at(header.len() / 2);
+            let got = told(&harness, &[begin, end, POST]).await;
+            assert!(got.ends_with(client), "{got}");
+        }
+        for wrong in [POST, b"PROXY TCP4 192.0.2.9 192.0.2.1 4711\r\n"] {
+            assert_eq!(told(&harness, &[wrong]).await, "");
+            harness.event(Event::Refused(Refused::ProxyHeader)).await;
+        }
+        // A balancer that looks whether somebody is there says nothing, and nothing is said of it.
+        assert_eq!(told(&harness, &[]).await, "");
+        harness.event(Event::Closed).await;
+        // The clients are counted, not the proxy.
+        let mut busy = Vec::new();
+        for _ in 0..2 {
+            let mut stream = harness.connect().await;
+            stream.write_all(&[FOR_CLIENT, &to_wait()].concat()).await.unwrap();
+            harness.waiting.notified().await;
+            busy.push(stream);
+        }
+        assert_eq!(told(&harness, &[FOR_CLIENT, POST]).await, "");
+        harness.event(Event::Refused(Refused::Address)).await;
+        assert!(told(&harness, &[VERSION_2, POST]).await.ends_with("192.0.2.10"));
+        harness.go.notify_waiters();
+        for stream in &mut busy {
+            stream.shutdown().await.unwrap();
+            assert!(to_end(stream).await.ends_with("192.0.2.9"));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_no_trusted_proxy_speaks_for_itself_only() {
+        let mut harness = start(None, proxied("192.0.2.0/24"));
+        for header in [FOR_CLIENT, VERSION_2, ITSELF] {
+            assert_eq!(told(&harness, &[header, POST]).await, "");
+            harness.event(Event::Refused(Refused::NotAProxy)).await;
+        }
+        assert!(told(&harness, &[POST]).await.ends_with("127.0.0.1"));
+    }
+
+    #[tokio::test]
+    async fn the_header_of_a_proxy_comes_in_time_or_not_at_all() {
+        let short = Duration::from_millis(100);
+        let limits = ListenerLimits { handshake_timeout: short, ..proxied("127.0.0.0/8") };
+        let mut harness = start(None, limits);
+        for sent in [&b""[..], b"PROXY TCP4", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"] {
+            let mut stream = harness.connect().await;
+            stream.write_all(sent).await.unwrap();
+            assert_eq!(to_end(&mut stream).await, "");
+            let long = sent.ends_with(b"\xff");
+            let why = if long { Refused::ProxyHeader } else { Refused::ProxyTimeout };
+            harness.event(Event::Refused(why)).await;
+        }
     }
 
     #[tokio::test]

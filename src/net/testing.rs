@@ -1,6 +1,7 @@
 //! Certificates, settings and a recording observer for the tests of this module.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::client::{Client, ClientSettings};
-use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver};
+use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, Proxies, Refused};
 use super::resolve::Resolver;
 use super::tls::{self, TargetTls};
 
@@ -126,6 +127,8 @@ impl Authority {
 pub(super) fn limits() -> ListenerLimits {
     ListenerLimits {
         connections_max: 100,
+        connections_per_address_max: 100,
+        proxies: Proxies::default(),
         handshake_timeout: PATIENCE,
         header_timeout: PATIENCE,
         idle_timeout: PATIENCE,
@@ -158,6 +161,7 @@ pub(super) enum Event {
     Closed,
     Full,
     Handshake(HandshakeResult),
+    Refused(Refused),
 }
 
 pub(super) struct Recorder(pub(super) mpsc::Sender<Event>);
@@ -177,6 +181,9 @@ impl ListenerObserver for Recorder {
     }
     fn connections_full(&self) {
         self.tell(Event::Full);
+    }
+    fn connection_refused(&self, why: Refused, _: SocketAddr) {
+        self.tell(Event::Refused(why));
     }
     fn handshake(&self, result: HandshakeResult) {
         self.tell(Event::Handshake(result));

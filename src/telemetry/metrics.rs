@@ -285,6 +285,10 @@ impl Metrics {
             handshakes: ["ok", "failed", "timeout"].map(|result| {
                 (result, self.counter("relay_tls_handshakes_total", &[("result", result)]))
             }),
+            refused: ConnectionMetrics::REFUSED.map(|reason| {
+                let labels = [("reason", reason)];
+                (reason, self.counter("relay_connections_refused_total", &labels))
+            }),
         }
     }
 
@@ -456,9 +460,21 @@ impl CommitMetrics {
 pub struct ConnectionMetrics {
     open: Gauge,
     handshakes: [(&'static str, Counter); 3],
+    refused: [(&'static str, Counter); Self::REFUSED.len()],
 }
 
 impl ConnectionMetrics {
+    /// Why a connection is closed before anything is read of it.
+    const REFUSED: [&str; 4] = ["address", "not_a_proxy", "proxy_header", "proxy_timeout"];
+
+    /// A connection was closed before anything was read of it, for one of these reasons: `address`,
+    /// `not_a_proxy`, `proxy_header` or `proxy_timeout`.
+    pub fn refused(&self, reason: &'static str) {
+        for (_, counter) in self.refused.iter().filter(|(name, _)| *name == reason) {
+            counter.increment(1);
+        }
+    }
+
     /// A connection was opened.
     pub fn opened(&self) {
         self.open.increment(1.0);

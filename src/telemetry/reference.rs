@@ -144,6 +144,12 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         Some(Unit::Seconds),
         "When the certificate ends.",
     ),
+    (
+        "relay_connections_refused_total",
+        Kind::Counter,
+        None,
+        "Connections closed before anything was read of them, by reason.",
+    ),
     ("relay_tls_handshakes_total", Kind::Counter, None, "TLS handshakes, by result."),
     ("relay_store_bytes", Kind::Gauge, Some(Unit::Bytes), "Bytes that the store takes."),
     (

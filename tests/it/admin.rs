@@ -44,6 +44,7 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_routes_info", &["sha256"]),
     ("relay_certificate_expiry_timestamp_seconds", &["certificate"]),
     ("relay_tls_handshakes_total", &["result"]),
+    ("relay_connections_refused_total", &["reason"]),
     ("relay_store_bytes", &[]),
     ("relay_store_limit_bytes", &[]),
     ("relay_store_available_bytes", &[]),

@@ -1,6 +1,9 @@
 //! Who is at the other end, and what follows from it.
 
+use std::io;
+
 use crate::support::routes::{PATH, SECRET};
+use crate::support::sender::Answer;
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Request, Routes, Sender, TestRelay};
 
@@ -83,6 +86,73 @@ fn a_source_takes_nothing_from_elsewhere_and_reads_no_body_for_that() {
     let logs = relay.logs().join("\n");
     assert!(logs.contains("its address is not known") && logs.contains("ERROR"), "{logs}");
     crm.wait_for(3);
+}
+
+/// Connects as a proxy does that speaks version 1 or 2 of its protocol, and posts.
+fn post_for(relay: &TestRelay, from: [u8; 4], header: &[u8], text: &str) -> io::Result<Answer> {
+    let mut connection = Sender::new(relay).connect_behind(from, header)?;
+    connection.send(&request(text, &["198.51.100.66"]))
+}
+
+#[test]
+fn a_proxy_s_header_comes_before_tls_and_only_from_where_it_is_trusted() {
+    let line = b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 443\r\n";
+    let mut binary = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
+    binary.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+    binary.extend([0; 20]);
+    for plain in [false, true] {
+        let flags = ["--trusted-proxies", "127.0.0.2", "--proxy-protocol"];
+        let (relay, crm) = relay(&[], &flags, plain);
+        let first = post_for(&relay, PROXY, line, "1").unwrap().accepted();
+        assert_eq!(shown(&relay, &first), "203.0.113.9");
+        let second = post_for(&relay, PROXY, &binary, "2").unwrap().accepted();
+        assert_eq!(shown(&relay, &second), "2001:db8::7");
+        let direct = post_for(&relay, OTHER, b"", "3").unwrap().accepted();
+        assert_eq!(shown(&relay, &direct), "127.0.0.3");
+        post_for(&relay, OTHER, line, "4").unwrap_err();
+        post_for(&relay, PROXY, b"", "5").unwrap_err();
+        for (reason, count) in [("not_a_proxy", 1.0), ("proxy_header", 1.0), ("address", 0.0)] {
+            let labels = [("reason", reason)];
+            assert_eq!(relay.metrics().value("relay_connections_refused_total", &labels), count);
+        }
+        crm.wait_for(3);
+    }
+}
+
+#[test]
+fn nobody_speaks_for_others_where_no_proxy_is_trusted() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let ended = TestRelay::with(&routes).flags(&["--proxy-protocol"]).run();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.contains("--trusted-proxies"), "{ended:?}");
+}
+
+#[test]
+fn one_address_does_not_take_the_connections_of_others() {
+    let flags = ["--connections-max", "40", "--connections-per-address-max", "4"];
+    let (relay, crm) = relay(&[], &flags, false);
+    let sender = Sender::new(&relay);
+    // All of them have a request whose body does not come.
+    let busy = |text: &str| {
+        let mut connection = sender.connect_from(OTHER);
+        let request = request(text, &[]).header("Expect", "100-continue");
+        connection.write(&request.head()).unwrap();
+        assert_eq!(connection.read_head().unwrap().status, 100);
+        (connection, request)
+    };
+    let mut crowd: Vec<_> = ["1", "2", "3", "4"].map(busy).into();
+    sender.connect_behind(OTHER, b"").unwrap_err();
+    let labels = [("reason", "address")];
+    assert!(relay.metrics().value("relay_connections_refused_total", &labels) >= 1.0);
+    sender.connect_from(PROXY).send(&request("from elsewhere", &[])).unwrap().accepted();
+    for (connection, request) in &mut crowd {
+        connection.write(&request.body).unwrap();
+        connection.read_answer().unwrap().accepted();
+    }
+    // They are idle now, and one of them ends for the next.
+    sender.connect_from(OTHER).send(&request("the next", &[])).unwrap().accepted();
+    crm.wait_for(6);
 }
 
 #[test]

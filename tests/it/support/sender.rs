@@ -410,14 +410,20 @@ impl Sender {
     /// A new connection that comes from another address of this machine.
     #[track_caller]
     pub(crate) fn connect_from(&self, from: [u8; 4]) -> Connection {
+        self.connect_behind(from, b"").unwrap()
+    }
+
+    /// The same with something before TLS, as a proxy sends it.
+    pub(crate) fn connect_behind(&self, from: [u8; 4], header: &[u8]) -> io::Result<Connection> {
         let stream = RUNTIME.block_on(async {
             let socket = tokio::net::TcpSocket::new_v4()?;
             socket.bind(SocketAddr::from((from, 0)))?;
             socket.connect(self.address).await?.into_std()
         });
-        let stream = stream.unwrap();
-        stream.set_nonblocking(false).unwrap();
-        Connection::over(stream, self.tls.clone()).unwrap()
+        let mut stream = stream?;
+        stream.set_nonblocking(false)?;
+        stream.write_all(header)?;
+        Connection::over(stream, self.tls.clone())
     }
 
     /// Posts a signed body on the kept connection.
