@@ -44,15 +44,17 @@ const PATIENCE: RetryPolicy = RetryPolicy::new()
 pub enum AcmeError {
     /// No answer.
     #[error("the authority can't be reached: {0}")]
-    Unreachable(#[source] SendFailure),
+    Unreachable(SendFailure),
     /// An answer that says no.
     #[error("the authority says no: {0}")]
     Refused(String),
     /// The account is not known, or not valid any more.
-    #[error("the authority does not take the account any more: {0}")]
+    #[error("the account is of no use: {0}")]
     NoAccount(String),
     /// The authority could not convince itself that a domain is ours.
-    #[error("the authority's check of {domain} failed: {reason}")]
+    #[error(
+        "the authority's check of {domain} failed (its port 443 has to lead to this relay): {reason}"
+    )]
     NotProved {
         /// The domain.
         domain: String,
@@ -165,7 +167,11 @@ impl Authority {
         credentials: Credentials,
         contact: &[String],
     ) -> Result<Account, AcmeError> {
-        let inner = self.builder().from_credentials(credentials.0).await.map_err(understood)?;
+        let restored = self.builder().from_credentials(credentials.0).await;
+        let inner = restored.map_err(|error| match error {
+            Error::KeyRejected => AcmeError::NoAccount("its key can't be used".to_owned()),
+            other => understood(other),
+        })?;
         Ok(Account { inner, contact: contact.to_vec() })
     }
 
@@ -321,7 +327,9 @@ fn said(problem: &Problem) -> String {
         text.push_str(&part.to_string());
     }
     if let Some(name) = &problem.r#type {
-        text.push_str(&format!(" ({name})"));
+        text.push_str(" (");
+        text.push_str(name);
+        text.push(')');
     }
     text
 }

@@ -18,13 +18,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use super::TrackedExecutor;
+use super::acme::CHALLENGE_PROTOCOL;
 use super::crowd::Member;
 use super::listener::{
     HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Refused, Unreadable,
@@ -136,7 +138,12 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let Some(config) = self.tls.clone() else {
             return self.http(stream, &self.protocols.either, service).await;
         };
-        let Some(stream) = self.handshake(stream, config, deadline).await else { return };
+        let Some(mut stream) = self.handshake(stream, config, deadline).await else { return };
+        if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
+            // The handshake was all that the authority wanted to see.
+            let _gone = timeout(GOODBYE, stream.shutdown()).await;
+            return;
+        }
         let protocol = self.protocols.by_alpn(stream.get_ref().1.alpn_protocol());
         self.http(Box::new(stream), protocol, service).await;
     }

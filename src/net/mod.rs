@@ -6,6 +6,7 @@ use tokio_util::task::TaskTracker;
 
 pub mod acme;
 pub mod address;
+pub mod awaited;
 pub mod body;
 pub mod client;
 mod connection;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ResolvesServerCert;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, ServerConfig};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -23,6 +25,8 @@ use super::{PROTOCOLS, TlsError, provider};
 pub struct LoadedCertificate {
     /// TLS 1.2 and 1.3, session tickets, HTTP/2 and HTTP/1.1.
     pub config: Arc<ServerConfig>,
+    /// The chain and its key alone.
+    pub key: Arc<CertifiedKey>,
     /// When it begins to be valid, in unix seconds. In the future it is worth a warning: our clock
     /// or the sender's may differ, so it is served all the same.
     pub not_before_unix: i64,
@@ -73,22 +77,32 @@ pub fn load_server_config(
 ) -> Result<LoadedCertificate, TlsError> {
     let (chain, key) = identity(certificate_pem, key_pem, names)?;
     let facts = facts(&chain, names.certificate)?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Setup)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| identity_error(error, names))?;
+    let key = CertifiedKey::from_der(chain, key, &provider());
+    let key = Arc::new(key.map_err(|error| identity_error(error, names))?);
     if facts.not_after_unix <= now_unix {
         let date = date(facts.not_after_unix);
         return Err(TlsError::Expired { name: names.certificate.to_owned(), date });
     }
+    let shown = SingleCertAndKey::from(Arc::clone(&key));
+    let config = Arc::new(server_config(Arc::new(shown))?);
+    let Facts { not_before_unix, not_after_unix, names } = facts;
+    Ok(LoadedCertificate { config, key, not_before_unix, not_after_unix, names })
+}
+
+/// TLS towards senders, with the certificates of `resolver`.
+pub(in crate::net) fn server_config(
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Setup)?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     config.ticketer = ring::Ticketer::new().map_err(TlsError::Setup)?;
     // One ticket is enough for a sender that reconnects; each costs a write.
     config.send_tls13_tickets = 1;
-    let Facts { not_before_unix, not_after_unix, names } = facts;
-    Ok(LoadedCertificate { config: Arc::new(config), not_before_unix, not_after_unix, names })
+    Ok(config)
 }
 
 pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

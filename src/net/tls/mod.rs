@@ -8,6 +8,7 @@ use rustls::crypto::{CryptoProvider, ring};
 mod load;
 mod target;
 
+pub(super) use load::server_config;
 pub use load::{LoadedCertificate, Names, load_server_config, load_server_files};
 pub use target::{TargetTls, client_config, server_name};
 
