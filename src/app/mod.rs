@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::admin::readiness::Readiness;
 use crate::admin::sizes::Measuring;
 use crate::admin::{Admin, AdminThread};
+use crate::app::acme::{Acme, AcmeSettings};
 use crate::app::api::Answers;
 use crate::app::certificate::Certificates;
 use crate::app::clock::SystemClock;
@@ -33,6 +34,7 @@ use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
 
+pub mod acme;
 mod api;
 mod certificate;
 pub mod clock;
@@ -59,8 +61,10 @@ pub struct Settings {
     pub admin: Address,
     /// The file of the token that they bring; without one they must be on this machine.
     pub admin_token: Option<PathBuf>,
-    /// Certificate and key; plain HTTP without.
+    /// Certificate and key; plain HTTP without, unless they come from an authority.
     pub tls: Option<TlsFiles>,
+    /// Where they come from instead of files.
+    pub acme: Option<AcmeSettings>,
     /// The store.
     pub store: StoreSettings,
     /// Who is at the other end.
@@ -108,7 +112,8 @@ impl Settings {
     /// Whether peers that are no trusted proxies are the clients themselves: without TLS something
     /// else ends it, and all come from there, unless it is known what that is.
     fn peers_are_clients(&self) -> bool {
-        self.tls.is_some() || !self.edge.trusted_proxies.is_empty()
+        let has_tls = self.tls.is_some() || self.acme.is_some();
+        has_tls || !self.edge.trusted_proxies.is_empty()
     }
 
     fn connections_per_address_max(&self) -> usize {
@@ -150,6 +155,7 @@ impl Default for Settings {
             admin: Address::Tcp(SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9464))),
             admin_token: None,
             tls: Some(TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }),
+            acme: None,
             store: StoreSettings::default(),
             edge: EdgeSettings::default(),
             connections_max: 10_000,
@@ -186,6 +192,7 @@ pub struct App {
     listener: Option<tokio::net::TcpListener>,
     watcher: Option<Watcher>,
     certificate: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
+    acme: Option<Acme>,
     table: watch::Sender<Arc<RoutingTable>>,
     store: Arc<EmbeddedStore>,
     ids: Arc<WebhookIds>,
@@ -221,15 +228,16 @@ impl App {
 
         let (tables, routes) = load_tables(&settings, environment, &clock, &metrics)?;
         let (table, targets) = (tables.table.clone(), tables.table.subscribe());
-        let certificates = load_certificate(&settings, &clock, &metrics)?;
-        let certificate = certificates.as_ref().map(|(held, _)| held.config.clone());
+        let readiness = Arc::new(Readiness::default());
+        let Tls { certificates, acme, config } =
+            prepare_tls(&settings, &clock, &metrics, &readiness)?;
+        let asked = acme.as_ref().map(Acme::now);
         let tokens = settings.admin_token.as_deref().map(load_token).transpose()?;
         let (reloads, requests) = Reloads::channel();
 
         let listener = listener::bind(settings.listen)
             .with_context(|| format!("--listen {} can't be bound", settings.listen))?;
         let address = listener.local_addr()?;
-        let readiness = Arc::new(Readiness::default());
         let (opened, store) = watch::channel(None);
         let socket = bind_admin(&settings.admin)?;
         let board = Arc::<Board>::default();
@@ -252,17 +260,11 @@ impl App {
         };
         let admin = admin.spawn(socket)?;
 
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            listen = %address,
-            tls = certificate.is_some(),
-            admin = %admin.address(),
-            data = %settings.store.data.display(),
-            routes = %settings.routes.display(),
-            routes_sha256 = hex(&table.borrow().sha256),
-            "Bound; opening the store."
-        );
+        say_bound(&settings, address, admin.address(), config.is_some(), &table.borrow());
         tables.warn();
+        if let Some(acme) = &acme {
+            acme.announce(address);
+        }
 
         let commits = Commits(metrics.commits());
         let store = open_store(&settings.store, clock.clone(), commits).await?;
@@ -272,8 +274,9 @@ impl App {
             settings,
             address,
             listener: Some(listener),
-            watcher: Some(Watcher { requests, tables, routes, certificates, tokens }),
-            certificate,
+            watcher: Some(Watcher { requests, tables, routes, certificates, tokens, asked }),
+            certificate: config,
+            acme,
             table,
             store,
             ids,
@@ -325,6 +328,54 @@ fn load_tables(
         last: Taken::Unchanged,
     };
     Ok((tables, Followed::new(Follower::new(files, read))))
+}
+
+fn say_bound(
+    settings: &Settings,
+    listen: SocketAddr,
+    admin: &Address,
+    tls: bool,
+    table: &RoutingTable,
+) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        %listen,
+        tls,
+        %admin,
+        data = %settings.store.data.display(),
+        routes = %settings.routes.display(),
+        routes_sha256 = hex(&table.sha256),
+        "Bound; opening the store."
+    );
+}
+
+/// What senders are shown, and where it comes from: files, an authority, or neither.
+struct Tls {
+    certificates: Option<(Certificates, Followed<certificate::Outcome>)>,
+    acme: Option<Acme>,
+    config: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
+}
+
+fn prepare_tls(
+    settings: &Settings,
+    clock: &Arc<SystemClock>,
+    metrics: &Arc<Metrics>,
+    readiness: &Arc<Readiness>,
+) -> anyhow::Result<Tls> {
+    if let Some(acme) = &settings.acme {
+        let parts = acme::Parts {
+            data: &settings.store.data,
+            clock: clock.clone(),
+            metrics: Arc::clone(metrics),
+            readiness: Arc::clone(readiness),
+        };
+        let acme = Acme::prepare(acme, parts)?;
+        let config = Some(acme.config());
+        return Ok(Tls { certificates: None, acme: Some(acme), config });
+    }
+    let certificates = load_certificate(settings, clock, metrics)?;
+    let config = certificates.as_ref().map(|(held, _)| held.config.clone());
+    Ok(Tls { certificates, acme: None, config })
 }
 
 fn load_certificate(

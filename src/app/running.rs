@@ -44,7 +44,12 @@ impl App {
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let watcher = self.watcher.take().ok_or_else(|| anyhow!("the relay has run already"))?;
+        let acme = self.acme.take();
         let running = self.start(listener, watcher);
+        if let Some(acme) = acme {
+            // What is ordered while it stops would be checked at a listener that closes.
+            running.watching.spawn(acme.run(running.stop_leasing.clone()));
+        }
         // Who scrapes the moment we are ready must not take a silent source for one that never spoke.
         running.ingress.observe(&self.store.health());
         self.readiness.started();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +73,8 @@ pub(super) struct Watcher {
     pub(super) routes: Followed<reload::Outcome>,
     pub(super) certificates: Option<(Certificates, Followed<certificate::Outcome>)>,
     pub(super) tokens: Option<(Tokens, Followed<token::Outcome>)>,
+    /// Told of each request: who waits to order a certificate again does it now.
+    pub(super) asked: Option<Arc<Notify>>,
 }
 
 impl Watcher {
@@ -89,6 +91,9 @@ impl Watcher {
                 () = sleep_until(next) => false,
                 Some(request) = self.requests.recv(), if waiting.len() < REQUESTS_MAX => {
                     waiting.push(request);
+                    if let Some(asked) = &self.asked {
+                        asked.notify_one();
+                    }
                     true
                 }
             };

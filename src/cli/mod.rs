@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+pub mod acme;
 pub mod admin;
 pub mod certificate;
 pub mod check;

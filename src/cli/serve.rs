@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::watcher::Reloads;
 use crate::app::{App, Settings, StoreSettings, TlsFiles};
+use crate::cli::acme::AcmeArgs;
 use crate::cli::edge::EdgeArgs;
 use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Verdict, value};
@@ -97,6 +98,9 @@ pub struct Args {
         help_heading = "TLS"
     )]
     pub plain_http: bool,
+    /// A certificate from an authority.
+    #[command(flatten)]
+    pub acme: AcmeArgs,
 
     /// Who is at the other end.
     #[command(flatten)]
@@ -386,13 +390,15 @@ impl Args {
         let bytes = |size: u64, flag: &str| {
             usize::try_from(size).with_context(|| format!("{flag} is larger than this machine"))
         };
+        let acme = self.acme.settings(self.plain_http)?;
         let tls = TlsFiles { certificate: self.tls_cert.clone(), key: self.tls_key.clone() };
         Ok(Settings {
             routes: self.routes.clone(),
             listen: self.listen,
             admin: self.admin.clone(),
             admin_token: self.admin_token_file.clone(),
-            tls: (!self.plain_http).then_some(tls),
+            tls: (!self.plain_http && acme.is_none()).then_some(tls),
+            acme,
             store: StoreSettings {
                 data: self.storage.data.clone(),
                 allow_volatile: self.storage.allow_volatile_data,
@@ -492,10 +498,11 @@ mod tests {
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
         assert_eq!((args.log_format, args.log_level), (LogFormat::Json, LevelFilter::WARN));
-        // Every flag but the one that makes others meaningless.
+        // Every flag but those that make others meaningless.
         let command = Args::augment_args(clap::Command::new("serve"));
         for flag in command.get_arguments().filter_map(|arg| arg.get_long()) {
-            assert!(flag == "plain-http" || line.contains(&format!("--{flag} ")), "{flag}");
+            let is_alone = flag == "plain-http" || flag.starts_with("acme-");
+            assert!(is_alone || line.contains(&format!("--{flag} ")), "{flag}");
         }
         let secs = Duration::from_secs;
         let Settings {
@@ -504,6 +511,7 @@ mod tests {
             admin,
             admin_token,
             tls,
+            acme,
             store,
             edge,
             connections_max,
@@ -517,6 +525,7 @@ mod tests {
         assert_eq!((routes, listen.port()), (PathBuf::from("a"), 1));
         assert_eq!(admin.to_string(), "127.0.0.1:2");
         assert_eq!(admin_token, Some(PathBuf::from("t")));
+        assert_eq!(acme, None);
         let TlsFiles { certificate, key } = tls.unwrap();
         assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
         let EdgeSettings { trusted_proxies, proxy_protocol, connections_per_address_max } = edge;
