@@ -19,6 +19,7 @@
 //! - `hardening`: what an attacker does not get from the process itself
 //! - `edge`: who is at the other end, and what follows from it
 //! - `tls`: versions, protocols, certificates that can't be served
+//! - `acme`: a certificate that an authority gives, without anybody's doing
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
@@ -44,6 +45,7 @@
 )]
 
 mod accepts;
+mod acme;
 mod admin;
 mod asks;
 mod backlogs;

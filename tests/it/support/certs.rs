@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use time::{Duration, OffsetDateTime};
 
 /// The authority that every test trusts.
 pub(crate) static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
@@ -58,6 +59,19 @@ impl Authority {
     /// What a client shows.
     pub(crate) fn client(&self) -> Identity {
         self.issue(2020, 2090, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// For these names: it began so many days ago, and ends so many days from now.
+    pub(crate) fn server_for(&self, names: &[&str], ago: i64, left: i64) -> Identity {
+        let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let mut params = CertificateParams::new(names).unwrap();
+        let now = OffsetDateTime::now_utc();
+        params.not_before = now - Duration::days(ago);
+        params.not_after = now + Duration::days(left);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
     fn issue(&self, from: i32, to: i32, usage: ExtendedKeyUsagePurpose) -> Identity {

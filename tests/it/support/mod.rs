@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod eventually;
 pub(crate) mod metrics;
+pub(crate) mod pebble;
 pub(crate) mod receiver;
 pub(crate) mod relay;
 pub(crate) mod routes;

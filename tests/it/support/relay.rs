@@ -115,6 +115,8 @@ pub(crate) struct Builder {
     environment: Vec<(String, String)>,
     under: Vec<String>,
     tls: bool,
+    /// It is given one.
+    certificate: bool,
 }
 
 impl Builder {
@@ -136,6 +138,7 @@ impl Builder {
             environment: environment.to_vec(),
             under: Vec::new(),
             tls: true,
+            certificate: true,
         }
     }
 
@@ -162,6 +165,12 @@ impl Builder {
     pub(crate) fn plain_http(mut self) -> Self {
         self.tls = false;
         self.flags(&["--plain-http"])
+    }
+
+    /// With TLS, but without the files for it.
+    pub(crate) fn without_certificate(mut self) -> Self {
+        self.certificate = false;
+        self
     }
 
     /// Keeps its data somewhere else.
@@ -203,7 +212,7 @@ impl Builder {
             .arg(self.path("routes.yaml"))
             .arg("--data")
             .arg(&self.data);
-        if self.tls {
+        if self.tls && self.certificate {
             command.arg("--tls-cert").arg(self.path("certs/tls.crt"));
             command.arg("--tls-key").arg(self.path("certs/tls.key"));
         }

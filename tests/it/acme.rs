@@ -1,0 +1,259 @@
+//! A certificate from an authority, without anybody's doing: a real one (Pebble) on this machine.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::process::Signal;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::support::certs::Identity;
+use crate::support::pebble::{Pebble, free_port, has_pebble, kept};
+use crate::support::relay::Builder;
+use crate::support::routes::PATH;
+use crate::support::sender::Request;
+use crate::support::vectors::listing_delivered;
+use crate::support::{AUTHORITY, Receiver, Routes, TestRelay, eventually, patience};
+
+const DOMAIN: &str = "relay.test";
+
+/// Longer than any test, so that nothing is renewed in it.
+const LONG: u32 = 90 * 86_400;
+
+const EXPIRY: &str = "relay_certificate_expiry_timestamp_seconds";
+
+/// A relay at this port that is to get its certificate from `pebble`.
+fn relay(crm: &Receiver, port: u16, pebble: &Pebble, domains: &[&str]) -> Builder {
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let builder = TestRelay::with(&routes)
+        .without_certificate()
+        .override_flag("--listen", &format!("127.0.0.1:{port}"))
+        .flags(&["--acme-directory", &pebble.directory(), "--acme-contact", "ops@relay.test"])
+        .flags(&["--acme-ca", pebble.ca().to_str().unwrap()]);
+    domains.iter().fold(builder, |builder, domain| builder.flags(&["--acme-domain", domain]))
+}
+
+/// A connection by a name, verified by these roots (PEM).
+fn connect(
+    relay: SocketAddr,
+    name: &str,
+    roots: &[&str],
+) -> Result<StreamOwned<ClientConnection, TcpStream>, String> {
+    connect_with(relay, name, roots, &[])
+}
+
+fn connect_with(
+    relay: SocketAddr,
+    name: &str,
+    roots: &[&str],
+    protocols: &[&[u8]],
+) -> Result<StreamOwned<ClientConnection, TcpStream>, String> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(CertificateDer::from_pem_slice(root.as_bytes()).unwrap()).unwrap();
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let stream = TcpStream::connect(relay).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(patience())).unwrap();
+    let mut stream = StreamOwned::new(client, stream);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).map_err(|error| error.to_string())?;
+    }
+    Ok(stream)
+}
+
+/// The certificate that is served for a name.
+fn served(relay: &TestRelay, name: &str, roots: &[&str]) -> Result<Vec<u8>, String> {
+    let stream = connect(relay.listen(), name, roots)?;
+    Ok(stream.conn.peer_certificates().unwrap()[0].to_vec())
+}
+
+/// Posts a webhook, which is accepted.
+#[track_caller]
+fn post(stream: &mut StreamOwned<ClientConnection, TcpStream>, number: &str) {
+    let body = listing_delivered(number);
+    let request = Request::signed(&body);
+    assert_eq!(request.path, PATH);
+    stream.write_all(&request.head()).unwrap();
+    stream.write_all(&request.encoded_body()).unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 202");
+    // The rest of it is of no interest, but may not be taken for the next answer.
+    let mut rest = Vec::new();
+    while !rest.ends_with(b"}") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        rest.push(byte[0]);
+    }
+}
+
+/// Waits until the relay has said this; the line.
+#[track_caller]
+fn said(relay: &TestRelay, text: &str) -> String {
+    eventually(&format!("the relay says {text:?}"), || {
+        relay.logs().into_iter().find(|line| line.contains(text))
+    })
+}
+
+fn times(relay: &TestRelay, text: &str) -> usize {
+    relay.logs().iter().filter(|line| line.contains(text)).count()
+}
+
+/// Puts another certificate in the place of the one that was got.
+fn replace(data: &Path, identity: &Identity) {
+    let text = format!("{}{}", identity.key, identity.certificate);
+    fs::write(kept(data, "certificate.pem"), text).unwrap();
+}
+
+const GAVE: &str = "The authority gave a certificate";
+
+#[test]
+fn the_first_certificate_is_got_while_the_relay_runs_and_is_there_after_a_restart() {
+    if !has_pebble() {
+        return;
+    }
+    let (crm, port) = (Receiver::willing(), free_port());
+    let mut pebble = Pebble::new(port, LONG);
+    let mut relay = relay(&crm, port, &pebble, &[DOMAIN, "www.relay.test"]).start_unready();
+    // It is up, and says what it lacks and why.
+    assert_eq!(relay.get("/livez").status, 200);
+    eventually("it only lacks the certificate", || {
+        let answer = relay.get("/readyz");
+        answer.status == 503 && answer.body == b"no_certificate\n"
+    });
+    said(&relay, "forward TCP port 443");
+    said(&relay, "There is no certificate, and none could be got");
+    assert!(connect(relay.listen(), DOMAIN, &[]).is_err());
+    assert_eq!(relay.metrics().get(EXPIRY, &[]), None);
+
+    pebble.start();
+    relay.signal(Signal::HUP);
+    relay.wait_until_ready();
+    let root = pebble.root();
+    let first = served(&relay, DOMAIN, &[&root]).unwrap();
+    assert_eq!(served(&relay, "www.relay.test", &[&root]).unwrap(), first);
+    post(&mut connect(relay.listen(), DOMAIN, &[&root]).unwrap(), "1");
+    crm.wait_for(1);
+    assert!(relay.metrics().value(EXPIRY, &[]) > 1_700_000_000.0);
+    // Nobody is shown the challenges any more.
+    assert!(connect_with(relay.listen(), DOMAIN, &[&root], &[b"acme-tls/1"]).is_err());
+
+    for name in ["account.json", "certificate.pem"] {
+        let mode = fs::metadata(kept(relay.data(), name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    pebble.stop();
+    relay.restart();
+    assert_eq!(served(&relay, DOMAIN, &[&root]).unwrap(), first);
+    assert_eq!(times(&relay, "A certificate is ordered"), 0);
+}
+
+#[test]
+fn a_certificate_is_renewed_in_its_time_and_open_connections_stay() {
+    if !has_pebble() {
+        return;
+    }
+    let (crm, port) = (Receiver::willing(), free_port());
+    // Renewed after eight seconds.
+    let mut pebble = Pebble::new(port, 12);
+    pebble.start();
+    let relay = relay(&crm, port, &pebble, &[DOMAIN]).start();
+    let root = pebble.root();
+    let mut connection = connect(relay.listen(), DOMAIN, &[&root]).unwrap();
+    let first = connection.conn.peer_certificates().unwrap()[0].to_vec();
+    let ends = relay.metrics().value(EXPIRY, &[]);
+    post(&mut connection, "1");
+    eventually("another one is served", || match served(&relay, DOMAIN, &[&root]) {
+        Ok(other) if other != first => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert!(relay.metrics().value(EXPIRY, &[]) > ends);
+    post(&mut connection, "2");
+    crm.wait_for(2);
+    assert_eq!(times(&relay, "An account is made"), 1, "it is used again");
+}
+
+#[test]
+fn an_authority_that_is_down_costs_nothing_but_time_and_one_that_forgot_the_account_gets_another() {
+    if !has_pebble() {
+        return;
+    }
+    let (crm, port) = (Receiver::willing(), free_port());
+    let mut pebble = Pebble::new(port, LONG);
+    pebble.start();
+    let mut relay = relay(&crm, port, &pebble, &[DOMAIN]).start();
+    relay.terminate();
+    pebble.stop();
+    // It was renewed long ago: a tenth of its time is left.
+    let old = AUTHORITY.server_for(&[DOMAIN], 90, 10);
+    replace(relay.data(), &old);
+    relay.start_again();
+    let roots = AUTHORITY.pem();
+    let before = served(&relay, DOMAIN, &[&roots]).unwrap();
+    let failure = said(&relay, "could not be renewed");
+    assert!(failure.contains("can't be reached") && failure.contains("next_try"), "{failure}");
+    assert!(failure.contains("ERROR"), "its end is near: {failure}");
+    relay.signal(Signal::HUP);
+    eventually("it tries again when it is asked", || times(&relay, "could not be renewed") == 2);
+    assert_eq!(served(&relay, DOMAIN, &[&roots]).unwrap(), before);
+    let account = fs::read(kept(relay.data(), "account.json")).unwrap();
+
+    // Another Pebble, as far as accounts and roots are concerned.
+    pebble.start();
+    relay.signal(Signal::HUP);
+    said(&relay, "another one is made");
+    said(&relay, GAVE);
+    let root = pebble.root();
+    eventually("the new one is served", || served(&relay, DOMAIN, &[&root]));
+    eventually("the new one is kept", || {
+        fs::read(kept(relay.data(), "account.json")).unwrap() != account
+    });
+}
+
+#[test]
+fn other_domains_get_another_certificate() {
+    if !has_pebble() {
+        return;
+    }
+    let (crm, port, data) = (Receiver::willing(), free_port(), crate::support::relay::folder());
+    let data = data.path().join("data");
+    let mut pebble = Pebble::new(port, LONG);
+    pebble.start();
+    let root = pebble.root();
+    let mut first = relay(&crm, port, &pebble, &[DOMAIN]).data_in(&data).start();
+    let before = served(&first, DOMAIN, &[&root]).unwrap();
+    first.terminate();
+    let relay = relay(&crm, port, &pebble, &[DOMAIN, "other.test"]).data_in(&data).start();
+    eventually("the new domain is served", || served(&relay, "other.test", &[&root]));
+    assert_ne!(served(&relay, DOMAIN, &[&root]).unwrap(), before);
+    assert_eq!(times(&relay, "An account is made"), 0, "the account is the same");
+}
+
+#[test]
+fn what_the_authority_could_not_check_is_said_in_its_words() {
+    if !has_pebble() {
+        return;
+    }
+    let (crm, port) = (Receiver::willing(), free_port());
+    // It looks where nobody is.
+    let mut pebble = Pebble::new(free_port(), LONG);
+    pebble.start();
+    let relay = relay(&crm, port, &pebble, &[DOMAIN]).start_unready();
+    let failure = said(&relay, "none could be got");
+    assert!(failure.contains(&format!("check of {DOMAIN} failed")), "{failure}");
+    assert!(failure.contains("Failed to connect"), "{failure}");
+}
