@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::support::certs::Identity;
-use crate::support::pebble::{Pebble, free_port, has_pebble, kept};
+use crate::support::pebble::{Pebble, deactivate, free_port, has_pebble, kept};
 use crate::support::relay::Builder;
 use crate::support::routes::PATH;
 use crate::support::sender::Request;
@@ -222,6 +222,31 @@ fn an_authority_that_is_down_costs_nothing_but_time_and_one_that_forgot_the_acco
     eventually("the new one is kept", || {
         fs::read(kept(relay.data(), "account.json")).unwrap() != account
     });
+}
+
+#[test]
+fn an_account_that_was_ended_at_the_authority_is_replaced() {
+    if !has_pebble() {
+        return;
+    }
+    let (crm, port) = (Receiver::willing(), free_port());
+    let mut pebble = Pebble::new(port, LONG);
+    pebble.start();
+    let mut relay = relay(&crm, port, &pebble, &[DOMAIN]).start();
+    relay.terminate();
+    let account = kept(relay.data(), "account.json");
+    deactivate(&account, &pebble);
+    let before = fs::read(&account).unwrap();
+    replace(relay.data(), &AUTHORITY.server_for(&[DOMAIN], 90, 10));
+    relay.start_again();
+    let warning = said(&relay, "another one is made");
+    assert!(warning.contains("WARN") && warning.contains("deactivated"), "{warning}");
+    said(&relay, GAVE);
+    assert_ne!(fs::read(&account).unwrap(), before);
+    let root = pebble.root();
+    served(&relay, DOMAIN, &[&root]).unwrap();
+    // One order was refused, the other one was not.
+    assert_eq!(times(&relay, "could not be renewed"), 0);
 }
 
 #[test]

@@ -3,12 +3,18 @@
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use instant_acme::{Account, AccountCredentials, BodyWrapper, BytesResponse, HttpClient};
+use serde_json::Value;
 use tempfile::TempDir;
 
+use super::receiver::RUNTIME;
 use super::relay::{Background, command, folder, run};
 use super::tools::can_go_on;
 use super::{AUTHORITY, eventually};
@@ -142,6 +148,59 @@ impl Pebble {
         let ended = run(command("curl").args(["-sSf", "--cacert"]).arg(self.ca()).arg(url));
         (ended.code == Some(0)).then_some(ended.stdout)
     }
+}
+
+/// Ends the account in this file at its authority, as its owner may from anywhere.
+#[track_caller]
+pub(crate) fn deactivate(account: &Path, pebble: &Pebble) {
+    let stored: Value = serde_json::from_slice(&fs::read(account).unwrap()).unwrap();
+    let credentials: AccountCredentials =
+        serde_json::from_value(stored["credentials"].clone()).unwrap();
+    let builder = Account::builder_with_http(Box::new(Curl { ca: pebble.ca() }));
+    let deactivated = RUNTIME.block_on(async {
+        builder.from_credentials(credentials).await.unwrap().deactivate().await
+    });
+    deactivated.unwrap();
+}
+
+/// A client that is not the relay's.
+struct Curl {
+    ca: PathBuf,
+}
+
+impl HttpClient for Curl {
+    fn request(
+        &self,
+        request: http::Request<BodyWrapper<Bytes>>,
+    ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, instant_acme::Error>> + Send>> {
+        let ca = self.ca.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let mut curl = command("curl");
+            curl.args(["-sS", "-i", "--http1.1", "--cacert"]).arg(ca).arg(head.uri.to_string());
+            match head.method {
+                http::Method::HEAD => drop(curl.arg("--head")),
+                http::Method::POST => drop(curl.arg("--data-binary").arg(to_text(&body))),
+                _ => {}
+            }
+            for (name, value) in &head.headers {
+                curl.arg("-H").arg(format!("{name}: {}", value.to_str().unwrap()));
+            }
+            let answer = run(&mut curl).stdout;
+            let (lines, body) = answer.split_once("\r\n\r\n").unwrap();
+            let status = lines.split(' ').nth(1).unwrap();
+            let mut response = http::Response::builder().status(status);
+            for (name, value) in lines.lines().filter_map(|line| line.split_once(": ")) {
+                response = response.header(name, value);
+            }
+            Ok(BytesResponse::from(response.body(Full::new(Bytes::from(body.to_owned()))).unwrap()))
+        })
+    }
+}
+
+fn to_text(body: &Bytes) -> &str {
+    std::str::from_utf8(body).unwrap()
 }
 
 /// Where a relay keeps the certificate that it got, in its data directory.
