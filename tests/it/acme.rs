@@ -35,7 +35,7 @@ fn relay(crm: &Receiver, port: u16, pebble: &Pebble, domains: &[&str]) -> Builde
         .without_certificate()
         .override_flag("--listen", &format!("127.0.0.1:{port}"))
         .flags(&["--acme-directory", &pebble.directory(), "--acme-contact", "ops@relay.test"])
-        .flags(&["--acme-ca", pebble.ca().to_str().unwrap()]);
+        .override_flag("--acme-ca", pebble.ca().to_str().unwrap());
     domains.iter().fold(builder, |builder, domain| builder.flags(&["--acme-domain", domain]))
 }
 
@@ -281,4 +281,26 @@ fn what_the_authority_could_not_check_is_said_in_its_words() {
     let failure = said(&relay, "none could be got");
     assert!(failure.contains(&format!("check of {DOMAIN} failed")), "{failure}");
     assert!(failure.contains("Failed to connect"), "{failure}");
+}
+
+#[test]
+fn what_excludes_each_other_is_wrong_usage() {
+    let (crm, pebble) = (Receiver::willing(), Pebble::new(free_port(), LONG));
+    let refused = |flags: &[&str], said: &str| {
+        let ended = relay(&crm, free_port(), &pebble, &[DOMAIN]).flags(flags).run();
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains(said), "{ended:?}");
+    };
+    refused(&["--plain-http"], "--plain-http");
+    refused(&["--tls-cert", "certs/tls.crt"], "--tls-cert");
+    refused(&["--tls-key", "certs/tls.key"], "--tls-key");
+    refused(&["--acme-test"], "--acme-test");
+    refused(&["--acme-domain", "*.relay.test"], "wildcard");
+    let alone = |builder: Builder| builder.without_certificate().flags(&["--acme-test"]).run();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    assert_eq!(alone(TestRelay::with(&routes)).code, Some(2));
+    // What is there but can't be used is found before anything listens.
+    let missing = relay(&crm, free_port(), &pebble, &[DOMAIN]);
+    let missing = missing.override_flag("--acme-ca", "nowhere.pem").refused();
+    assert!(missing.stderr.contains("--acme-ca: nowhere.pem"), "{missing:?}");
 }

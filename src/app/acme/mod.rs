@@ -115,7 +115,17 @@ impl Acme {
     pub(super) fn announce(&self, listener: SocketAddr) {
         let AcmeSettings { domains, directory, .. } = &self.keeper.issuer.settings;
         let (domains, port) = (domains.join(", "), listener.port());
-        tracing::info!(domains, directory, "The certificate is got and renewed from an authority.");
+        match self.keeper.held {
+            Some(Validity { not_after, .. }) => tracing::info!(
+                domains, directory, %not_after,
+                "The certificate that the authority gave is in force; it is renewed by itself."
+            ),
+            None => tracing::info!(
+                domains,
+                directory,
+                "There is no certificate yet: senders can't connect before the authority gives one."
+            ),
+        }
         if port != 443 {
             tracing::info!(
                 domains,
