@@ -3,15 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use serde_json::Value;
-use tokio::sync::watch;
 
 use crate::app::TlsFiles;
 use crate::config::Problem;
 use crate::config::file::{self, FileRead, ReadError};
 use crate::domain::time::{Clock, Timestamp};
-use crate::net::tls::{self, LoadedCertificate, Names, TlsError};
+use crate::net::tls::{self, LoadedCertificate, Names, Owner, Resolver, TlsError};
 use crate::telemetry::metrics::Metrics;
 
 /// The longest chains and the largest keys are a tenth of this.
@@ -37,7 +35,7 @@ fn read(files: &TlsFiles, clock: &dyn Clock) -> (Outcome, Vec<FileRead>) {
         let key = key.map_err(|error| unreadable(&files.key, error))?;
         let names = [&files.certificate, &files.key].map(|path| path.display().to_string());
         let names = Names { certificate: &names[0], key: &names[1] };
-        tls::load_server_config(&certificate, &key, names, now)
+        tls::load_certificate(&certificate, &key, names, now)
     };
     (load(), vec![of_certificate, of_key])
 }
@@ -71,7 +69,7 @@ fn end_of(loaded: &LoadedCertificate) -> Timestamp {
 
 /// The certificate that new connections get.
 pub(super) struct Certificates {
-    pub(super) config: watch::Sender<Arc<ServerConfig>>,
+    pub(super) resolver: Arc<Resolver>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     /// What the one in force rests on.
@@ -100,7 +98,7 @@ impl Certificates {
                 show(&loaded, &*self.clock, &self.metrics);
                 let not_after = end_of(&loaded);
                 tracing::info!(names = loaded.names, %not_after, "A new certificate is in force.");
-                self.config.send_replace(loaded.config);
+                self.resolver.replace(Owner::Files, vec![Arc::new(loaded)]);
             }
             Err(error) => {
                 if asked || before.is_none_or(|before| before.files != files) {

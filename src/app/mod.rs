@@ -29,7 +29,7 @@ use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
 use crate::net::listener;
-use crate::net::tls::TlsError;
+use crate::net::tls::{self, Owner, Resolver, ServerTls, TlsError};
 use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
@@ -191,7 +191,7 @@ pub struct App {
     // Until it runs.
     listener: Option<tokio::net::TcpListener>,
     watcher: Option<Watcher>,
-    certificate: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
+    tls: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
     acme: Option<Acme>,
     table: watch::Sender<Arc<RoutingTable>>,
     store: Arc<EmbeddedStore>,
@@ -275,7 +275,7 @@ impl App {
             address,
             listener: Some(listener),
             watcher: Some(Watcher { requests, tables, routes, certificates, tokens, asked }),
-            certificate: config,
+            tls: config,
             acme,
             table,
             store,
@@ -363,18 +363,23 @@ fn prepare_tls(
     readiness: &Arc<Readiness>,
 ) -> anyhow::Result<Tls> {
     if let Some(acme) = &settings.acme {
+        let resolver = Arc::new(Resolver::default());
         let parts = acme::Parts {
             data: &settings.store.data,
             clock: clock.clone(),
             metrics: Arc::clone(metrics),
             readiness: Arc::clone(readiness),
+            resolver: Arc::clone(&resolver),
         };
-        let acme = Acme::prepare(acme, parts)?;
-        let config = Some(acme.config());
-        return Ok(Tls { certificates: None, acme: Some(acme), config });
+        let acme = Some(Acme::prepare(acme, parts)?);
+        let config = tls::server_config(resolver, &ServerTls { challenges: true })?;
+        return Ok(Tls { certificates: None, acme, config: Some(watch::Sender::new(config)) });
     }
     let certificates = load_certificate(settings, clock, metrics)?;
-    let config = certificates.as_ref().map(|(held, _)| held.config.clone());
+    let config = certificates
+        .as_ref()
+        .map(|(held, _)| tls::server_config(Arc::clone(&held.resolver), &ServerTls::default()));
+    let config = config.transpose()?.map(watch::Sender::new);
     Ok(Tls { certificates, acme: None, config })
 }
 
@@ -398,8 +403,10 @@ fn load_certificate(
         anyhow!("{error}{hint}")
     })?;
     certificate::show(&loaded, &**clock, metrics);
+    let resolver = Arc::new(Resolver::default());
+    resolver.replace(Owner::Files, vec![Arc::new(loaded)]);
     let certificates = Certificates {
-        config: watch::Sender::new(loaded.config),
+        resolver,
         clock: clock.clone(),
         metrics: Arc::clone(metrics),
         in_force: files.clone(),

@@ -135,7 +135,7 @@ impl App {
     fn listen(&self, listener: TcpListener, running: &Running) {
         let server = Server {
             listener,
-            tls: self.certificate.as_ref().map(watch::Sender::subscribe),
+            tls: self.tls.as_ref().map(watch::Sender::subscribe),
             limits: ListenerLimits {
                 connections_max: self.settings.connections_max,
                 connections_per_address_max: self.settings.connections_per_address_max(),

@@ -167,7 +167,7 @@ fn is_host(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::tls::{Names, load_server_config};
+    use crate::net::tls::{Names, load_certificate};
 
     #[test]
     fn what_is_made_can_be_served_and_its_key_is_private() {
@@ -177,7 +177,7 @@ mod tests {
         let called = Names { certificate: "tls.crt", key: "tls.key" };
         let (certificate, key) = (made.certificate.as_bytes(), made.key.as_bytes());
         let now = i64::try_from(now.as_secs()).unwrap();
-        let loaded = load_server_config(certificate, key, called, now).unwrap();
+        let loaded = load_certificate(certificate, key, called, now).unwrap();
         assert_eq!(u64::try_from(loaded.not_after_unix).unwrap(), made.not_after.as_secs());
         for name in names {
             assert!(loaded.names.contains(&name), "{} lacks {name}", loaded.names);

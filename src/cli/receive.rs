@@ -21,7 +21,7 @@ use crate::app::clock::SystemClock;
 use crate::config;
 use crate::domain::activity;
 use crate::domain::time::Clock as _;
-use crate::net::tls::load_server_files;
+use crate::net::tls::{load_files, serve_one};
 
 /// What `help` says first.
 pub const ABOUT: &str = "\
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 fn server_config(args: &Args) -> anyhow::Result<Option<Arc<ServerConfig>>> {
     let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
     let now = i64::try_from(SystemClock::start().now().as_secs()).unwrap_or(i64::MAX);
-    Ok(Some(load_server_files(certificate, key, now)?.config))
+    Ok(Some(serve_one(load_files(certificate, key, now)?)?))
 }
 
 async fn receive(

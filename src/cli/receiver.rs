@@ -257,7 +257,7 @@ mod tests {
     use crate::cli::sample;
     use crate::cli::sender::{Sender, Trust};
     use crate::domain::signature::{SIGNATURE, Scheme, Secret};
-    use crate::net::tls::{Names, load_server_config};
+    use crate::net::tls::{Names, load_certificate, serve_one};
     use tokio::sync::mpsc;
 
     #[tokio::test]
@@ -267,7 +267,8 @@ mod tests {
         let called = Names { certificate: "tls.crt", key: "tls.key" };
         let (certificate, key) = (made.certificate.as_bytes(), made.key.as_bytes());
         let now = i64::try_from(clock.now().as_secs()).unwrap();
-        let tls = load_server_config(certificate, key, called, now).unwrap().config;
+        let tls = load_certificate(certificate, key, called, now).unwrap();
+        let tls = serve_one(tls).unwrap();
         let sample = sample::recorded().swap_remove(0);
         let verification = Verification {
             scheme: Scheme::Aryeo,

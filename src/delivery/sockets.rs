@@ -18,7 +18,7 @@ use crate::domain::delivery::Settlement;
 use crate::domain::outcome::Outcome;
 use crate::domain::signature::{Scheme, Secret, Signing};
 use crate::domain::target::Target;
-use crate::net::tls::{Names, load_server_config};
+use crate::net::tls::{Names, load_certificate, serve_one};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
 
@@ -88,13 +88,13 @@ async fn a_private_authority_is_trusted_and_a_bad_one_is_an_outcome() {
     let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let names = Names { certificate: "crt", key: "key" };
     let (certificate, key) = (own.cert.pem(), own.signing_key.serialize_pem());
-    let loaded = load_server_config(certificate.as_bytes(), key.as_bytes(), names, 0).unwrap();
+    let loaded = load_certificate(certificate.as_bytes(), key.as_bytes(), names, 0).unwrap();
     let (mut good, mut bad) = (target("good"), target("bad"));
     let listener = listen(&mut good, "https").await;
     good.tls.ca = Some(Bytes::from(certificate));
     bad.url.clone_from(&good.url);
     bad.tls.ca = Some(Bytes::from_static(b"nonsense"));
-    let mut config = (*loaded.config).clone();
+    let mut config = (*serve_one(loaded).unwrap()).clone();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let mut server = JoinSet::new();
     server.spawn(async move {

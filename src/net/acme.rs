@@ -23,11 +23,8 @@ use zeroize::Zeroizing;
 
 use super::client::{Answer, Client, ClientSettings, SendFailure};
 use super::describe;
-use super::resolve::Resolver;
-use super::tls::{self, TargetTls, TlsError};
-
-/// The protocol by which an authority's connection is told from a sender's.
-pub const CHALLENGE_PROTOCOL: &[u8] = b"acme-tls/1";
+use super::resolve;
+use super::tls::{self, Resolver, TargetTls, TlsError};
 
 /// For one request to the authority, connecting included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,14 +70,6 @@ pub enum AcmeError {
     /// What came is not what the protocol says.
     #[error("what the authority answered can't be used: {0}")]
     Unusable(String),
-}
-
-/// Where an authority's connections are told from senders', and what they are shown.
-pub trait Challenges: Send + Sync {
-    /// Who asks for this domain by [`CHALLENGE_PROTOCOL`] gets this certificate.
-    fn present(&self, domain: &str, certificate: Arc<CertifiedKey>);
-    /// Nobody does any more.
-    fn withdraw(&self, domain: &str);
 }
 
 /// An authority, by its directory's address.
@@ -138,7 +127,7 @@ impl Authority {
             // Minutes pass between two orders' requests, months between two orders.
             idle_max: 1,
             connect_timeout: REQUEST_TIMEOUT,
-            resolver: Resolver::default(),
+            resolver: resolve::Resolver::default(),
         };
         let http = Http { client: Arc::new(Client::new(settings)), asked: Arc::default() };
         Ok(Self { directory: directory.to_owned(), http })
@@ -200,11 +189,11 @@ impl Account {
         })
     }
 
-    /// Orders a certificate, proves each domain, and brings it.
+    /// Orders a certificate, proves each domain on the listener of `resolver`, and brings it.
     pub async fn order(
         &self,
         domains: &[String],
-        challenges: &dyn Challenges,
+        resolver: &Resolver,
     ) -> Result<Issued, AcmeError> {
         let names: Vec<_> = domains.iter().map(|name| Identifier::Dns(name.clone())).collect();
         let mut order = match self.inner.new_order(&NewOrder::new(&names)).await {
@@ -212,7 +201,7 @@ impl Account {
             Err(error) => return Err(self.no_order(error).await),
         };
         tracing::info!(order = order.url(), "A certificate is ordered.");
-        let presented = prove(&mut order, challenges).await?;
+        let presented = prove(&mut order, resolver).await?;
         let polled = order.poll_ready(&PATIENCE).await;
         drop(presented);
         match polled {
@@ -247,24 +236,21 @@ impl Account {
 
 /// Takes challenges back when the order is through with them, whatever became of it.
 struct Presented<'a> {
-    challenges: &'a dyn Challenges,
+    resolver: &'a Resolver,
     domains: Vec<String>,
 }
 
 impl Drop for Presented<'_> {
     fn drop(&mut self) {
         for domain in &self.domains {
-            self.challenges.withdraw(domain);
+            self.resolver.end_challenge(domain);
         }
     }
 }
 
 /// Shows what the authority wants to see for each domain, and asks it to look.
-async fn prove<'a>(
-    order: &mut Order,
-    challenges: &'a dyn Challenges,
-) -> Result<Presented<'a>, AcmeError> {
-    let mut presented = Presented { challenges, domains: Vec::new() };
+async fn prove<'a>(order: &mut Order, resolver: &'a Resolver) -> Result<Presented<'a>, AcmeError> {
+    let mut presented = Presented { resolver, domains: Vec::new() };
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization.map_err(understood)?;
@@ -279,7 +265,7 @@ async fn prove<'a>(
         let digest = challenge.key_authorization().digest();
         let certificate = challenge_certificate(&domain, digest.as_ref())
             .map_err(|error| AcmeError::Unusable(error.to_string()))?;
-        challenges.present(&domain, Arc::new(certificate));
+        resolver.answer_challenge(&domain, Arc::new(certificate));
         presented.domains.push(domain.clone());
         challenge.set_ready().await.map_err(understood)?;
         tracing::info!(domain, "The authority checks this domain: it connects to its port 443.");

@@ -18,21 +18,20 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use super::TrackedExecutor;
-use super::acme::CHALLENGE_PROTOCOL;
 use super::crowd::Member;
 use super::listener::{
     HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Refused, Unreadable,
 };
 use super::proxied::{self, Unproxied};
 use super::stream::ReadAhead;
+use super::tls::CHALLENGE_PROTOCOL;
 use crate::domain::limit::HEAD_BYTES_MAX;
 
 /// Also how much of a body is buffered ahead of its reader. hyper may overshoot it by one read,
@@ -138,11 +137,9 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let Some(config) = self.tls.clone() else {
             return self.http(stream, &self.protocols.either, service).await;
         };
-        let Some(mut stream) = self.handshake(stream, config, deadline).await else { return };
+        let Some(stream) = self.handshake(stream, config, deadline).await else { return };
         if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
-            // The handshake was all that the authority wanted to see.
-            let _gone = timeout(GOODBYE, stream.shutdown()).await;
-            return;
+            return; // The handshake was all of it.
         }
         let protocol = self.protocols.by_alpn(stream.get_ref().1.alpn_protocol());
         self.http(Box::new(stream), protocol, service).await;

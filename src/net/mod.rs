@@ -6,7 +6,6 @@ use tokio_util::task::TaskTracker;
 
 pub mod acme;
 pub mod address;
-pub mod awaited;
 pub mod body;
 pub mod client;
 mod connection;

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::client::{Client, ClientSettings};
 use super::listener::{HandshakeResult, ListenerLimits, ListenerObserver, Proxies, Refused};
 use super::resolve::Resolver;
-use super::tls::{self, TargetTls};
+use super::tls::{self, LoadedCertificate, TargetTls};
 
 /// No test waits longer than this for anything.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,11 +45,14 @@ impl Pair {
         PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
     }
 
-    pub(super) fn server_config(&self) -> Arc<ServerConfig> {
+    pub(super) fn loaded(&self) -> LoadedCertificate {
         let names = tls::Names { certificate: "tls.crt", key: "tls.key" };
-        tls::load_server_config(self.certificate.as_bytes(), self.key.as_bytes(), names, 0)
-            .unwrap()
-            .config
+        let (certificate, key) = (self.certificate.as_bytes(), self.key.as_bytes());
+        tls::load_certificate(certificate, key, names, 0).unwrap()
+    }
+
+    pub(super) fn server_config(&self) -> Arc<ServerConfig> {
+        tls::serve_one(self.loaded()).unwrap()
     }
 }
 

@@ -2,15 +2,13 @@
 //!
 //! [`keeper`] decides when, [`files`] keeps what came, and here is what is done each time.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rustls::ServerConfig;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::readiness::Readiness;
@@ -18,9 +16,8 @@ use crate::app::acme::files::{Files, StoredAccount};
 use crate::app::acme::keeper::{Failed, Issuer, Keeper};
 use crate::domain::renewal::Validity;
 use crate::domain::time::{Clock, Timestamp};
-use crate::net::acme::{Account, AcmeError, Authority, Challenges, Issued};
-use crate::net::awaited::Awaited;
-use crate::net::tls::{self, LoadedCertificate, Names, TlsError};
+use crate::net::acme::{Account, AcmeError, Authority, Issued};
+use crate::net::tls::{self, LoadedCertificate, Names, Owner, Resolver, TlsError};
 use crate::telemetry::metrics::Metrics;
 
 mod files;
@@ -51,59 +48,48 @@ pub(super) struct Parts<'a> {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Arc<Readiness>,
+    pub(super) resolver: Arc<Resolver>,
 }
 
 /// The listener's certificate from an authority: what is kept of it is in force, and the rest comes when
 /// it runs.
 pub(super) struct Acme {
     keeper: Keeper<AtAuthority>,
-    config: watch::Sender<Arc<ServerConfig>>,
 }
 
 impl Acme {
     /// Reads what is kept, and asks nobody anything yet.
     pub(super) fn prepare(settings: &AcmeSettings, parts: Parts<'_>) -> anyhow::Result<Self> {
-        let Parts { data, clock, metrics, readiness } = parts;
+        let Parts { data, clock, metrics, readiness, resolver } = parts;
         let roots = settings.ca.as_ref().map(|path| {
             std::fs::read(path).with_context(|| format!("--acme-ca: {}", path.display()))
         });
         let authority = Authority::new(&settings.directory, roots.transpose()?.as_deref())
             .context("the authority (--acme-directory, --acme-ca)")?;
-        let awaited = Arc::<Awaited>::default();
-        let config = watch::Sender::new(awaited.config()?);
         readiness.without_certificate(true);
-        let shown = Arc::clone(&awaited);
-        let in_force = move |loaded: &LoadedCertificate| {
-            shown.put(Arc::clone(&loaded.key));
-            metrics.certificate(&loaded.names, validity(loaded).not_after);
-            readiness.without_certificate(false);
+        let issuer = AtAuthority {
+            settings: settings.clone(),
+            authority,
+            files: Files::of(data, &settings.directory),
+            clock: Arc::clone(&clock),
+            metrics,
+            readiness,
+            resolver,
         };
-        let files = Files::of(data, &settings.directory);
-        let kept = kept(&files, &*clock);
-        if let Some(loaded) = &kept {
-            in_force(loaded);
+        let (mut held, mut is_fit) = (None, false);
+        if let Some(loaded) = kept(&issuer.files, &*clock) {
+            (held, is_fit) = (Some(validity(&loaded)), fits(&loaded, &settings.domains));
+            issuer.put_in_force(loaded);
         }
         let keeper = Keeper {
-            held: kept.as_ref().map(validity),
-            fits: kept.as_ref().is_some_and(|loaded| fits(loaded, &settings.domains)),
-            issuer: AtAuthority {
-                settings: settings.clone(),
-                authority,
-                files,
-                clock: Arc::clone(&clock),
-                challenges: awaited,
-                in_force: Box::new(in_force),
-            },
+            issuer,
             clock,
             random: || fastrand::u64(..),
+            held,
+            fits: is_fit,
             now: Arc::default(),
         };
-        Ok(Self { keeper, config })
-    }
-
-    /// What new connections are shown.
-    pub(super) fn config(&self) -> watch::Sender<Arc<ServerConfig>> {
-        self.config.clone()
+        Ok(Self { keeper })
     }
 
     /// Notified, it does not wait any longer after a failure.
@@ -169,8 +155,9 @@ struct AtAuthority {
     authority: Authority,
     files: Files,
     clock: Arc<dyn Clock>,
-    challenges: Arc<dyn Challenges>,
-    in_force: Box<dyn Fn(&LoadedCertificate) + Send + Sync>,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    resolver: Arc<Resolver>,
 }
 
 impl Issuer for AtAuthority {
@@ -186,7 +173,7 @@ impl Issuer for AtAuthority {
             names = loaded.names, not_before = %validity.not_before, not_after = %validity.not_after,
             "The authority gave a certificate; it is in force for new connections."
         );
-        (self.in_force)(&loaded);
+        self.put_in_force(loaded);
         // Served already: who can't connect for want of it gains nothing by waiting for a disk.
         if let Err(error) = self.with_files(move |files| files.keep_certificate(&issued)).await {
             tracing::error!(
@@ -199,13 +186,20 @@ impl Issuer for AtAuthority {
 }
 
 impl AtAuthority {
+    /// Shows it to new connections.
+    fn put_in_force(&self, loaded: LoadedCertificate) {
+        self.metrics.certificate(&loaded.names, validity(&loaded).not_after);
+        self.resolver.replace(Owner::Acme, vec![Arc::new(loaded)]);
+        self.readiness.without_certificate(false);
+    }
+
     /// Orders as an account that the authority takes.
     async fn order(&self) -> Result<Issued, Failed> {
         let domains = &self.settings.domains;
         let mut refused = None;
         match self.known_account().await {
             Ok(None) => {}
-            Ok(Some(account)) => match account.order(domains, &*self.challenges).await {
+            Ok(Some(account)) => match account.order(domains, &self.resolver).await {
                 Err(AcmeError::NoAccount(said)) => refused = Some(said),
                 ordered => return ordered.map_err(|error| self.failed(error)),
             },
@@ -216,7 +210,7 @@ impl AtAuthority {
             tracing::warn!(said, "The account that is kept is of no use: another one is made.");
         }
         let account = self.new_account().await?;
-        let ordered = account.order(domains, &*self.challenges).await;
+        let ordered = account.order(domains, &self.resolver).await;
         ordered.map_err(|error| self.failed(error))
     }
 
@@ -301,7 +295,7 @@ fn load(
     clock: &dyn Clock,
 ) -> Result<LoadedCertificate, TlsError> {
     let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
-    tls::load_server_config(chain, key, Names { certificate: name, key: name }, now)
+    tls::load_certificate(chain, key, Names { certificate: name, key: name }, now)
 }
 
 fn validity(loaded: &LoadedCertificate) -> Validity {
@@ -313,6 +307,5 @@ fn validity(loaded: &LoadedCertificate) -> Validity {
 
 /// Whether it is for all of these names. An authority may have added others.
 fn fits(loaded: &LoadedCertificate, domains: &[String]) -> bool {
-    let names: BTreeSet<String> = loaded.names.split(", ").map(str::to_ascii_lowercase).collect();
-    domains.iter().all(|domain| names.contains(domain))
+    domains.iter().all(|domain| loaded.hosts.contains(domain))
 }

@@ -5,12 +5,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::crypto::ring;
+use rustls::InconsistentKeys;
 use rustls::pki_types::pem::{self, PemObject, SectionKind};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::ResolvesServerCert;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use x509_cert::Certificate;
@@ -18,15 +16,16 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use super::{PROTOCOLS, TlsError, provider};
+use super::{TlsError, provider};
 
 /// A certificate that is ready to serve.
 #[derive(Clone, Debug)]
 pub struct LoadedCertificate {
-    /// TLS 1.2 and 1.3, session tickets, HTTP/2 and HTTP/1.1.
-    pub config: Arc<ServerConfig>,
-    /// The chain and its key alone.
+    /// The chain, leaf first, and what signs for it.
     pub key: Arc<CertifiedKey>,
+    /// The host names that it is for, in lower case; with a wildcard perhaps, and none where it is
+    /// for addresses only.
+    pub hosts: Vec<String>,
     /// When it begins to be valid, in unix seconds. In the future it is worth a warning: our clock
     /// or the sender's may differ, so it is served all the same.
     pub not_before_unix: i64,
@@ -45,8 +44,8 @@ pub struct Names<'a> {
     pub key: &'a str,
 }
 
-/// [`load_server_config`] from two files, which may be the same one.
-pub fn load_server_files(
+/// [`load_certificate`] from two files, which may be the same one.
+pub fn load_files(
     certificate: &Path,
     key: &Path,
     now_unix: i64,
@@ -55,7 +54,7 @@ pub fn load_server_files(
     let key_pem = zeroize::Zeroizing::new(read_file(key)?);
     let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
     let names = Names { certificate: &certificate, key: &key };
-    load_server_config(&certificate_pem, &key_pem, names, now_unix)
+    load_certificate(&certificate_pem, &key_pem, names, now_unix)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
@@ -69,7 +68,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 /// Takes a certificate chain, leaf first, and its key; refuses what no client would accept.
-pub fn load_server_config(
+pub fn load_certificate(
     certificate_pem: &[u8],
     key_pem: &[u8],
     names: Names<'_>,
@@ -77,32 +76,14 @@ pub fn load_server_config(
 ) -> Result<LoadedCertificate, TlsError> {
     let (chain, key) = identity(certificate_pem, key_pem, names)?;
     let facts = facts(&chain, names.certificate)?;
-    let key = CertifiedKey::from_der(chain, key, &provider());
-    let key = Arc::new(key.map_err(|error| identity_error(error, names))?);
+    let key = CertifiedKey::from_der(chain, key, &provider())
+        .map_err(|error| identity_error(error, names))?;
     if facts.not_after_unix <= now_unix {
         let date = date(facts.not_after_unix);
         return Err(TlsError::Expired { name: names.certificate.to_owned(), date });
     }
-    let shown = SingleCertAndKey::from(Arc::clone(&key));
-    let config = Arc::new(server_config(Arc::new(shown))?);
-    let Facts { not_before_unix, not_after_unix, names } = facts;
-    Ok(LoadedCertificate { config, key, not_before_unix, not_after_unix, names })
-}
-
-/// TLS towards senders, with the certificates of `resolver`.
-pub(in crate::net) fn server_config(
-    resolver: Arc<dyn ResolvesServerCert>,
-) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Setup)?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
-    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-    config.ticketer = ring::Ticketer::new().map_err(TlsError::Setup)?;
-    // One ticket is enough for a sender that reconnects; each costs a write.
-    config.send_tls13_tickets = 1;
-    Ok(config)
+    let Facts { hosts, not_before_unix, not_after_unix, names } = facts;
+    Ok(LoadedCertificate { key: Arc::new(key), hosts, not_before_unix, not_after_unix, names })
 }
 
 pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -167,6 +148,7 @@ fn bad_pem(name: &str, error: &pem::Error) -> TlsError {
 
 /// What the leaf says of itself.
 struct Facts {
+    hosts: Vec<String>,
     not_before_unix: i64,
     not_after_unix: i64,
     names: String,
@@ -185,18 +167,23 @@ fn facts(chain: &[CertificateDer<'_>], name: &str) -> Result<Facts, TlsError> {
         .map_err(|error| bad(error.to_string()))?
         .map(|(_, SubjectAltName(names))| names)
         .unwrap_or_default();
-    let mut names: Vec<String> = alternatives.iter().filter_map(host).collect();
+    let hosts = alternatives.iter().filter_map(|name| match name {
+        GeneralName::DnsName(name) => Some(name.as_str().to_ascii_lowercase()),
+        _ => None,
+    });
+    let mut names: Vec<String> = alternatives.iter().filter_map(shown).collect();
     if names.is_empty() {
         names.push(leaf.subject().to_string());
     }
     Ok(Facts {
+        hosts: hosts.collect(),
         not_before_unix: unix(leaf.validity().not_before),
         not_after_unix: unix(leaf.validity().not_after),
         names: names.join(", "),
     })
 }
 
-fn host(name: &GeneralName) -> Option<String> {
+fn shown(name: &GeneralName) -> Option<String> {
     match name {
         GeneralName::DnsName(name) => Some(name.as_str().to_owned()),
         GeneralName::IpAddress(bytes) => {
@@ -224,7 +211,7 @@ mod tests {
     const NAMES: Names<'_> = Names { certificate: "tls.crt", key: "tls.key" };
 
     fn load(certificate: &str, key: &str, now: i64) -> Result<LoadedCertificate, TlsError> {
-        load_server_config(certificate.as_bytes(), key.as_bytes(), NAMES, now)
+        load_certificate(certificate.as_bytes(), key.as_bytes(), NAMES, now)
     }
 
     #[test]
@@ -238,8 +225,7 @@ mod tests {
         assert_eq!(loaded.not_before_unix, 1_000_000_000);
         assert_eq!(loaded.not_after_unix, 2_000_000_000);
         assert_eq!(loaded.names, "relay.example.com, 127.0.0.1, ::1");
-        assert_eq!(loaded.config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
-        assert!(loaded.config.ticketer.enabled());
+        assert_eq!(loaded.hosts, ["relay.example.com"]);
         let both = format!("{}{}", pair.key, pair.certificate);
         load(&both, &both, 1_500_000_000).expect("one file with both is common");
         load(&pair.certificate, &pair.key, 0).expect("not yet valid is served");
@@ -281,43 +267,17 @@ mod tests {
     fn files_are_named_in_messages() {
         let directory = tempfile::tempdir().unwrap();
         let (certificate, key) = (directory.path().join("c"), directory.path().join("k"));
-        let error = load_server_files(&certificate, &key, 0).unwrap_err();
+        let error = load_files(&certificate, &key, 0).unwrap_err();
         assert!(matches!(&error, TlsError::Missing { name } if name.ends_with("/c")), "{error}");
         let pair = Authority::new().issue(&["a"]);
         std::fs::write(&certificate, &pair.certificate).unwrap();
-        let error = load_server_files(&certificate, &key, 0).unwrap_err();
+        let error = load_files(&certificate, &key, 0).unwrap_err();
         assert!(matches!(&error, TlsError::Missing { name } if name.ends_with("/k")), "{error}");
         std::fs::create_dir(&key).unwrap();
-        let error = load_server_files(&certificate, &key, 0).unwrap_err();
+        let error = load_files(&certificate, &key, 0).unwrap_err();
         assert!(matches!(&error, TlsError::Unreadable { .. }), "{error}");
         std::fs::remove_dir(&key).unwrap();
         std::fs::write(&key, &pair.key).unwrap();
-        load_server_files(&certificate, &key, 0).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_second_handshake_is_resumed() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let authority = Authority::new();
-        let server = authority.issue(&["relay"]).server_config();
-        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-            let client = authority.client_with(version, &[b"h2"]);
-            let mut kinds = Vec::new();
-            for _ in 0..2 {
-                let (far, near) = tokio::io::duplex(64 * 1024);
-                let connector = tokio_rustls::TlsConnector::from(Arc::clone(&client));
-                let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&server));
-                let (client, server) = tokio::join!(
-                    connector.connect(crate::net::tls::server_name("relay").unwrap(), far),
-                    acceptor.accept(near)
-                );
-                let (mut client, mut server) = (client.unwrap(), server.unwrap());
-                server.write_all(b"x").await.unwrap();
-                server.flush().await.unwrap();
-                client.read_u8().await.unwrap();
-                kinds.push(server.get_ref().1.handshake_kind());
-            }
-            assert_eq!(kinds[1], Some(rustls::HandshakeKind::Resumed), "{version:?}");
-        }
+        load_files(&certificate, &key, 0).unwrap();
     }
 }

@@ -6,10 +6,13 @@ use std::sync::{Arc, OnceLock};
 use rustls::crypto::{CryptoProvider, ring};
 
 mod load;
+mod server;
+mod sni;
 mod target;
 
-pub(super) use load::server_config;
-pub use load::{LoadedCertificate, Names, load_server_config, load_server_files};
+pub use load::{LoadedCertificate, Names, load_certificate, load_files};
+pub use server::{ServerTls, serve_one, server_config};
+pub use sni::{CHALLENGE_PROTOCOL, Clash, Owner, Resolver, clashes};
 pub use target::{TargetTls, client_config, server_name};
 
 /// What is offered by ALPN, best first.
