@@ -1,5 +1,6 @@
 //! The task that sees to it that there is a good certificate.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +33,10 @@ pub(super) struct Failed {
 impl Failed {
     pub(super) fn of_authority(error: AcmeError, asked: Option<Duration>) -> Self {
         let failure = match error {
-            AcmeError::Unreachable(_) | AcmeError::Unusable(_) => Failure::Unreachable,
-            AcmeError::Refused(_)
+            AcmeError::Unreachable(_) => Failure::Unreachable,
+            // It may have given something, and counted that.
+            AcmeError::Unusable(_)
+            | AcmeError::Refused(_)
             | AcmeError::NoAccount(_)
             | AcmeError::NotProved { .. }
             | AcmeError::NotOffered { .. }
@@ -87,9 +90,21 @@ impl<I: Issuer> Keeper<I> {
             };
             failures = failures.saturating_add(1);
             let wait = self.wait_after(&failed, failures);
+            self.pause(wait, failed.asked.is_some()).await;
+        }
+    }
+
+    /// Waits, or until an operator asks for a try. What the authority itself asked for is waited in any
+    /// case: there may be many who ask for reloads, and they may not know of each other.
+    async fn pause(&self, wait: Duration, is_wanted: bool) {
+        let mut over = pin!(sleep(wait));
+        loop {
             tokio::select! {
-                () = sleep(wait) => {}
-                () = self.now.notified() => tracing::info!("Asked to try again now."),
+                () = &mut over => return,
+                () = self.now.notified() => match is_wanted {
+                    true => tracing::info!("The authority said how long to wait: it is not tried before."),
+                    false => return tracing::info!("Asked to try again now."),
+                },
             }
         }
     }
@@ -172,6 +187,8 @@ mod tests {
     struct Scripted {
         answers: VecDeque<Result<Duration, Failure>>,
         asked: mpsc::Sender<Duration>,
+        /// What the authority says with each failure.
+        says: Option<Duration>,
         began: Instant,
     }
 
@@ -187,7 +204,7 @@ mod tests {
                 }
                 Some(Err(failure)) => {
                     let error = anyhow::anyhow!("as the script says");
-                    Err(Failed { error, failure, asked: None })
+                    Err(Failed { error, failure, asked: self.says })
                 }
             }
         }
@@ -202,11 +219,24 @@ mod tests {
 
     /// With a certificate of so many days before and after now, if any.
     fn world(held: Option<(u32, u32)>, answers: &[Result<Duration, Failure>]) -> World {
+        world_where(None, held, answers)
+    }
+
+    fn world_where(
+        says: Option<Duration>,
+        held: Option<(u32, u32)>,
+        answers: &[Result<Duration, Failure>],
+    ) -> World {
         let began = Instant::now();
         let (sender, asked) = mpsc::channel(100);
         let now = Arc::<Notify>::default();
         let keeper = Keeper {
-            issuer: Scripted { answers: answers.iter().copied().collect(), asked: sender, began },
+            issuer: Scripted {
+                answers: answers.iter().copied().collect(),
+                asked: sender,
+                says,
+                began,
+            },
             clock: Arc::new(WorldClock(began)),
             random: || 0,
             held: held.map(|(before, after)| Validity {
@@ -276,6 +306,15 @@ mod tests {
         sleep(DAY).await;
         world.now.notify_one();
         assert_eq!(world.minutes(1).await, [60 * MINUTES_OF_A_DAY]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_authority_says_of_the_next_try_goes_before_an_operator_s_word() {
+        let refused = Err(Failure::Refused);
+        let mut world = world_where(Some(DAY / 2), None, &[refused, refused]);
+        assert_eq!(world.minutes(1).await, [0]);
+        world.now.notify_one();
+        assert_eq!(world.minutes(2).await, [MINUTES_OF_A_DAY / 2, MINUTES_OF_A_DAY]);
     }
 
     #[tokio::test(start_paused = true)]

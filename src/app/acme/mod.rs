@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::readiness::Readiness;
 use crate::app::acme::files::{Files, StoredAccount};
 use crate::app::acme::keeper::{Failed, Issuer, Keeper};
-use crate::domain::renewal::Validity;
+use crate::domain::renewal::{Failure, Validity};
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::acme::{Account, AcmeError, Authority, Issued};
 use crate::net::tls::{self, LoadedCertificate, Names, Owner, Resolver, TlsError};
@@ -256,7 +256,8 @@ impl AtAuthority {
         self.with_files(move |files| files.keep_account(&stored))
             .await
             .context("the account can't be kept")
-            .map_err(Failed::here)?;
+            // Each try makes another one, and authorities count them.
+            .map_err(|error| Failed { failure: Failure::Refused, ..Failed::here(error) })?;
         tracing::info!(account = account.id(), "The account is made and kept.");
         Ok(account)
     }
