@@ -74,6 +74,8 @@ pub(crate) struct Pebble {
     folder: TempDir,
     port: u16,
     management: u16,
+    /// Of a hundred requests, how many it wants once more.
+    again: u8,
     process: Option<Background>,
 }
 
@@ -102,7 +104,13 @@ impl Pebble {
         }});
         write("config.json", &config.to_string());
         write("ca.pem", &AUTHORITY.pem());
-        Self { folder, port, management, process: None }
+        Self { folder, port, management, again: 0, process: None }
+    }
+
+    /// It wants so many of a hundred requests once more, as authorities may.
+    pub(crate) fn wants_again(mut self, percent: u8) -> Self {
+        self.again = percent;
+        self
     }
 
     /// Its directory's address.
@@ -124,9 +132,9 @@ impl Pebble {
                 .args(["-strict=false", "-dnsserver", &format!("127.0.0.1:{}", *NAMES)])
                 .arg("-config")
                 .arg(config)
-                // Nothing is waited for by chance, and some of what is asked has to be asked again.
-                .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_WFE_NONCEREJECT", "10")])
-                .env("PEBBLE_AUTHZREUSE", "0"),
+                // Nothing is left to chance but what a test asks for.
+                .envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_AUTHZREUSE", "0")])
+                .env("PEBBLE_WFE_NONCEREJECT", self.again.to_string()),
         );
         self.process = Some(process);
         eventually("Pebble answers", || self.fetch(self.port, "dir").is_some());
