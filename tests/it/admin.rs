@@ -307,7 +307,9 @@ fn scrapers_that_do_not_read_keep_no_probe_out() {
 fn a_thousand_connections_to_the_senders_side_do_not_keep_the_probes_from_answering() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
-    let relay = TestRelay::with(&routes).flags(&["--connections-max", "50"]).start();
+    // All of them come from one address.
+    let flags = ["--connections-max", "50", "--connections-per-address-max", "50"];
+    let relay = TestRelay::with(&routes).flags(&flags).start();
     let held: Vec<_> = (0..200).map(|_| TcpStream::connect(relay.listen()).unwrap()).collect();
     eventually("all places are taken", || relay.metrics().value("relay_connections", &[]) >= 50.0);
     assert!(relay.metrics().value("relay_connections", &[]) <= 50.0);

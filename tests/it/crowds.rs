@@ -172,7 +172,9 @@ fn a_stranger_alone_has_until_the_body_s_time_is_up() {
 #[test]
 fn connections_that_only_wait_do_not_crowd_out_the_sender() {
     for plain in [false, true] {
-        let mut scene = Scene::start_with(plain, &["--connections-max", "20"]);
+        // All of them come from one address.
+        let flags = ["--connections-max", "20", "--connections-per-address-max", "20"];
+        let mut scene = Scene::start_with(plain, &flags);
         let address = scene.relay.listen();
         // Some say nothing, some have begun a head, some have had an answer.
         let silent: Vec<_> = (0..30).map(|_| TcpStream::connect(address).unwrap()).collect();
