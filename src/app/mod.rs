@@ -24,7 +24,7 @@ use crate::config::Environment;
 use crate::delivery::board::Board;
 use crate::domain::client::Networks;
 use crate::domain::route::RoutingTable;
-use crate::domain::target::{BacklogLimit, Target};
+use crate::domain::target::{BacklogLimit, Rate, Target};
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
@@ -106,6 +106,9 @@ pub struct EdgeSettings {
     pub proxy_protocol: bool,
     /// Connections at once from one address; a quarter of all without.
     pub connections_per_address_max: Option<usize>,
+    /// Refused requests of one address before it is refused unseen; as many as an ingress says
+    /// without.
+    pub unverified_rate: Option<Rate>,
 }
 
 impl Settings {

@@ -76,6 +76,7 @@ impl App {
     /// Starts every task; each has an owner in what this returns.
     fn start(&self, listener: TcpListener, mut watcher: Watcher) -> Running {
         let commits = TaskTracker::new();
+        let default = IngressLimits::default();
         let ingress = Ingress::new(Setting {
             store: Arc::clone(&self.store),
             tables: self.table.subscribe(),
@@ -87,6 +88,11 @@ impl App {
                 in_flight_max: self.settings.in_flight_max,
                 in_flight_bytes_max: self.settings.in_flight_bytes_max,
                 body_timeout: self.settings.body_timeout,
+                unverified_rate: self
+                    .settings
+                    .edge
+                    .unverified_rate
+                    .unwrap_or(default.unverified_rate),
                 peers_are_clients: self.settings.peers_are_clients(),
             },
             trusted_proxies: self.settings.edge.trusted_proxies.clone(),

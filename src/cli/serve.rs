@@ -462,6 +462,7 @@ mod tests {
         assert_eq!(args.limits.in_flight_max.get(), 1024);
         assert_eq!(args.limits.in_flight_bytes_max, 256 << 20);
         assert_eq!(args.limits.delivery_memory, 64 << 20);
+        assert_eq!(args.edge.unverified_rate, crate::config::rate("50/s").unwrap());
         assert_eq!(args.timeouts.body_timeout.as_secs(), 20);
         assert_eq!(args.log_format, LogFormat::Text);
         assert_eq!(args.log_level, LevelFilter::INFO);
@@ -493,7 +494,7 @@ mod tests {
                     --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
                     --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
                     --trusted-proxies 10.0.0.0/8,::1 \
-                    --proxy-protocol --connections-per-address-max 15 \
+                    --proxy-protocol --connections-per-address-max 15 --unverified-rate 16/m \
                     --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn";
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
@@ -528,7 +529,13 @@ mod tests {
         assert_eq!(acme, None);
         let TlsFiles { certificate, key } = tls.unwrap();
         assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
-        let EdgeSettings { trusted_proxies, proxy_protocol, connections_per_address_max } = edge;
+        let EdgeSettings {
+            trusted_proxies,
+            proxy_protocol,
+            connections_per_address_max,
+            unverified_rate,
+        } = edge;
+        assert_eq!(unverified_rate, crate::config::rate("16/m").ok());
         assert_eq!((proxy_protocol, connections_per_address_max), (true, Some(15)));
         let networks = ["10.0.0.0/8", "::1/128"].map(|text| text.parse::<Network>().unwrap());
         assert_eq!(trusted_proxies, networks.into_iter().collect());

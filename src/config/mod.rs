@@ -60,7 +60,7 @@ pub use crate::config::routing_test::{
 pub use crate::config::secret::{
     Environment, ProcessEnvironment, Secrets, from_env, from_file, token_from_file,
 };
-pub use crate::config::value::{duration, size};
+pub use crate::config::value::{duration, rate, size};
 
 /// A file that can be used.
 #[derive(Debug)]

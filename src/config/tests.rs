@@ -186,7 +186,7 @@ fn every_key_reaches_the_table() {
     assert!(inside.into_iter().all(|address| source.is_open_to(address)));
     assert!(!outside.into_iter().any(|address| source.is_open_to(address)));
     assert!(!source.is_open_to(None) && source_of_path.is_open_to(None));
-    assert_eq!(source.rate_limit, value::rate("100/s").ok());
+    assert_eq!(source.rate_limit, rate("100/s").ok());
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
     let windows = DuplicateWindows { activities: hours(48), bare: Duration::from_secs(300) };
     assert_eq!(source.duplicates, windows);
@@ -207,7 +207,7 @@ fn every_key_reaches_the_table() {
     assert_eq!(crm.timeout, Duration::from_millis(2500));
     assert_eq!((crm.retry.first, crm.retry.max), (Duration::from_millis(100), hours(2)));
     assert_eq!((crm.retry.keep_for, &*crm.retry.give_up_on), (hours(14 * 24), &[404, 410][..]));
-    assert_eq!((crm.concurrency, crm.rate_limit), (3, value::rate("600/m").ok()));
+    assert_eq!((crm.concurrency, crm.rate_limit), (3, rate("600/m").ok()));
     assert_eq!(crm.backlog_limit, BacklogLimit::Bytes(2 << 30));
     assert_eq!(table.targets["lake"].backlog_limit, BacklogLimit::Percent(25));
     assert!(!crm.paused && table.targets["lake"].paused, "its own, and that of defaults");

@@ -119,7 +119,7 @@ pub(super) fn show_size(bytes: u64) -> String {
 }
 
 /// `100/s`, `600/m`, `1000/h`.
-pub(super) fn rate(text: &str) -> Parsed<Rate> {
+pub fn rate(text: &str) -> Parsed<Rate> {
     let wrong = || format!("\"{text}\" is not a rate such as 100/s, 600/m or 1000/h");
     let (count, unit) = text.split_once('/').ok_or_else(wrong)?;
     let per = match unit {

@@ -25,7 +25,7 @@ pub enum Answer {
     NotFound,
     /// Too much in flight.
     Overloaded,
-    /// The source's rate limit.
+    /// The source's rate limit, or too much from its address that is not verified.
     RateLimited,
     /// Stopping.
     ShuttingDown,
@@ -115,7 +115,7 @@ impl Answer {
             Self::MethodNotAllowed => "only POST is taken here",
             Self::NotFound => "no source has this path",
             Self::Overloaded => "too many requests in flight; try again",
-            Self::RateLimited => "more requests than the source's rate limit; try again",
+            Self::RateLimited => "more requests than the rate limit; try again",
             Self::ShuttingDown => "stopping; try again",
             Self::StoreUnavailable => "it could not be stored; try again",
             Self::Timeout => "the body did not arrive in time",

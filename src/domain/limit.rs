@@ -1,5 +1,6 @@
 //! The bounds that are not settings, each with its reason.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 /// Outcome of an attempt: how much of a target's answer is kept.
@@ -14,6 +15,18 @@ pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// each. Over HTTP/1.1 a body comes through the same buffer: with 16 KiB, one of 26 KB costs a
 /// twelfth more CPU.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+
+/// Addresses of which is remembered how much was refused that they sent, those whose requests are
+/// refused for it, and those that webhooks came from: each of these takes some 3 MB at most. Then the
+/// older half goes.
+pub const STRANGERS_MAX: usize = 65_536;
+
+/// How many seconds' worth of `--unverified-rate` may be refused at once.
+pub const UNVERIFIED_BURST: NonZeroU32 = NonZeroU32::new(4).expect("it is not zero");
+
+/// How long nobody is refused where a verified webhook came from: the nights of a sender, who may share
+/// a balancer's address with strangers.
+pub const VERIFIED_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// The header of the PROXY protocol: addresses, and what proxies add about the client's certificate.
 pub const PROXY_HEADER_BYTES_MAX: usize = 1024;

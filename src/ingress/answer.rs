@@ -1,5 +1,7 @@
 //! How a request ended, and the response that says so.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response};
@@ -45,6 +47,12 @@ impl From<Answer> for Refusal {
 impl Refusal {
     pub(super) fn because(answer: Answer, reason: &'static str) -> Self {
         Self { reason: Some(reason), ..Self::from(answer) }
+    }
+
+    /// It is worth another try then.
+    pub(super) fn after(self, wait: Duration) -> Self {
+        let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self { retry_after_secs: Some(secs.max(1)), ..self }
     }
 }
 

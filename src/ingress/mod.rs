@@ -1,17 +1,18 @@
 //! The face to the sender: takes webhooks in.
 //!
 //! Reading order: [`receive`] is the way of a webhook, step by step; [`client`] says from whom, [`budget`]
-//! what is let in, [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
+//! what is let in, [`strangers`] who is not, [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
 //! request, [`answer`] what the sender is told, [`journal`] what the operator is.
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::EXPECT;
-use http::{Method, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::Body;
 use http_body_util::Full;
 use tokio::sync::{Semaphore, watch};
@@ -25,6 +26,7 @@ use crate::domain::limit::{
     DISCARD_BYTES_MAX, DISCARD_WAIT_MAX, UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX,
 };
 use crate::domain::route::RoutingTable;
+use crate::domain::target::Rate;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::webhook::WebhookIds;
 use crate::ingress::answer::{Refusal, Told};
@@ -32,6 +34,7 @@ use crate::ingress::budget::Budget;
 use crate::ingress::client::Clients;
 use crate::ingress::journal::{Exchange, Journal};
 use crate::ingress::sources::Snapshot;
+use crate::ingress::strangers::Strangers;
 use crate::net::body;
 use crate::store::{Health, Store};
 use crate::telemetry::metrics::SharedMetrics;
@@ -43,6 +46,7 @@ mod headers;
 mod journal;
 mod receive;
 mod sources;
+mod strangers;
 mod turns;
 
 #[cfg(test)]
@@ -80,6 +84,11 @@ impl<S> fmt::Debug for Setting<S> {
     }
 }
 
+/// More than any sender whose secret is wrong, or that posts to a wrong path: what it is told is
+/// what makes somebody look.
+const UNVERIFIED_RATE_DEFAULT: Rate =
+    Rate { count: NonZeroU32::new(50).expect("it is not zero"), per: Duration::from_secs(1) };
+
 /// What is let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IngressLimits {
@@ -89,6 +98,8 @@ pub struct IngressLimits {
     pub in_flight_bytes_max: usize,
     /// For a whole body to arrive.
     pub body_timeout: Duration,
+    /// Refused requests of one address, before it is refused unseen.
+    pub unverified_rate: Rate,
     /// Peers that are no trusted proxies are the clients themselves: unverified requests are
     /// bounded for each address.
     pub peers_are_clients: bool,
@@ -100,6 +111,7 @@ impl Default for IngressLimits {
             in_flight_max: 1024,
             in_flight_bytes_max: 256 * 1024 * 1024,
             body_timeout: Duration::from_secs(20),
+            unverified_rate: UNVERIFIED_RATE_DEFAULT,
             peers_are_clients: true,
         }
     }
@@ -119,6 +131,7 @@ pub struct Ingress<S> {
     tracker: TaskTracker,
     limits: IngressLimits,
     clients: Clients,
+    strangers: Strangers,
     budget: Arc<Budget>,
     unread_streams: Arc<Semaphore>,
     shutting_down: CancellationToken,
@@ -141,6 +154,7 @@ impl<S: Store> Ingress<S> {
             current: Mutex::new(Arc::new(Snapshot::new(table, &metrics, None))),
             journal: Journal::new(&metrics),
             clients: Clients { trusted: trusted_proxies, peers_are_clients },
+            strangers: Strangers::new(limits.unverified_rate),
             budget: Budget::new(limits.in_flight_max, limits.in_flight_bytes_max),
             unread_streams: Arc::new(Semaphore::new(UNREAD_STREAMS_MAX)),
             shutting_down: CancellationToken::new(),
@@ -175,6 +189,9 @@ impl<S: Store> Ingress<S> {
             Ok(told) => return answer::response(told, false),
             Err(refusal) => refusal,
         };
+        if is_charged(refusal.answer) {
+            self.strangers.refused(client.counted);
+        }
         let told = Told::from(&refusal);
         self.journal.answered(&exchange, &Err(refusal));
         // Asking for more would tell a sender that waits for it to go ahead.
@@ -210,8 +227,9 @@ impl<S: Store> Ingress<S> {
     /// `headers_too_large`. It was answered below, without a body.
     pub fn unreadable(&self, answer: Answer, peer: SocketAddr) {
         let why = "its head can't be read: if this is the sender, its webhooks are being lost";
-        self.journal
-            .answered(&Exchange::begin(Some(peer.ip())), &Err(Refusal::because(answer, why)));
+        let client = self.clients.of(Some(peer), &HeaderMap::new());
+        self.strangers.refused(client.counted);
+        self.journal.answered(&Exchange::begin(client.shown), &Err(Refusal::because(answer, why)));
     }
 
     /// Takes over the table in force, as the next request would: its metrics are there from now on.
@@ -242,6 +260,21 @@ impl<S: Store> Ingress<S> {
         }
         Arc::clone(&current)
     }
+}
+
+/// Whether a refusal is charged to the address: not what is our own fault, or that of others who
+/// wanted in, nor what was charged before.
+const fn is_charged(answer: Answer) -> bool {
+    matches!(
+        answer,
+        Answer::BadRequest
+            | Answer::Forbidden
+            | Answer::HeadersTooLarge
+            | Answer::MethodNotAllowed
+            | Answer::NotFound
+            | Answer::TooLarge
+            | Answer::Unauthorized
+    )
 }
 
 /// Reads and throws away some of a refused body, so that the answer arrives; true if it ended.

@@ -49,14 +49,13 @@ impl<S: Store> Ingress<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
     {
         let snapshot = self.snapshot();
-        let (state, named) = find_source(&snapshot, &head, exchange)?;
-        only_post(&head.method)?;
-        only_from(client, &state.source, &head.headers)?;
+        let (state, named) = self.look_at(&head, &snapshot, exchange, client)?;
         let mut place = self.enter(body, &state.source, &head.headers, client)?;
         let bytes = self.read(body, &state, &head.headers, &mut place, exchange).await?;
         let now = self.clock.now();
         let proven = state.verify(&head.headers, &bytes, self.clock.wall())?;
         place.verified(bytes.len());
+        self.strangers.verified(client.counted);
 
         // Nothing was awaited since the last byte came, and from here on a sender that hangs up
         // cancels nothing.
@@ -114,6 +113,26 @@ impl<S: Store> Ingress<S> {
             Ok(taken)
         };
         Ok(self.detached(exchange.clone(), work).await)
+    }
+
+    /// What a request's head tells: whose it is, and whether it may go on.
+    fn look_at(
+        &self,
+        head: &Parts,
+        snapshot: &Snapshot,
+        exchange: &mut Exchange,
+        client: Client,
+    ) -> Result<(Arc<SourceState>, Option<Box<str>>), Refusal> {
+        let found = find_source(snapshot, head, exchange);
+        let is_signed = || snapshot.is_signed(&head.headers);
+        if let Some(wait) = self.strangers.over(client.counted, is_signed) {
+            let reason = "too much from its address that is not verified";
+            return Err(Refusal::because(Answer::RateLimited, reason).after(wait));
+        }
+        let (state, named) = found?;
+        only_post(&head.method)?;
+        only_from(client, &state.source, &head.headers)?;
+        Ok((state, named))
     }
 
     /// A place in the budget, before a byte of the body is asked for.

@@ -149,9 +149,6 @@ impl SourceState {
     /// Waits for the source's turn under its rate limit.
     pub(super) async fn turn(&self) -> Result<(), Refusal> {
         let Some(turns) = &self.turns else { return Ok(()) };
-        turns.wait().await.map_err(|wait| {
-            let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            Refusal { retry_after_secs: Some(secs.max(1)), ..Answer::RateLimited.into() }
-        })
+        turns.wait().await.map_err(|wait| Refusal::from(Answer::RateLimited).after(wait))
     }
 }

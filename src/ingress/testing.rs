@@ -1,5 +1,6 @@
 //! An ingress with everything around it in memory.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -237,8 +238,19 @@ impl Rig {
             + Unpin
             + 'static,
     {
-        let peer = Some("192.0.2.7:4711".parse().unwrap());
-        Answered::read(self.ingress.serve(request, peer).await).await
+        self.send_from("192.0.2.7", request).await
+    }
+
+    /// The same from another address.
+    pub(super) async fn send_from<B>(&self, address: &str, request: Request<B>) -> Answered
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send>
+            + Send
+            + Unpin
+            + 'static,
+    {
+        let peer = SocketAddr::new(address.parse().unwrap(), 4711);
+        Answered::read(self.ingress.serve(request, Some(peer)).await).await
     }
 
     /// The same on a task, as a connection would.

@@ -385,6 +385,46 @@ async fn a_rate_limit_is_charged_after_verification_and_waits_a_second_at_most()
     rig.send(signed(b"5")).await.check(429, "rate_limited");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_flood_from_one_address_is_refused_unread_and_costs_the_sender_nothing() {
+    let rig = Rig::new();
+    let wrong = sign(b"else");
+    for _ in 0..100 {
+        rig.send(post(ORDER, &wrong)).await.check(401, "unauthorized");
+        let elsewhere = Request::post("/elsewhere").body(Full::new(Bytes::new())).unwrap();
+        rig.send(elsewhere).await.check(404, "not_found");
+    }
+    let unsigned = || {
+        let (mut head, body) = signed(b"unsigned").into_parts();
+        head.headers.remove("signature");
+        Request::from_parts(head, body)
+    };
+    rig.send(unsigned()).await.check(401, "unauthorized");
+    let refused = rig.send(unsigned()).await;
+    refused.check(429, "rate_limited");
+    assert_eq!(refused.headers["retry-after"], "1");
+    // This may be the sender, whom nobody knows yet.
+    rig.send(post(ORDER, &wrong)).await.check(401, "unauthorized");
+    rig.send_from("192.0.2.8", signed(b"1")).await.check(202, "accepted");
+    // Of one who does not bring it, a body is not waited for.
+    let (_pieces, never) = Pieces::new(Some(10));
+    let (head, _) = post(ORDER, &wrong).into_parts();
+    rig.send(Request::from_parts(head, never)).await.check(429, "rate_limited");
+    rig.check_metric(r#"relay_webhooks_received_total{source="aryeo",answer="rate_limited"} 2"#);
+    for number in 0..300 {
+        rig.send_from("192.0.2.8", post(ORDER, &wrong)).await.check(401, "unauthorized");
+        let body = number.to_string();
+        rig.send_from("192.0.2.8", signed(body.as_bytes())).await;
+    }
+    assert_eq!(rig.committed().len(), 300);
+    // Where it came from once, it may always come from again.
+    sleep(Duration::from_secs(10)).await;
+    rig.send(signed(b"from here")).await.check(202, "accepted");
+    for _ in 0..300 {
+        rig.send(unsigned()).await.check(401, "unauthorized");
+    }
+}
+
 #[tokio::test]
 async fn what_no_route_wants_is_kept_or_dropped_as_the_table_says() {
     let rig = Rig::new();

@@ -47,7 +47,7 @@ impl Turns {
 
 /// Tokio's clock for governor, so that tests can pause it.
 #[derive(Debug, Clone)]
-struct Running(Instant);
+pub(super) struct Running(pub(super) Instant);
 
 impl Clock for Running {
     type Instant = Duration;

@@ -156,6 +156,33 @@ fn one_address_does_not_take_the_connections_of_others() {
 }
 
 #[test]
+fn a_flood_of_unsigned_requests_is_refused_unread_and_costs_no_webhook() {
+    // In an hour nothing becomes free again.
+    let (relay, crm) = relay(&[], &["--unverified-rate", "5/h"], false);
+    let sender = Sender::new(&relay);
+    let unsigned = || Request::unsigned(PATH, b"unsigned").header("Expect", "100-continue");
+    let flood = |from, count: usize| {
+        let mut connection = sender.connect_from(from);
+        let send = |_| connection.send(&unsigned().without("Expect")).unwrap().status;
+        (0..count).map(send).collect::<Vec<u16>>()
+    };
+    assert_eq!(flood(OTHER, 23), [&[401; 21][..], &[429; 2]].concat());
+    // Nobody waits for a body any more.
+    let mut connection = sender.connect_from(OTHER);
+    connection.write(&unsigned().head()).unwrap();
+    let answer = connection.read_answer().unwrap();
+    answer.problem(429);
+    assert!(answer.header("retry-after").is_some_and(|secs| secs.parse::<u32>().unwrap() > 600));
+    // The sender is somewhere else; after that a flood from there costs it nothing, either.
+    sender.connect_from(PROXY).send(&request("first", &[])).unwrap().accepted();
+    assert_eq!(flood(PROXY, 50), [401; 50]);
+    sender.connect_from(PROXY).send(&request("second", &[])).unwrap().accepted();
+    let labels = [("source", "aryeo"), ("answer", "rate_limited")];
+    assert_eq!(relay.metrics().value("relay_webhooks_received_total", &labels), 3.0);
+    crm.wait_for(2);
+}
+
+#[test]
 fn a_network_that_is_none_is_wrong_usage() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
