@@ -1,6 +1,7 @@
 //! The composition root: builds everything, binds before it says ready, stops in order.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +107,8 @@ pub struct EdgeSettings {
     pub proxy_protocol: bool,
     /// Connections at once from one address; a quarter of all without.
     pub connections_per_address_max: Option<usize>,
+    /// Requests on one connection; the default of `serve` without.
+    pub requests_per_connection_max: Option<NonZeroU32>,
     /// Refused requests of one address before it is refused unseen; as many as an ingress says
     /// without.
     pub unverified_rate: Option<Rate>,

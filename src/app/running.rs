@@ -1,5 +1,6 @@
 //! Running and stopping: which tasks there are, who owns them, in which order they end.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ use crate::store::embedded::EmbeddedStore;
 
 /// Longer than balancers keep idle connections, so that it is they who close them.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A connection may last for ever; now and then it is made anew, so that none of what it gathers does.
+const REQUESTS_PER_CONNECTION_MAX: u32 = 100_000;
 
 /// How often the data path says that it moves.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -149,6 +153,11 @@ impl App {
                     trusted: self.settings.edge.trusted_proxies.clone(),
                     protocol: self.settings.edge.proxy_protocol,
                 },
+                requests_per_connection_max: self
+                    .settings
+                    .edge
+                    .requests_per_connection_max
+                    .map_or(REQUESTS_PER_CONNECTION_MAX, NonZeroU32::get),
                 handshake_timeout: self.settings.handshake_timeout,
                 header_timeout: self.settings.header_timeout,
                 idle_timeout: IDLE_TIMEOUT.max(self.settings.body_timeout * 2),

@@ -1,6 +1,6 @@
 //! The flags of `serve` about who is at the other end of a connection.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use clap::builder::BoolishValueParser;
 
@@ -46,6 +46,16 @@ pub struct EdgeArgs {
         help_heading = "Limits"
     )]
     pub connections_per_address_max: Option<NonZeroUsize>,
+    /// Requests on one connection; then it ends, and the sender opens another
+    #[arg(
+        long,
+        env = "RELAY_REQUESTS_PER_CONNECTION_MAX",
+        hide_env_values = true,
+        value_name = "COUNT",
+        default_value = "100000",
+        help_heading = "Limits"
+    )]
+    pub requests_per_connection_max: NonZeroU32,
     /// Requests that are refused of one address, or of one /64 network of IPv6, before more of them
     /// are answered 429 unread; four times as many at once. Not where a verified webhook came from
     /// within a day, nor where the address may be a proxy's
@@ -67,6 +77,7 @@ impl EdgeArgs {
             trusted_proxies: self.trusted_proxies.iter().copied().collect(),
             proxy_protocol: self.proxy_protocol,
             connections_per_address_max: self.connections_per_address_max.map(NonZeroUsize::get),
+            requests_per_connection_max: Some(self.requests_per_connection_max),
             unverified_rate: Some(self.unverified_rate),
         }
     }

@@ -33,6 +33,7 @@ fn limits() -> ListenerLimits {
         connections_max: 1024,
         connections_per_address_max: 1024,
         proxies: Proxies::default(),
+        requests_per_connection_max: u32::MAX,
         handshake_timeout: Duration::from_secs(10),
         header_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(600),

@@ -462,6 +462,7 @@ mod tests {
         assert_eq!(args.limits.in_flight_max.get(), 1024);
         assert_eq!(args.limits.in_flight_bytes_max, 256 << 20);
         assert_eq!(args.limits.delivery_memory, 64 << 20);
+        assert_eq!(args.edge.requests_per_connection_max.get(), 100_000);
         assert_eq!(args.edge.unverified_rate, crate::config::rate("50/s").unwrap());
         assert_eq!(args.timeouts.body_timeout.as_secs(), 20);
         assert_eq!(args.log_format, LogFormat::Text);
@@ -495,6 +496,7 @@ mod tests {
                     --handshake-timeout 11s --header-timeout 12s --body-timeout 13s \
                     --trusted-proxies 10.0.0.0/8,::1 \
                     --proxy-protocol --connections-per-address-max 15 --unverified-rate 16/m \
+                    --requests-per-connection-max 17 \
                     --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn";
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
@@ -533,8 +535,10 @@ mod tests {
             trusted_proxies,
             proxy_protocol,
             connections_per_address_max,
+            requests_per_connection_max,
             unverified_rate,
         } = edge;
+        assert_eq!(requests_per_connection_max.map(u32::from), Some(17));
         assert_eq!(unverified_rate, crate::config::rate("16/m").ok());
         assert_eq!((proxy_protocol, connections_per_address_max), (true, Some(15)));
         let networks = ["10.0.0.0/8", "::1/128"].map(|text| text.parse::<Network>().unwrap());

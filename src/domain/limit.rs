@@ -16,6 +16,10 @@ pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// twelfth more CPU.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 
+/// Lines of a request's head: some five times the sender's. It is what hyper has room for over HTTP/1.1
+/// without an allocation for each request, and answers 431 beyond; over HTTP/2 they are counted here.
+pub const HEADER_LINES_MAX: usize = 100;
+
 /// Addresses of which is remembered how much was refused that they sent, those whose requests are
 /// refused for it, and those that webhooks came from: each of these takes some 3 MB at most. Then the
 /// older half goes.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::domain::activity;
 use crate::domain::answer::Answer;
-use crate::domain::limit::ANSWER_WAIT_MAX;
+use crate::domain::limit::{ANSWER_WAIT_MAX, HEADER_LINES_MAX};
 use crate::domain::proof::Proven;
 use crate::domain::route::{Routed, Subject, Unrouted};
 use crate::domain::source::Source;
@@ -128,6 +128,9 @@ impl<S: Store> Ingress<S> {
         if let Some(wait) = self.strangers.over(client.counted, is_signed) {
             let reason = "too much from its address that is not verified";
             return Err(Refusal::because(Answer::RateLimited, reason).after(wait));
+        }
+        if head.headers.len() > HEADER_LINES_MAX {
+            return Err(Answer::HeadersTooLarge.into());
         }
         let (state, named) = found?;
         only_post(&head.method)?;

@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -43,6 +44,13 @@ const HTTP2_STREAMS_MAX: u32 = 128;
 const HTTP2_HEADERS_MAX: u32 = HEAD_BYTES_MAX as u32;
 const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 512 * 1024;
+/// Streams that the peer opened and reset before we took them. That many are mere haste; beyond it
+/// the connection ends, as a flood of them would cost the peer nothing ("rapid reset").
+const HTTP2_RESETS_MAX: usize = 20;
+/// Streams that we reset for what the peer did wrong on them, before the connection ends.
+const HTTP2_OWN_RESETS_MAX: usize = 256;
+/// Of answers that the peer does not read, for each stream. They are less than 1 KiB.
+const HTTP2_SEND_BUFFER: usize = 16 * 1024;
 const HTTP2_PING_EVERY: Duration = Duration::from_secs(30);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -73,6 +81,10 @@ impl Protocols {
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            .max_pending_accept_reset_streams(HTTP2_RESETS_MAX)
+            .max_local_error_reset_streams(HTTP2_OWN_RESETS_MAX)
+            .max_send_buf_size(HTTP2_SEND_BUFFER)
+            // Frames that go on with a head are bounded by this, too.
             .max_header_list_size(HTTP2_HEADERS_MAX)
             .initial_stream_window_size(HTTP2_STREAM_WINDOW)
             .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
@@ -210,11 +222,17 @@ impl<O: ListenerObserver> ServerConnection<O> {
     {
         let phase = Arc::new(Phase::new(&self.member));
         let (peer, counted) = (self.peer, Arc::clone(&phase));
+        let requests_max = self.limits.requests_per_connection_max;
         let service = service_fn(move |request: Request<Incoming>| {
             let active = Active::begin(&counted, request.version());
+            let is_last =
+                counted.is_worn_out(requests_max) && request.version() <= Version::HTTP_11;
             let answer = service(request, peer);
             async move {
-                let answer = answer.await;
+                let mut answer = answer.await;
+                if is_last {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(answer.map(|body| Tracked { body, _active: active }))
             }
         });
@@ -228,6 +246,12 @@ impl<O: ListenerObserver> ServerConnection<O> {
             loop {
                 if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                     return Poll::Ready(ended.err());
+                }
+                // Over HTTP/1.1 the last answer says so.
+                if !ending && phase.is_worn_out(requests_max) && phase.is_http2() {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
                 }
                 if !ending && ends.as_mut().poll(context).is_ready() {
                     if self.member.ends_at_once() {
@@ -268,6 +292,8 @@ struct Phase {
     member: Arc<Member>,
     /// Goes up with every change.
     changes: AtomicU32,
+    /// Goes up with every request.
+    begun: AtomicU32,
     /// A request has begun once.
     used: AtomicBool,
     /// Bytes came on an HTTP/1.1 connection that had no request to answer.
@@ -281,6 +307,7 @@ impl Phase {
         Self {
             member: Arc::clone(member),
             changes: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
             used: AtomicBool::new(false),
             in_head: AtomicBool::new(false),
             http2: AtomicBool::new(false),
@@ -300,6 +327,15 @@ impl Phase {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// It had all the requests that it may have.
+    fn is_worn_out(&self, requests_max: u32) -> bool {
+        self.begun.load(Ordering::Relaxed) >= requests_max
+    }
+
+    fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
+    }
+
     fn waits_for_head(&self) -> bool {
         !self.used.load(Ordering::Relaxed)
             || (self.in_head.load(Ordering::Relaxed) && self.member.requests() == 0)
@@ -316,6 +352,7 @@ struct Active(Arc<Phase>);
 impl Active {
     fn begin(phase: &Arc<Phase>, version: Version) -> Self {
         phase.member.request_begins();
+        phase.begun.fetch_add(1, Ordering::Relaxed);
         phase.used.store(true, Ordering::Relaxed);
         phase.in_head.store(false, Ordering::Relaxed);
         phase.http2.store(version == Version::HTTP_2, Ordering::Relaxed);

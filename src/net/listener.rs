@@ -65,6 +65,8 @@ pub struct ListenerLimits {
     pub connections_per_address_max: usize,
     /// Who may speak for others; their own addresses are not counted.
     pub proxies: Proxies,
+    /// Requests on one connection; after the last it ends.
+    pub requests_per_connection_max: u32,
     /// For the TLS handshake, and for what a proxy says before.
     pub handshake_timeout: Duration,
     /// From the first byte of a request to the end of its head, and from the start of a connection

@@ -132,6 +132,7 @@ pub(super) fn limits() -> ListenerLimits {
         connections_max: 100,
         connections_per_address_max: 100,
         proxies: Proxies::default(),
+        requests_per_connection_max: u32::MAX,
         handshake_timeout: PATIENCE,
         header_timeout: PATIENCE,
         idle_timeout: PATIENCE,

@@ -18,6 +18,7 @@
 //! - `torture`: the proof that operators run on their own disk
 //! - `hardening`: what an attacker does not get from the process itself
 //! - `edge`: who is at the other end, and what follows from it
+//! - `floods`: HTTP as no honest sender speaks it
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `acme`: a certificate that an authority gives, without anybody's doing
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
@@ -58,6 +59,7 @@ mod durability;
 mod edge;
 mod erases;
 mod explains;
+mod floods;
 mod full_disk;
 mod guards;
 mod hang_up;
