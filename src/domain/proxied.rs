@@ -121,11 +121,10 @@ fn version_2(header: &[u8]) -> Result<Step, Malformed> {
         return Ok(Step::More(length - rest.len()));
     }
     match (command, family) {
-        (0x20, _) => Ok(Proxied::Itself),
         (0x21, 0x11) => told_v4(rest),
         (0x21, 0x21) => told_v6(rest),
-        // No stream of the internet: whoever it is has no address.
-        (0x21, 0x00 | 0x31) => Ok(Proxied::Itself),
+        // For itself, or for somebody who has no address of the internet.
+        (0x20, _) | (0x21, 0x00 | 0x31) => Ok(Proxied::Itself),
         _ => Err(Malformed),
     }
     .map(Step::Done)
