@@ -32,7 +32,8 @@ pub struct EdgeArgs {
         env = "RELAY_PROXY_PROTOCOL",
         hide_env_values = true,
         value_parser = BoolishValueParser::new(),
-        requires = "trusted_proxies"
+        // Not where the environment says no.
+        requires_ifs = ["1", "on", "t", "true", "True", "TRUE", "y", "yes"].map(|yes| (yes, "trusted_proxies"))
     )]
     pub proxy_protocol: bool,
     /// Connections at once from one address, or from one /64 network of IPv6; for further ones those

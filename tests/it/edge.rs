@@ -123,9 +123,13 @@ fn a_proxy_s_header_comes_before_tls_and_only_from_where_it_is_trusted() {
 fn nobody_speaks_for_others_where_no_proxy_is_trusted() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
-    let ended = TestRelay::with(&routes).flags(&["--proxy-protocol"]).run();
-    assert_eq!(ended.code, Some(2), "{ended:?}");
-    assert!(ended.stderr.contains("--trusted-proxies"), "{ended:?}");
+    let variable = |value| TestRelay::with(&routes).environment("RELAY_PROXY_PROTOCOL", value);
+    for asked in [TestRelay::with(&routes).flags(&["--proxy-protocol"]), variable("yes")] {
+        let ended = asked.run();
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains("--trusted-proxies"), "{ended:?}");
+    }
+    drop(variable("no").start());
 }
 
 #[test]
