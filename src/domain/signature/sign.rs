@@ -10,6 +10,7 @@ use crate::domain::webhook::Header;
 
 /// How outgoing requests are signed.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a target has one, and nearly all of them sign")]
 pub enum Signing {
     /// Not at all: `scheme: none`.
     None,
