@@ -2,6 +2,7 @@
 //!
 //! - `accepts`: what a sender posts rightly is acknowledged, kept and passed on unchanged
 //! - `rejects`: every other answer
+//! - `smuggling`: HTTP/1.1 that can be read in two ways hides no second request
 //! - `delivers`: what a target gets, and what happens when it does not take it
 //! - `schemes`: what others verify what a target gets with, and how secrets are rotated
 //! - `restarts`: `kill -9` under load loses nothing that was acknowledged
@@ -75,6 +76,7 @@ mod replays;
 mod restarts;
 mod schemes;
 mod shipped;
+mod smuggling;
 mod starts_and_stops;
 mod store_commands;
 mod stories;
