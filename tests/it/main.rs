@@ -2,6 +2,7 @@
 //!
 //! - `accepts`: what a sender posts rightly is acknowledged, kept and passed on unchanged
 //! - `rejects`: every other answer
+//! - `http2_abuse`: HTTP/2 as nobody of good will speaks it
 //! - `smuggling`: HTTP/1.1 that can be read in two ways hides no second request
 //! - `delivers`: what a target gets, and what happens when it does not take it
 //! - `schemes`: what others verify what a target gets with, and how secrets are rotated
@@ -66,6 +67,7 @@ mod guards;
 mod hang_up;
 mod hardening;
 mod holding;
+mod http2_abuse;
 mod hung_disk;
 mod language;
 mod openapi;
