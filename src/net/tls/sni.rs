@@ -99,9 +99,9 @@ impl Resolver {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         let host = host.map(str::to_ascii_lowercase);
         match asks {
-            Asks::ForService => held.of_host(host.as_deref()),
-            Asks::ForProof => held.challenges.get(&host?).cloned(),
-            Asks::ForBoth => None,
+            Asks::Service => held.of_host(host.as_deref()),
+            Asks::Proof => held.challenges.get(&host?).cloned(),
+            Asks::Both => None,
         }
     }
 }
@@ -139,12 +139,12 @@ impl Held {
 /// What a connection is for, as its protocols tell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Asks {
-    ForService,
+    Service,
     /// It offers the challenge's protocol and no other.
-    ForProof,
+    Proof,
     /// It offers that and others, which nobody who checks a challenge does: it gets no certificate,
     /// so that the challenge's protocol is never agreed on with one of ours.
-    ForBoth,
+    Both,
 }
 
 impl Asks {
@@ -154,16 +154,16 @@ impl Asks {
             *(if protocol == CHALLENGE_PROTOCOL { &mut proof } else { &mut service }) += 1;
         }
         match (service, proof) {
-            (_, 0) => Self::ForService,
-            (0, 1) => Self::ForProof,
-            _ => Self::ForBoth,
+            (_, 0) => Self::Service,
+            (0, 1) => Self::Proof,
+            _ => Self::Both,
         }
     }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let asks = hello.alpn().map_or(Asks::ForService, |mut offered| Asks::of(&mut offered));
+        let asks = hello.alpn().map_or(Asks::Service, |mut offered| Asks::of(&mut offered));
         self.choose(hello.server_name(), asks)
     }
 }
@@ -183,7 +183,7 @@ mod tests {
         of: &[&Arc<LoadedCertificate>],
         host: Option<&str>,
     ) -> Option<usize> {
-        let key = resolver.choose(host, Asks::ForService)?;
+        let key = resolver.choose(host, Asks::Service)?;
         of.iter().position(|one| Arc::ptr_eq(&one.key, &key))
     }
 
@@ -253,14 +253,14 @@ mod tests {
             (certificate(&authority, &["a.test"]), certificate(&authority, &["a.test"]));
         let resolver = Resolver::default();
         resolver.replace(Owner::Files, vec![Arc::clone(&service)]);
-        let proves = |host| resolver.choose(host, Asks::ForProof);
+        let proves = |host| resolver.choose(host, Asks::Proof);
         assert!(proves(Some("a.test")).is_none(), "never with what is served otherwise");
         resolver.answer_challenge("A.test", Arc::clone(&proof.key));
         assert!(Arc::ptr_eq(&proves(Some("a.test")).unwrap(), &proof.key));
         assert!(proves(Some("b.test")).is_none() && proves(None).is_none());
-        let served = resolver.choose(Some("a.test"), Asks::ForService).unwrap();
+        let served = resolver.choose(Some("a.test"), Asks::Service).unwrap();
         assert!(Arc::ptr_eq(&served, &service.key));
-        assert!(resolver.choose(Some("a.test"), Asks::ForBoth).is_none());
+        assert!(resolver.choose(Some("a.test"), Asks::Both).is_none());
         resolver.end_challenge("a.TEST");
         assert!(proves(Some("a.test")).is_none());
     }
@@ -268,13 +268,13 @@ mod tests {
     #[test]
     fn what_is_asked_for_follows_from_the_protocols() {
         for (offered, expected) in [
-            (&[][..], Asks::ForService),
-            (&["h2"], Asks::ForService),
-            (&["h2", "http/1.1", "x"], Asks::ForService),
-            (&["acme-tls/1"], Asks::ForProof),
-            (&["acme-tls/1", "acme-tls/1"], Asks::ForBoth),
-            (&["acme-tls/1", "h2"], Asks::ForBoth),
-            (&["h2", "http/1.1", "acme-tls/1"], Asks::ForBoth),
+            (&[][..], Asks::Service),
+            (&["h2"], Asks::Service),
+            (&["h2", "http/1.1", "x"], Asks::Service),
+            (&["acme-tls/1"], Asks::Proof),
+            (&["acme-tls/1", "acme-tls/1"], Asks::Both),
+            (&["acme-tls/1", "h2"], Asks::Both),
+            (&["h2", "http/1.1", "acme-tls/1"], Asks::Both),
         ] {
             let mut protocols = offered.iter().map(|one: &&str| one.as_bytes());
             assert_eq!(Asks::of(&mut protocols), expected, "{offered:?}");
