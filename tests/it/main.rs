@@ -3,6 +3,7 @@
 //! - `accepts`: what a sender posts rightly is acknowledged, kept and passed on unchanged
 //! - `rejects`: every other answer
 //! - `http2_abuse`: HTTP/2 as nobody of good will speaks it
+//! - `scanned`: tools that others wrote to break servers
 //! - `smuggling`: HTTP/1.1 that can be read in two ways hides no second request
 //! - `delivers`: what a target gets, and what happens when it does not take it
 //! - `schemes`: what others verify what a target gets with, and how secrets are rotated
@@ -35,8 +36,9 @@
 //! - `command_line`: what an operator types, and exit statuses
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
-//! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it. A test
-//! whose tool is missing fails, unless `RELAY_TEST_MAY_SKIP` is set.
+//! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
+//! `RELAY_TEST_SLOW_CONNECTIONS` how many slow ones `scanned` opens. A test whose tool is missing
+//! fails, unless `RELAY_TEST_MAY_SKIP` is set.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -76,6 +78,7 @@ mod reload;
 mod reload_load;
 mod replays;
 mod restarts;
+mod scanned;
 mod schemes;
 mod shipped;
 mod smuggling;

@@ -33,9 +33,15 @@ pub(crate) fn python() -> Option<Command> {
     can_go_on(is_there, what).then(python)
 }
 
+/// The same for a program, which is asked for with an argument that ends it at once.
+#[track_caller]
+pub(crate) fn has(program: &str, argument: &str) -> bool {
+    let is_there = Command::new(program).arg(argument).output().is_ok();
+    can_go_on(is_there, &format!("{program} is missing: `tests/all --prepare` installs it"))
+}
+
 /// The same for `strace`.
 #[track_caller]
 pub(crate) fn has_strace() -> bool {
-    let is_there = Command::new("strace").arg("--version").output().is_ok();
-    can_go_on(is_there, "strace is missing: `tests/all --prepare` installs it")
+    has("strace", "--version")
 }
