@@ -1,4 +1,4 @@
-//! The listener's certificate: loaded at the start, and again when its files change.
+//! The listener's certificates: loaded at the start, and again when their files change.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,18 +15,28 @@ use crate::telemetry::metrics::Metrics;
 /// The longest chains and the largest keys are a tenth of this.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// What was made of the files.
-pub(super) type Outcome = Result<LoadedCertificate, TlsError>;
+/// What was made of each pair of files.
+pub(super) type Outcomes = Vec<Result<LoadedCertificate, TlsError>>;
 
-/// Reads certificate and key, and says what was read.
+/// The files of a pair.
+const FILES: usize = 2;
+
+/// Reads certificates and keys, and says what was read.
 pub(super) fn reader(
-    files: TlsFiles,
+    pairs: Vec<TlsFiles>,
     clock: Arc<dyn Clock>,
-) -> impl FnMut() -> (Outcome, Vec<FileRead>) {
-    move || read(&files, &*clock)
+) -> impl FnMut() -> (Outcomes, Vec<FileRead>) {
+    move || {
+        let read = pairs.iter().map(|files| read(files, &*clock));
+        let (outcomes, files): (Vec<_>, Vec<_>) = read.unzip();
+        (outcomes, files.into_iter().flatten().collect())
+    }
 }
 
-fn read(files: &TlsFiles, clock: &dyn Clock) -> (Outcome, Vec<FileRead>) {
+fn read(
+    files: &TlsFiles,
+    clock: &dyn Clock,
+) -> (Result<LoadedCertificate, TlsError>, [FileRead; FILES]) {
     let (certificate, of_certificate) = file::read(&files.certificate, BYTES_MAX);
     let (key, of_key) = file::read(&files.key, BYTES_MAX);
     let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
@@ -37,7 +47,7 @@ fn read(files: &TlsFiles, clock: &dyn Clock) -> (Outcome, Vec<FileRead>) {
         let names = Names { certificate: &names[0], key: &names[1] };
         tls::load_certificate(&certificate, &key, names, now)
     };
-    (load(), vec![of_certificate, of_key])
+    (load(), [of_certificate, of_key])
 }
 
 fn unreadable(path: &Path, error: ReadError) -> TlsError {
@@ -53,52 +63,116 @@ fn unreadable(path: &Path, error: ReadError) -> TlsError {
     }
 }
 
-/// Says which certificate is served, and until when.
-pub(super) fn show(loaded: &LoadedCertificate, clock: &dyn Clock, metrics: &Metrics) {
-    let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
-    if loaded.not_before_unix > now {
-        tracing::warn!(names = loaded.names, "The certificate is not valid yet.");
-    }
-    metrics.certificate(&loaded.names, end_of(loaded));
-}
-
 fn end_of(loaded: &LoadedCertificate) -> Timestamp {
     let secs = u64::try_from(loaded.not_after_unix).unwrap_or(0);
     Timestamp::from_millis(secs.saturating_mul(1000))
 }
 
-/// The certificate that new connections get.
+/// The certificates that new connections get.
 pub(super) struct Certificates {
     pub(super) resolver: Arc<Resolver>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) metrics: Arc<Metrics>,
-    /// What the one in force rests on.
-    pub(super) in_force: Vec<FileRead>,
-    pub(super) refused: Option<Refused>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    pairs: Vec<Pair>,
+}
+
+/// One of them, and what its files came to last.
+struct Pair {
+    loaded: Arc<LoadedCertificate>,
+    /// What it rests on.
+    in_force: Vec<FileRead>,
+    refused: Option<Refused>,
 }
 
 /// What could not be taken over.
-pub(super) struct Refused {
+struct Refused {
     files: Vec<FileRead>,
     error: TlsError,
 }
 
 impl Certificates {
-    /// Takes over a content that is at rest. Connections that are open keep theirs.
-    pub(super) fn take(&mut self, outcome: Outcome, files: Vec<FileRead>, asked: bool) {
+    /// Puts in force what was read, all of which has to be good.
+    pub(super) fn new(
+        outcomes: Outcomes,
+        files: &[FileRead],
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, TlsError> {
+        let mut pairs = Vec::with_capacity(outcomes.len());
+        for (outcome, files) in outcomes.into_iter().zip(files.chunks(FILES)) {
+            let pair = Pair { loaded: Arc::new(outcome?), in_force: files.to_vec(), refused: None };
+            pair.warn(&*clock);
+            pairs.push(pair);
+        }
+        let certificates = Self { resolver: Arc::default(), clock, metrics, pairs };
+        certificates.serve();
+        Ok(certificates)
+    }
+
+    /// Takes over a content that is at rest: of each pair that is good. Connections that are open keep
+    /// theirs.
+    pub(super) fn take(&mut self, outcomes: Outcomes, files: &[FileRead], asked: bool) {
+        let mut is_changed = false;
+        let read = outcomes.into_iter().zip(files.chunks(FILES));
+        for (pair, (outcome, files)) in self.pairs.iter_mut().zip(read) {
+            let is_new = pair.take(outcome, files, asked);
+            if is_new {
+                pair.warn(&*self.clock);
+            }
+            is_changed |= is_new;
+        }
+        if is_changed {
+            self.serve();
+        }
+    }
+
+    fn serve(&self) {
+        let served: Vec<_> = self.pairs.iter().map(|pair| Arc::clone(&pair.loaded)).collect();
+        for clash in tls::clashes(&served) {
+            let file = |position: usize| self.pairs.get(position).map(Pair::name);
+            tracing::warn!(
+                host = clash.host,
+                served = file(clash.served),
+                ignored = file(clash.ignored),
+                "Two certificates are for one name: the first is served."
+            );
+        }
+        let shown: Vec<_> = served.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
+        self.metrics.certificates(&shown);
+        self.resolver.replace(Owner::Files, served);
+    }
+
+    /// What is wrong with what is there, as the API says it.
+    pub(super) fn problems(&self) -> Vec<Value> {
+        self.pairs.iter().filter_map(Pair::problem).collect()
+    }
+}
+
+impl Pair {
+    /// Takes over its files, if they are good and new; answers whether they were.
+    fn take(
+        &mut self,
+        outcome: Result<LoadedCertificate, TlsError>,
+        files: &[FileRead],
+        asked: bool,
+    ) -> bool {
         let before = self.refused.take();
         match outcome {
             Ok(_) if files == self.in_force => {
                 if before.is_some() {
-                    tracing::info!("The listener's certificate and key are as they are in force.");
+                    tracing::info!(
+                        file = self.name(),
+                        "The listener's certificate and key are as they are in force."
+                    );
                 }
+                false
             }
             Ok(loaded) => {
-                self.in_force = files;
-                show(&loaded, &*self.clock, &self.metrics);
+                self.in_force = files.to_vec();
                 let not_after = end_of(&loaded);
                 tracing::info!(names = loaded.names, %not_after, "A new certificate is in force.");
-                self.resolver.replace(Owner::Files, vec![Arc::new(loaded)]);
+                self.loaded = Arc::new(loaded);
+                true
             }
             Err(error) => {
                 if asked || before.is_none_or(|before| before.files != files) {
@@ -107,15 +181,40 @@ impl Certificates {
                         "The listener's certificate can't be renewed: the one from before is served."
                     );
                 }
-                self.refused = Some(Refused { files, error });
+                self.refused = Some(Refused { files: files.to_vec(), error });
+                false
             }
         }
     }
 
-    /// What is wrong with what is there, as the API says it.
-    pub(super) fn problem(&self) -> Option<Value> {
+    /// Says what senders may not like of it.
+    fn warn(&self, clock: &dyn Clock) {
+        let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
+        let names = &self.loaded.names;
+        if self.loaded.not_before_unix > now {
+            tracing::warn!(names, "The certificate is not valid yet.");
+        }
+        if let Some(issuer) = &self.loaded.issuer_missing {
+            tracing::warn!(
+                file = self.name(),
+                names,
+                issuer,
+                "The certificate's issuer does not follow it in the file: senders that do not trust just \
+                 that issuer refuse it, as Aryeo verifies the whole chain. Append the intermediate \
+                 certificates."
+            );
+        }
+    }
+
+    fn problem(&self) -> Option<Value> {
         let refused = self.refused.as_ref()?;
         let file = refused.files.first()?.path();
         Some(Problem::of_file(file, refused.error.to_string()).json())
+    }
+
+    /// The certificate's file.
+    fn name(&self) -> String {
+        let first = self.in_force.first();
+        first.map(|file| file.path().display().to_string()).unwrap_or_default()
     }
 }

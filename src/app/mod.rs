@@ -30,7 +30,7 @@ use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
 use crate::net::listener;
-use crate::net::tls::{self, Owner, Resolver, ServerTls, TlsError};
+use crate::net::tls::{self, Resolver, ServerTls, TlsError};
 use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
@@ -62,8 +62,9 @@ pub struct Settings {
     pub admin: Address,
     /// The file of the token that they bring; without one they must be on this machine.
     pub admin_token: Option<PathBuf>,
-    /// Certificate and key; plain HTTP without, unless they come from an authority.
-    pub tls: Option<TlsFiles>,
+    /// Certificates and keys, chosen by the name that is asked for, the first where none fits; plain
+    /// HTTP without, unless they come from an authority.
+    pub tls: Vec<TlsFiles>,
     /// Where they come from instead of files.
     pub acme: Option<AcmeSettings>,
     /// The store.
@@ -86,7 +87,7 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
 }
 
-/// Certificate and key of the listener.
+/// A certificate of the listener and its key.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
     /// The chain, PEM.
@@ -118,7 +119,7 @@ impl Settings {
     /// Whether peers that are no trusted proxies are the clients themselves: without TLS something
     /// else ends it, and all come from there, unless it is known what that is.
     fn peers_are_clients(&self) -> bool {
-        let has_tls = self.tls.is_some() || self.acme.is_some();
+        let has_tls = !self.tls.is_empty() || self.acme.is_some();
         has_tls || !self.edge.trusted_proxies.is_empty()
     }
 
@@ -160,7 +161,7 @@ impl Default for Settings {
             listen: SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 8443)),
             admin: Address::Tcp(SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 9464))),
             admin_token: None,
-            tls: Some(TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }),
+            tls: vec![TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }],
             acme: None,
             store: StoreSettings::default(),
             edge: EdgeSettings::default(),
@@ -357,7 +358,7 @@ fn say_bound(
 
 /// What senders are shown, and where it comes from: files, an authority, or neither.
 struct Tls {
-    certificates: Option<(Certificates, Followed<certificate::Outcome>)>,
+    certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
     acme: Option<Acme>,
     config: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
 }
@@ -393,11 +394,14 @@ fn load_certificate(
     settings: &Settings,
     clock: &Arc<SystemClock>,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcome>)>> {
-    let Some(files) = &settings.tls else { return Ok(None) };
-    let mut read = certificate::reader(files.clone(), clock.clone());
-    let (outcome, files) = read();
-    let loaded = outcome.map_err(|error| {
+) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcomes>)>> {
+    if settings.tls.is_empty() {
+        return Ok(None);
+    }
+    let mut read = certificate::reader(settings.tls.clone(), clock.clone());
+    let (outcomes, files) = read();
+    let certificates = Certificates::new(outcomes, &files, clock.clone(), Arc::clone(metrics));
+    let certificates = certificates.map_err(|error| {
         // Only who has none wants another one.
         let hint = match error {
             TlsError::Missing { .. } => {
@@ -408,16 +412,6 @@ fn load_certificate(
         };
         anyhow!("{error}{hint}")
     })?;
-    certificate::show(&loaded, &**clock, metrics);
-    let resolver = Arc::new(Resolver::default());
-    resolver.replace(Owner::Files, vec![Arc::new(loaded)]);
-    let certificates = Certificates {
-        resolver,
-        clock: clock.clone(),
-        metrics: Arc::clone(metrics),
-        in_force: files.clone(),
-        refused: None,
-    };
     Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
 }
 

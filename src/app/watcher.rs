@@ -71,7 +71,7 @@ pub(super) struct Watcher {
     pub(super) requests: Requests,
     pub(super) tables: Tables,
     pub(super) routes: Followed<reload::Outcome>,
-    pub(super) certificates: Option<(Certificates, Followed<certificate::Outcome>)>,
+    pub(super) certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
     pub(super) tokens: Option<(Tokens, Followed<token::Outcome>)>,
     /// Told of each request: who waits to order a certificate again does it now.
     pub(super) asked: Option<Arc<Notify>>,
@@ -122,7 +122,7 @@ impl Watcher {
             match followed.look(closely).await {
                 Look::AtRest => {}
                 Look::Moving(at) => moves(at),
-                Look::Settled(outcome, files) => certificates.take(outcome, files, asked),
+                Look::Settled(outcomes, files) => certificates.take(outcomes, &files, asked),
             }
         }
         if let Some((tokens, followed)) = &mut self.tokens {
@@ -137,23 +137,24 @@ impl Watcher {
 
     fn report(&self) -> Report {
         let mut problems = self.tables.problems();
-        let of_certificate = self.certificates.as_ref().and_then(|(held, _)| held.problem());
+        let of_certificates = self.certificates.as_ref().map(|(held, _)| held.problems());
+        let of_certificates = of_certificates.unwrap_or_default();
         let of_token = self.tokens.as_ref().and_then(|(held, _)| held.problem());
         let mut members = self.tables.report();
-        let (detail, is_good) = match (&self.tables.last, &of_certificate, &of_token) {
+        let (detail, is_good) = match (&self.tables.last, of_certificates.is_empty(), &of_token) {
             (Taken::Refused, _, _) => {
                 ("the routes file can't be used: the table from before stays in force", false)
             }
-            (_, Some(_), _) => {
+            (_, false, _) => {
                 ("the listener's certificate can't be renewed: the one before is served", false)
             }
             (_, _, Some(_)) => {
                 ("the admin token can't be renewed: the one before is wanted", false)
             }
-            (Taken::Changed(_), None, None) => ("changed", true),
-            (Taken::Unchanged, None, None) => ("unchanged", true),
+            (Taken::Changed(_), true, None) => ("changed", true),
+            (Taken::Unchanged, true, None) => ("unchanged", true),
         };
-        problems.extend(of_certificate.into_iter().chain(of_token));
+        problems.extend(of_certificates.into_iter().chain(of_token));
         members.insert("problems".to_owned(), problems.into());
         if is_good {
             members.insert("status".to_owned(), json!(detail));

@@ -150,7 +150,7 @@ async fn relay(
         routes: folder.join("routes.yaml"),
         listen: any_port(),
         admin: Address::Tcp(any_port()),
-        tls: Some(TlsFiles { certificate: files.certificate, key: files.key }),
+        tls: vec![TlsFiles { certificate: files.certificate, key: files.key }],
         store: StoreSettings {
             data: folder.join("data"),
             // It lives as long as the show, wherever temporary files are kept.

@@ -19,7 +19,7 @@ use crate::app::{App, Settings, StoreSettings, TlsFiles};
 use crate::cli::acme::AcmeArgs;
 use crate::cli::edge::EdgeArgs;
 use crate::cli::signal::{Hangups, StopSignals};
-use crate::cli::{Verdict, value};
+use crate::cli::{Usage, Verdict, value};
 use crate::config::ProcessEnvironment;
 use crate::net::address::Address;
 use crate::telemetry::logging;
@@ -70,26 +70,29 @@ pub struct Args {
     #[arg(long, env = "RELAY_ADMIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 
-    /// The certificate and its chain, PEM. Aryeo verifies the whole chain
+    /// A certificate and its chain, PEM. Aryeo verifies the whole chain. Several, each with its key, are
+    /// chosen by the name that a sender asks for; the first is for all others
     #[arg(
         long,
         env = "RELAY_TLS_CERT",
         hide_env_values = true,
         value_name = "FILE",
         default_value = "certs/tls.crt",
+        value_delimiter = ',',
         help_heading = "TLS"
     )]
-    pub tls_cert: PathBuf,
-    /// The certificate's key, PEM
+    pub tls_cert: Vec<PathBuf>,
+    /// The certificate's key, PEM; as many as certificates, in their order
     #[arg(
         long,
         env = "RELAY_TLS_KEY",
         hide_env_values = true,
         value_name = "FILE",
         default_value = "certs/tls.key",
+        value_delimiter = ',',
         help_heading = "TLS"
     )]
-    pub tls_key: PathBuf,
+    pub tls_key: Vec<PathBuf>,
     /// Serve HTTP without TLS: something in front of the relay ends it
     #[arg(
         long,
@@ -386,18 +389,36 @@ async fn reload_at(mut hangups: Hangups, reloads: Reloads) -> Infallible {
 }
 
 impl Args {
+    fn tls_files(&self) -> Result<Vec<TlsFiles>, Usage> {
+        let (certificates, keys) = (&self.tls_cert, &self.tls_key);
+        if certificates.len() != keys.len() {
+            return Err(Usage(format!(
+                "--tls-cert names {} files and --tls-key {}: each certificate needs its key, in the same \
+                 order",
+                certificates.len(),
+                keys.len()
+            )));
+        }
+        let pair = |(certificate, key): (&PathBuf, &PathBuf)| TlsFiles {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        };
+        Ok(certificates.iter().zip(keys).map(pair).collect())
+    }
+
     fn settings(&self) -> anyhow::Result<Settings> {
         let bytes = |size: u64, flag: &str| {
             usize::try_from(size).with_context(|| format!("{flag} is larger than this machine"))
         };
         let acme = self.acme.settings(self.plain_http)?;
-        let tls = TlsFiles { certificate: self.tls_cert.clone(), key: self.tls_key.clone() };
+        let has_files = !self.plain_http && acme.is_none();
+        let tls = if has_files { self.tls_files()? } else { Vec::new() };
         Ok(Settings {
             routes: self.routes.clone(),
             listen: self.listen,
             admin: self.admin.clone(),
             admin_token: self.admin_token_file.clone(),
-            tls: (!self.plain_http && acme.is_none()).then_some(tls),
+            tls,
             acme,
             store: StoreSettings {
                 data: self.storage.data.clone(),
@@ -437,6 +458,7 @@ mod tests {
     use crate::app::EdgeSettings;
     use crate::domain::client::Network;
     use clap::{Args as _, CommandFactory as _, FromArgMatches as _};
+    use std::path::Path;
 
     fn parsed(flags: &[&str]) -> Result<Args, clap::Error> {
         // Without the environment, which may have settings of its own.
@@ -529,8 +551,8 @@ mod tests {
         assert_eq!(admin.to_string(), "127.0.0.1:2");
         assert_eq!(admin_token, Some(PathBuf::from("t")));
         assert_eq!(acme, None);
-        let TlsFiles { certificate, key } = tls.unwrap();
-        assert_eq!((certificate, key), (PathBuf::from("b"), PathBuf::from("c")));
+        let [TlsFiles { certificate, key }] = &*tls else { panic!("{tls:?}") };
+        assert_eq!((&**certificate, &**key), (Path::new("b"), Path::new("c")));
         let EdgeSettings {
             trusted_proxies,
             proxy_protocol,
@@ -560,7 +582,13 @@ mod tests {
         assert_eq!((connections_max, in_flight_max, in_flight_bytes_max), (7, 8, 9));
         let timeouts = [handshake_timeout, header_timeout, body_timeout, shutdown_timeout];
         assert_eq!(timeouts, [11, 12, 13, 14].map(secs));
-        assert!(parsed(&["--plain-http"]).unwrap().settings().unwrap().tls.is_none());
+        assert!(parsed(&["--plain-http"]).unwrap().settings().unwrap().tls.is_empty());
+        let several = ["--tls-cert", "a", "--tls-cert", "b", "--tls-key", "c,d"];
+        let pairs = parsed(&several).unwrap().settings().unwrap().tls;
+        let keys: Vec<_> = pairs.iter().map(|pair| pair.key.to_str().unwrap()).collect();
+        assert_eq!(keys, ["c", "d"]);
+        let odd = parsed(&several[..5]).unwrap().settings().unwrap_err();
+        assert!(odd.is::<Usage>() && odd.to_string().contains("each certificate needs its key"));
     }
 
     #[test]

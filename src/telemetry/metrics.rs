@@ -314,10 +314,15 @@ impl Metrics {
         self.gauge("relay_routes_last_reload_successful", &[]).set(f64::from(u8::from(successful)));
     }
 
-    /// Says which certificate is served and when it ends.
-    pub fn certificate(&self, name: &str, not_after: Timestamp) {
-        let shown = (name.to_owned(), not_after.as_secs_f64());
-        self.certificates.change(|certificates| *certificates = vec![shown]);
+    /// Says which certificates are served and when they end; of two with one name it is the first.
+    pub fn certificates(&self, served: &[(&str, Timestamp)]) {
+        let mut shown: Vec<(String, f64)> = Vec::new();
+        for (name, not_after) in served {
+            if shown.iter().all(|(other, _)| other != name) {
+                shown.push(((*name).to_owned(), not_after.as_secs_f64()));
+            }
+        }
+        self.certificates.change(|certificates| *certificates = shown);
     }
 
     /// Says which version this is and when it started.

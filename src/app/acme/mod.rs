@@ -188,7 +188,7 @@ impl Issuer for AtAuthority {
 impl AtAuthority {
     /// Shows it to new connections.
     fn put_in_force(&self, loaded: LoadedCertificate) {
-        self.metrics.certificate(&loaded.names, validity(&loaded).not_after);
+        self.metrics.certificates(&[(&*loaded.names, validity(&loaded).not_after)]);
         self.resolver.replace(Owner::Acme, vec![Arc::new(loaded)]);
         self.readiness.without_certificate(false);
     }
