@@ -587,7 +587,7 @@ mod tests {
         let pairs = parsed(&several).unwrap().settings().unwrap().tls;
         let keys: Vec<_> = pairs.iter().map(|pair| pair.key.to_str().unwrap()).collect();
         assert_eq!(keys, ["c", "d"]);
-        let odd = parsed(&several[..5]).unwrap().settings().unwrap_err();
+        let odd = parsed(&several[..4]).unwrap().settings().unwrap_err();
         assert!(odd.is::<Usage>() && odd.to_string().contains("each certificate needs its key"));
     }
 

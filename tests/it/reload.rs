@@ -287,6 +287,8 @@ fn secrets_are_rotated_in_their_files_and_the_last_good_one_stays() {
 
     fs::write(relay.path("in.txt"), "").unwrap();
     relay.wait_for_metric("relay_routes_last_reload_successful", &[], 0.0);
+    // The page may say it before the line of the log is read.
+    eventually("it is told", || !events(&relay, REFUSED).is_empty());
     let told = events(&relay, REFUSED);
     assert!(told[0]["problems"].as_str().unwrap().contains("in.txt is empty"), "{told:?}");
     assert_eq!(status("two", "5"), 202, "the last good one stays");
