@@ -232,6 +232,7 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
         raise_open_files_limit();
+        leave_no_core();
 
         let (tables, routes) = load_tables(&settings, environment, &clock, &metrics)?;
         let (table, targets) = (tables.table.clone(), tables.table.subscribe());
@@ -432,6 +433,14 @@ fn raise_open_files_limit() {
     limit.current = limit.maximum;
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
         tracing::warn!(%error, "The limit on open files can't be raised.");
+    }
+}
+
+/// What a crash would leave on the disk has secrets and webhooks in it.
+fn leave_no_core() {
+    let nothing = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Core, nothing) {
+        tracing::warn!(%error, "Core dumps can't be turned off.");
     }
 }
 
