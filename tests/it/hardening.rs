@@ -1,4 +1,4 @@
-//! What an attacker does not get from the process itself.
+//! What a relay gives away to strangers and to its host, and how little it needs.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
@@ -7,15 +7,16 @@ use rustix::process::Signal;
 
 use crate::support::relay::folder;
 use crate::support::routes::PATH;
+use crate::support::tools::has;
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Request, Routes, Sender, TestRelay};
 
+fn proc_file(relay: &TestRelay, name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{}/{name}", relay.process())).unwrap()
+}
+
 /// Lets a process dump a core as large as it likes, where the machine allows it at all.
 const DUMPING: [&str; 3] = ["sh", "-c", "ulimit -c unlimited 2>/dev/null; exec \"$0\" \"$@\""];
-
-fn relay(crm: &Receiver) -> crate::support::relay::Builder {
-    TestRelay::with(&Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]))
-}
 
 #[test]
 fn no_core_is_dumped_of_what_holds_secrets() {
@@ -28,7 +29,8 @@ fn no_core_is_dumped_of_what_holds_secrets() {
         return;
     }
     let crm = Receiver::willing();
-    let mut relay = relay(&crm).under(&DUMPING).start();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let mut relay = TestRelay::with(&routes).under(&DUMPING).start();
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     relay.signal(Signal::QUIT);
     let status = relay.wait();
@@ -37,24 +39,70 @@ fn no_core_is_dumped_of_what_holds_secrets() {
 }
 
 #[test]
-fn no_answer_to_the_internet_says_what_runs_here() {
+fn a_crash_leaves_no_core_with_secrets_in_it() {
     let crm = Receiver::willing();
-    let relay = relay(&crm).start();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).start();
+    let limits = proc_file(&relay, "limits");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+    let fields: Vec<&str> = line.unwrap().split_ascii_whitespace().collect();
+    assert_eq!(fields, ["0", "0", "bytes"]);
+}
+
+#[test]
+fn no_answer_says_which_version_answers() {
+    let crm = Receiver::willing();
+    let routes = Routes::bare()
+        .source("aryeo", PATH, &["the sender's secret"], &["body_limit: 10kB"])
+        .target("crm", &crm.url(), &[])
+        .all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).start();
     let sender = Sender::new(&relay);
     let body = listing_delivered("1");
+    let version = env!("CARGO_PKG_VERSION");
     for request in [
         Request::signed(&body),
         Request::signed(&body),
         Request::unsigned(PATH, &body),
-        Request::unsigned("/elsewhere", &body),
+        Request::signed(&body).path("/elsewhere"),
         Request::signed(&body).method("GET"),
-        Request::signed(&body).header("X-Long", &"x".repeat(100_000)),
+        Request::signed(&vec![b'x'; 20_000]),
+        Request::signed(&body).header("Bad Name", "x"),
+        Request::signed(&body).header("X", &"y".repeat(100_000)),
     ] {
-        let answer = sender.connect().send(&request).unwrap();
-        let text = format!("{answer:?}").to_lowercase();
-        for word in ["server\"", "hyper", "rust", env!("CARGO_PKG_VERSION"), "aryeo-relay"] {
-            assert!(!text.contains(word), "{word} is in {text}");
-        }
+        let answer = sender.send(&request);
         assert_eq!(answer.header("server"), None, "{answer:?}");
+        assert_eq!(answer.header("x-powered-by"), None, "{answer:?}");
+        let headers = format!("{:?}", answer.headers);
+        let text = format!("{headers}{}", String::from_utf8_lossy(&answer.body)).to_lowercase();
+        for word in [version, "hyper", "rustls", "src/"] {
+            assert!(!text.contains(word), "{word}: {answer:?}");
+        }
     }
+    crm.wait_for(1);
+}
+
+#[test]
+fn it_needs_no_capability_and_can_gain_none() {
+    if !has("setpriv", "--version") {
+        return;
+    }
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let mut under = vec!["setpriv", "--no-new-privs"];
+    if rustix::process::geteuid().is_root() {
+        under.extend(["--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]);
+    }
+    let mut relay = TestRelay::with(&routes).under(&under).start();
+    let status = proc_file(&relay, "status");
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
+    };
+    assert_eq!(field("CapEff:"), "0000000000000000");
+    assert_eq!(field("NoNewPrivs:"), "1");
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
+    relay.restart();
+    Sender::new(&relay).post(&listing_delivered("2")).accepted();
+    crm.wait_for(2);
 }

@@ -3,6 +3,7 @@
 //! - `accepts`: what a sender posts rightly is acknowledged, kept and passed on unchanged
 //! - `rejects`: every other answer
 //! - `http2_abuse`: HTTP/2 as nobody of good will speaks it
+//! - `hardening`: what a relay gives away to strangers and to its host, and how little it needs
 //! - `scanned`: tools that others wrote to break servers
 //! - `smuggling`: HTTP/1.1 that can be read in two ways hides no second request
 //! - `delivers`: what a target gets, and what happens when it does not take it
