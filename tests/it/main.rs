@@ -33,6 +33,7 @@
 //! - `stories`: what became of a webhook, and dead letters brought back
 //! - `erases`: a webhook whose bytes have to go
 //! - `explains`: what a table does, told without sending anything
+//! - `sbom`: the bill of materials names all that is compiled into the program
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
 //!
@@ -79,6 +80,7 @@ mod reload;
 mod reload_load;
 mod replays;
 mod restarts;
+mod sbom;
 mod scanned;
 mod schemes;
 mod shipped;
