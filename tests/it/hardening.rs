@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::support::relay::folder;
 use crate::support::routes::PATH;
-use crate::support::tools::has;
+use crate::support::tools::{can_go_on, has};
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Request, Routes, Sender, TestRelay};
 
@@ -100,6 +100,39 @@ fn it_needs_no_capability_and_can_gain_none() {
     };
     assert_eq!(field("CapEff:"), "0000000000000000");
     assert_eq!(field("NoNewPrivs:"), "1");
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    crm.wait_for(1);
+    relay.restart();
+    Sender::new(&relay).post(&listing_delivered("2")).accepted();
+    crm.wait_for(2);
+}
+
+#[test]
+fn it_writes_nowhere_but_into_its_data_directory() {
+    // In a view of the file system of its own, in which only that folder can be written.
+    const READ_ONLY: &str = "for at in \"$DATA/..\" \"$DATA\"; do mount --bind \"$at\" \"$at\"; done && \
+         mount -o remount,bind,ro \"$DATA/..\" && mount -o remount,bind,ro / && exec \"$@\"";
+    let mut try_it = std::process::Command::new("unshare");
+    let try_it = try_it
+        .env("DATA", env!("CARGO_TARGET_TMPDIR"))
+        .args(["-m", "sh", "-c", READ_ONLY, "sh", "true"]);
+    let is_there = try_it.output().is_ok_and(|output| output.status.success());
+    if !can_go_on(is_there, "no mounts of its own: only root may, and not in every container") {
+        return;
+    }
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let builder = TestRelay::with(&routes);
+    let data = builder.path("data");
+    std::fs::create_dir(&data).unwrap();
+    let under = ["unshare", "-m", "sh", "-c", READ_ONLY, "sh"];
+    let builder = builder.under(&under).environment("DATA", data.to_str().unwrap());
+    let mut relay = builder.start();
+    let written = std::fs::write(relay.path("elsewhere"), "");
+    assert!(written.is_ok(), "the tests' own view has changed");
+    let inside = format!("/proc/{}/root{}", relay.process(), relay.path("elsewhere").display());
+    let refused = std::fs::write(inside, "").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     crm.wait_for(1);
     relay.restart();
