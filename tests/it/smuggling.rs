@@ -163,31 +163,19 @@ fn chunks() -> Vec<Row> {
     ]
 }
 
-fn heads() -> Vec<Row> {
-    let with_length = |name: &'static str, head: &str, expected: Expected| {
-        let body = listing_delivered(name);
-        let head = head.replace("%L", &format!("Content-Length: {}", body.len()));
-        let rest = if matches!(expected, Refused) {
-            [body.clone(), hidden(name)].concat()
-        } else {
-            body.clone()
-        };
-        row(name, &body, &head, &rest, expected)
-    };
+/// A row whose head says `%L` where the length of its body belongs.
+fn with_length(name: &'static str, head: &str, expected: Expected) -> Row {
+    let body = listing_delivered(name);
+    let head = head.replace("%L", &format!("Content-Length: {}", body.len()));
+    let more = if matches!(expected, Refused) { hidden(name) } else { Vec::new() };
+    row(name, &body, &head, &[body.clone(), more].concat(), expected)
+}
+
+fn header_lines() -> Vec<Row> {
     let line = |name: &'static str, line: &str, expected: Expected| {
         let head = format!("POST %P HTTP/1.1\r\nHost: localhost\r\n{line}\r\n%S\r\n%L\r\n\r\n");
         with_length(name, &head, expected)
     };
-    // A body that is a request: refused for another reason, it is still a body.
-    let in_body = |name: &'static str, start: &str, status: u16| {
-        let body = hidden(name);
-        let head =
-            format!("{start}\r\nHost: localhost\r\n%S\r\nContent-Length: {}\r\n\r\n", body.len());
-        row(name, &body, &head, &body, Answered(status))
-    };
-    let old = "POST %P HTTP/1.0\r\n%S";
-    let unframed = [listing_delivered("old"), hidden("HTTP/1.0 without a length")].concat();
-    let chunks = [chunk_of(b"hello"), b"0\r\n\r\n".to_vec(), hidden("HTTP/1.0, chunked")].concat();
     vec![
         line("a NUL in a value", "X: a\0b", Refused),
         line("a NUL in a name", "X\0: a", Refused),
@@ -201,6 +189,12 @@ fn heads() -> Vec<Row> {
             Refused,
         ),
         with_length("line feeds alone", "POST %P HTTP/1.1\nHost: localhost\n%S\n%L\n\n", Served),
+    ]
+}
+
+fn first_lines() -> Vec<Row> {
+    let old = "POST %P HTTP/1.0\r\n%S";
+    vec![
         with_length("no host", "POST %P HTTP/1.1\r\n%S\r\n%L\r\n\r\n", Served),
         with_length(
             "two hosts",
@@ -250,6 +244,21 @@ fn heads() -> Vec<Row> {
             &format!("{old}\r\nConnection: keep-alive\r\n%L\r\n\r\n"),
             Served,
         ),
+    ]
+}
+
+fn unframed() -> Vec<Row> {
+    // A body that is a request: refused for another reason, it is still a body.
+    let in_body = |name: &'static str, start: &str, status: u16| {
+        let body = hidden(name);
+        let head =
+            format!("{start}\r\nHost: localhost\r\n%S\r\nContent-Length: {}\r\n\r\n", body.len());
+        row(name, &body, &head, &body, Answered(status))
+    };
+    let old = "POST %P HTTP/1.0\r\n%S";
+    let unframed = [listing_delivered("old"), hidden("HTTP/1.0 without a length")].concat();
+    let chunks = [chunk_of(b"hello"), b"0\r\n\r\n".to_vec(), hidden("HTTP/1.0, chunked")].concat();
+    vec![
         row(
             "HTTP/1.0, chunked",
             b"hello",
@@ -345,5 +354,6 @@ fn chunks_are_read_to_the_letter() {
 
 #[test]
 fn a_head_that_can_be_read_in_two_ways_hides_nothing() {
-    nothing_is_smuggled_in(&heads());
+    let rows = [header_lines(), first_lines(), unframed()].into_iter().flatten();
+    nothing_is_smuggled_in(&rows.collect::<Vec<_>>());
 }
