@@ -112,7 +112,7 @@ fn it_writes_nowhere_but_into_its_data_directory() {
     // In a view of the file system of its own, in which only that folder can be written.
     const READ_ONLY: &str = "for at in \"$DATA/..\" \"$DATA\"; do mount --bind \"$at\" \"$at\"; done && \
          mount -o remount,bind,ro \"$DATA/..\" && mount -o remount,bind,ro / && exec \"$@\"";
-    let mut try_it = std::process::Command::new("unshare");
+    let mut try_it = Command::new("unshare");
     let try_it = try_it
         .env("DATA", env!("CARGO_TARGET_TMPDIR"))
         .args(["-m", "sh", "-c", READ_ONLY, "sh", "true"]);

@@ -20,7 +20,6 @@
 //! - `reload`: files that change while it runs
 //! - `reload_load`: the same under load, often
 //! - `torture`: the proof that operators run on their own disk
-//! - `hardening`: what an attacker does not get from the process itself
 //! - `edge`: who is at the other end, and what follows from it
 //! - `floods`: HTTP as no honest sender speaks it
 //! - `tls`: versions, protocols, certificates that can't be served
