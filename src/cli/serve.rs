@@ -582,6 +582,10 @@ mod tests {
         assert_eq!((connections_max, in_flight_max, in_flight_bytes_max), (7, 8, 9));
         let timeouts = [handshake_timeout, header_timeout, body_timeout, shutdown_timeout];
         assert_eq!(timeouts, [11, 12, 13, 14].map(secs));
+    }
+
+    #[test]
+    fn each_certificate_has_its_key_and_plain_http_has_none() {
         assert!(parsed(&["--plain-http"]).unwrap().settings().unwrap().tls.is_empty());
         let several = ["--tls-cert", "a", "--tls-cert", "b", "--tls-key", "c,d"];
         let pairs = parsed(&several).unwrap().settings().unwrap().tls;
