@@ -14,7 +14,6 @@ use crate::admin::sizes::Measuring;
 use crate::admin::{Admin, AdminThread};
 use crate::app::acme::{Acme, AcmeSettings};
 use crate::app::api::Answers;
-use crate::app::certificate::Certificates;
 use crate::app::clock::SystemClock;
 use crate::app::follower::Follower;
 use crate::app::observe::Commits;
@@ -30,7 +29,6 @@ use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
 use crate::net::listener;
-use crate::net::tls::{self, Resolver, ServerTls, TlsError};
 use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
@@ -38,6 +36,7 @@ use crate::telemetry::metrics::Metrics;
 pub mod acme;
 mod api;
 mod certificate;
+mod client_ca;
 pub mod clock;
 mod diff;
 mod follower;
@@ -48,6 +47,7 @@ mod reload;
 mod running;
 #[cfg(test)]
 mod simulation;
+mod tls;
 mod token;
 pub mod watcher;
 
@@ -67,6 +67,8 @@ pub struct Settings {
     pub tls: Vec<TlsFiles>,
     /// Where they come from instead of files.
     pub acme: Option<AcmeSettings>,
+    /// The roots of certificates that clients may show, PEM; none is asked for without.
+    pub client_ca: Option<PathBuf>,
     /// The store.
     pub store: StoreSettings,
     /// Who is at the other end.
@@ -163,6 +165,7 @@ impl Default for Settings {
             admin_token: None,
             tls: vec![TlsFiles { certificate: certs.join("tls.crt"), key: certs.join("tls.key") }],
             acme: None,
+            client_ca: None,
             store: StoreSettings::default(),
             edge: EdgeSettings::default(),
             connections_max: 10_000,
@@ -231,15 +234,13 @@ impl App {
         let clock = Arc::new(SystemClock::start());
         let metrics = Arc::new(Metrics::default());
         metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
-        raise_open_files_limit();
-        leave_no_core();
+        prepare_process();
 
         let (tables, routes) = load_tables(&settings, environment, &clock, &metrics)?;
         let (table, targets) = (tables.table.clone(), tables.table.subscribe());
         let readiness = Arc::new(Readiness::default());
-        let Tls { certificates, acme, config } =
-            prepare_tls(&settings, &clock, &metrics, &readiness)?;
-        let asked = acme.as_ref().map(Acme::now);
+        let tls::Tls { certificates, acme, client_ca, config } =
+            tls::prepare(&settings, &clock, &metrics, &readiness)?;
         let tokens = settings.admin_token.as_deref().map(load_token).transpose()?;
         let (reloads, requests) = Reloads::channel();
 
@@ -274,15 +275,22 @@ impl App {
             acme.announce(address);
         }
 
-        let commits = Commits(metrics.commits());
-        let store = open_store(&settings.store, clock.clone(), commits).await?;
+        let store = open_store(&settings.store, clock.clone(), Commits(metrics.commits())).await?;
         opened.send_replace(Some(Arc::clone(&store)));
         let ids = Arc::new(WebhookIds::after(store.ids_after()));
         Ok(Self {
             settings,
             address,
             listener: Some(listener),
-            watcher: Some(Watcher { requests, tables, routes, certificates, tokens, asked }),
+            watcher: Some(Watcher {
+                requests,
+                tables,
+                routes,
+                certificates,
+                client_ca,
+                tokens,
+                asked: acme.as_ref().map(Acme::now),
+            }),
             tls: config,
             acme,
             table,
@@ -319,7 +327,8 @@ fn load_tables(
     clock: &Arc<SystemClock>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<(Tables, Followed<reload::Outcome>)> {
-    let mut read = reload::reader(settings.routes.clone(), environment);
+    let asks_for_certificates = settings.client_ca.is_some();
+    let mut read = reload::reader(settings.routes.clone(), environment, asks_for_certificates);
     let (outcome, files) = read();
     let loaded = outcome
         .map_err(|problems| anyhow!("{} can't be used\n{problems}", settings.routes.display()))?;
@@ -357,65 +366,6 @@ fn say_bound(
     );
 }
 
-/// What senders are shown, and where it comes from: files, an authority, or neither.
-struct Tls {
-    certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
-    acme: Option<Acme>,
-    config: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
-}
-
-fn prepare_tls(
-    settings: &Settings,
-    clock: &Arc<SystemClock>,
-    metrics: &Arc<Metrics>,
-    readiness: &Arc<Readiness>,
-) -> anyhow::Result<Tls> {
-    if let Some(acme) = &settings.acme {
-        let resolver = Arc::new(Resolver::default());
-        let parts = acme::Parts {
-            data: &settings.store.data,
-            clock: clock.clone(),
-            metrics: Arc::clone(metrics),
-            readiness: Arc::clone(readiness),
-            resolver: Arc::clone(&resolver),
-        };
-        let acme = Some(Acme::prepare(acme, parts)?);
-        let config = tls::server_config(resolver, &ServerTls { challenges: true })?;
-        return Ok(Tls { certificates: None, acme, config: Some(watch::Sender::new(config)) });
-    }
-    let certificates = load_certificate(settings, clock, metrics)?;
-    let config = certificates
-        .as_ref()
-        .map(|(held, _)| tls::server_config(Arc::clone(&held.resolver), &ServerTls::default()));
-    let config = config.transpose()?.map(watch::Sender::new);
-    Ok(Tls { certificates, acme: None, config })
-}
-
-fn load_certificate(
-    settings: &Settings,
-    clock: &Arc<SystemClock>,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcomes>)>> {
-    if settings.tls.is_empty() {
-        return Ok(None);
-    }
-    let mut read = certificate::reader(settings.tls.clone(), clock.clone());
-    let (outcomes, files) = read();
-    let certificates = Certificates::new(outcomes, &files, clock.clone(), Arc::clone(metrics));
-    let certificates = certificates.map_err(|error| {
-        // Only who has none wants another one.
-        let hint = match error {
-            TlsError::Missing { .. } => {
-                "; `aryeo-relay certificate` makes one for development, --plain-http serves \
-                 without where TLS ends in front of the relay"
-            }
-            _ => "",
-        };
-        anyhow!("{error}{hint}")
-    })?;
-    Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
-}
-
 fn load_token(path: &Path) -> anyhow::Result<(Tokens, Followed<token::Outcome>)> {
     let mut read = token::reader(path.to_owned());
     let (outcome, files) = read();
@@ -425,6 +375,12 @@ fn load_token(path: &Path) -> anyhow::Result<(Tokens, Followed<token::Outcome>)>
 
 fn bind_admin(address: &Address) -> anyhow::Result<Bound> {
     address.bind().with_context(|| format!("--admin {address} can't be bound"))
+}
+
+/// What the system gives a process that nobody has asked for anything else.
+fn prepare_process() {
+    raise_open_files_limit();
+    leave_no_core();
 }
 
 /// Each connection is a descriptor, and so is each segment and each delivery.

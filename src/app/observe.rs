@@ -92,7 +92,7 @@ impl ListenerObserver for Connections {
         }
     }
 
-    fn unreadable(&self, what: Unreadable, peer: PeerInfo) {
+    fn unreadable(&self, what: Unreadable, peer: &PeerInfo) {
         let answer = match what {
             Unreadable::Malformed => Answer::BadRequest,
             Unreadable::TooLarge => Answer::HeadersTooLarge,

@@ -22,15 +22,32 @@ const WARNINGS_LOGGED_MAX: usize = 10;
 /// What was made of the routes file.
 pub(super) type Outcome = Result<Loaded, Problems>;
 
-/// Loads the routes file, and says what was read for it.
+/// Loads the routes file, and says what was read for it. `asks_for_certificates`: the listener does,
+/// without which no source can want one.
 pub(super) fn reader(
     routes: PathBuf,
     environment: Arc<dyn Environment + Send + Sync>,
+    asks_for_certificates: bool,
 ) -> impl FnMut() -> (Outcome, Vec<FileRead>) {
     move || {
         let config::Reading { outcome, files } =
             config::read(&routes, &*environment, Secrets::Resolve);
-        (outcome, files)
+        let is_good = |loaded: &Loaded| {
+            let mut sources = loaded.table.sources.iter();
+            let wanting = sources.find(|source| source.client_certificate.is_some());
+            match wanting.filter(|_| !asks_for_certificates) {
+                None => Ok(()),
+                Some(source) => Err(Problems::of(Problem::of_file(
+                    &routes,
+                    format!(
+                        "source \"{}\" has a client_certificate, which no sender could show: it needs \
+                         `serve --client-ca FILE`",
+                        source.name
+                    ),
+                ))),
+            }
+        };
+        (outcome.and_then(|loaded| is_good(&loaded).map(|()| loaded)), files)
     }
 }
 
@@ -326,7 +343,7 @@ mod tests {
             let routes = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(&routes, GOOD).unwrap();
             let environment = HashMap::from([("S".to_owned(), "s".to_owned())]);
-            let mut read = reader(routes.path().to_owned(), Arc::new(environment));
+            let mut read = reader(routes.path().to_owned(), Arc::new(environment), false);
             let (outcome, in_force) = read();
             let table = outcome.unwrap().table;
             let first = table.sha256;

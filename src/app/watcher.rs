@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::api::Problem;
 use crate::app::certificate::{self, Certificates};
+use crate::app::client_ca::{self, ClientCa};
 use crate::app::follower::{Follower, LOOK_EVERY, Look};
 use crate::app::reload::{self, Tables, Taken};
 use crate::app::token::{self, Tokens};
@@ -72,6 +73,7 @@ pub(super) struct Watcher {
     pub(super) tables: Tables,
     pub(super) routes: Followed<reload::Outcome>,
     pub(super) certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
+    pub(super) client_ca: Option<(ClientCa, Followed<client_ca::Outcome>)>,
     pub(super) tokens: Option<(Tokens, Followed<token::Outcome>)>,
     /// Told of each request: who waits to order a certificate again does it now.
     pub(super) asked: Option<Arc<Notify>>,
@@ -125,6 +127,13 @@ impl Watcher {
                 Look::Settled(outcomes, files) => certificates.take(outcomes, &files, asked),
             }
         }
+        if let Some((roots, followed)) = &mut self.client_ca {
+            match followed.look(closely).await {
+                Look::AtRest => {}
+                Look::Moving(at) => moves(at),
+                Look::Settled(outcome, files) => roots.take(outcome, files, asked),
+            }
+        }
         if let Some((tokens, followed)) = &mut self.tokens {
             match followed.look(closely).await {
                 Look::AtRest => {}
@@ -138,7 +147,8 @@ impl Watcher {
     fn report(&self) -> Report {
         let mut problems = self.tables.problems();
         let of_certificates = self.certificates.as_ref().map(|(held, _)| held.problems());
-        let of_certificates = of_certificates.unwrap_or_default();
+        let mut of_certificates = of_certificates.unwrap_or_default();
+        of_certificates.extend(self.client_ca.as_ref().and_then(|(held, _)| held.problem()));
         let of_token = self.tokens.as_ref().and_then(|(held, _)| held.problem());
         let mut members = self.tables.report();
         let (detail, is_good) = match (&self.tables.last, of_certificates.is_empty(), &of_token) {
@@ -146,7 +156,7 @@ impl Watcher {
                 ("the routes file can't be used: the table from before stays in force", false)
             }
             (_, false, _) => {
-                ("the listener's certificate can't be renewed: the one before is served", false)
+                ("the listener's certificates can't be renewed: those before stay in force", false)
             }
             (_, _, Some(_)) => {
                 ("the admin token can't be renewed: the one before is wanted", false)

@@ -101,6 +101,17 @@ pub struct Args {
         help_heading = "TLS"
     )]
     pub plain_http: bool,
+    /// Ask senders for a certificate by one of these roots, PEM. Only a source with a
+    /// `client_certificate` wants one; who shows one of another root can't connect
+    #[arg(
+        long,
+        env = "RELAY_CLIENT_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        conflicts_with = "plain_http",
+        help_heading = "TLS"
+    )]
+    pub client_ca: Option<PathBuf>,
     /// A certificate from an authority.
     #[command(flatten)]
     pub acme: AcmeArgs,
@@ -420,6 +431,7 @@ impl Args {
             admin_token: self.admin_token_file.clone(),
             tls,
             acme,
+            client_ca: self.client_ca.clone(),
             store: StoreSettings {
                 data: self.storage.data.clone(),
                 allow_volatile: self.storage.allow_volatile_data,
@@ -511,7 +523,7 @@ mod tests {
 
     #[test]
     fn each_flag_sets_what_it_is_called_after() {
-        let line = "--routes a --listen 127.0.0.1:1 --admin 127.0.0.1:2 --admin-token-file t --tls-cert b --tls-key c \
+        let line = "--routes a --listen 127.0.0.1:1 --admin 127.0.0.1:2 --admin-token-file t --tls-cert b --tls-key c --client-ca ca \
                     --data d --allow-volatile-data --retain 3s --retain-unrouted 4s \
                     --retain-dead-letters 5s --duplicates-max 6 --connections-max 7 \
                     --in-flight-max 8 --in-flight-bytes-max 9B --delivery-memory 10B \
@@ -537,6 +549,7 @@ mod tests {
             admin_token,
             tls,
             acme,
+            client_ca,
             store,
             edge,
             connections_max,
@@ -548,9 +561,8 @@ mod tests {
             shutdown_timeout,
         } = args.settings().unwrap();
         assert_eq!((routes, listen.port()), (PathBuf::from("a"), 1));
-        assert_eq!(admin.to_string(), "127.0.0.1:2");
-        assert_eq!(admin_token, Some(PathBuf::from("t")));
-        assert_eq!(acme, None);
+        assert_eq!((admin.to_string().as_str(), acme), ("127.0.0.1:2", None));
+        assert_eq!([admin_token, client_ca], ["t", "ca"].map(|path| Some(PathBuf::from(path))));
         let [TlsFiles { certificate, key }] = &*tls else { panic!("{tls:?}") };
         assert_eq!((&**certificate, &**key), (Path::new("b"), Path::new("c")));
         let EdgeSettings {

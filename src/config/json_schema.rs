@@ -26,7 +26,7 @@ pub fn json_schema() -> Value {
 }
 
 fn of_record(record: &Record, definitions: &mut Map<String, Value>) -> Map<String, Value> {
-    let known = || record.keys.iter().filter(|key| key.presence != Presence::NotYet);
+    let known = || record.keys.iter();
     let properties: Map<_, _> =
         known().map(|key| (key.name.to_owned(), of_key(key, definitions))).collect();
     let required: Vec<_> =

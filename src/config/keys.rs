@@ -1,11 +1,12 @@
 //! The language of `routes.yaml`, and that of tests of it: which keys there are, what kind of value
 //! each takes, and what an editor says about it.
 
-use crate::config::shape::{Key, Record, Shape, may, must, not_yet};
+use crate::config::shape::{Key, Record, Shape, may, must};
 
 const DURATION: Shape = Shape::Text("a duration such as 10s");
 const RATE: Shape = Shape::Text("a rate such as 100/s");
 const HEADERS: Shape = Shape::Map("names of headers", &Shape::Header);
+const SUBJECT: Shape = Shape::Text("a subject of a certificate");
 const NETWORK: Shape = Shape::Text("a network such as 192.0.2.0/24");
 const HEADER_NAME: Shape = Shape::Text("the name of a header");
 const VARIABLE: Shape = Shape::Text("the name of an environment variable");
@@ -66,6 +67,13 @@ static SOURCE: Record = Record {
                  `serve --trusted-proxies`. Default: all.",
             )
             .example(r#"["192.0.2.0/24", "2001:db8::/32"]"#),
+        may("client_certificate", Shape::List(&SUBJECT))
+            .about(
+                "Subjects of certificates, one of which the sender has to show: a DNS name, a URI or an \
+                 e-mail address of it, or its common name. It needs `serve --client-ca`. Default: none \
+                 is wanted.",
+            )
+            .example(r#"["hooks.example.com"]"#),
         may("duplicates", Shape::Record(&DUPLICATES))
             .about("How long the same bytes on the same path are a duplicate.")
             .example(r#"{ "activities": "24h", "bare": "150s" }"#),
@@ -78,7 +86,6 @@ static SOURCE: Record = Record {
         may("activity", Shape::Text("the name of an activity"))
             .about("The activity of webhooks that name none themselves.")
             .example(r#""ORDER_CREATED""#),
-        not_yet("client_certificate"),
     ],
     whole: false,
 };

@@ -188,6 +188,11 @@ pub struct Problems {
 }
 
 impl Problems {
+    /// One error.
+    pub fn of(error: Problem) -> Self {
+        Self { list: vec![error], errors: 1, warnings: 0 }
+    }
+
     /// The problems that are listed.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.list.iter()

@@ -43,6 +43,8 @@ pub(super) struct Source {
     #[serde(default, deserialize_with = "present")]
     pub(super) allow_from: Option<Vec<Text>>,
     #[serde(default, deserialize_with = "present")]
+    pub(super) client_certificate: Option<Vec<Text>>,
+    #[serde(default, deserialize_with = "present")]
     pub(super) rate_limit: Option<Text>,
     #[serde(default)]
     pub(super) duplicates: Duplicates,

@@ -1,7 +1,7 @@
 //! Holds a file to the keys of the language and finds every problem of form at once.
 //!
 //! [`check`] returns the tree without what is wrong, so that the rest can be looked at for problems
-//! of meaning in the same run. What a later version brings is refused by its name.
+//! of meaning in the same run.
 
 use crate::config::keys::{self, CONDITION, HEADER, ROOT, SECRET, TESTS};
 use crate::config::node::{Entry, Kind, Meaning, Node, meaning};
@@ -59,8 +59,6 @@ impl Key {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Presence {
     Mandatory,
-    /// Comes with a later version.
-    NotYet,
     Optional,
 }
 
@@ -70,10 +68,6 @@ pub(super) const fn must(name: &'static str, shape: Shape) -> Key {
 
 pub(super) const fn may(name: &'static str, shape: Shape) -> Key {
     Key { name, presence: Presence::Optional, shape, about: "", example: "" }
-}
-
-pub(super) const fn not_yet(name: &'static str) -> Key {
-    Key { name, presence: Presence::NotYet, shape: Shape::Boolean, about: "", example: "" }
 }
 
 /// The same for a file of tests.
@@ -131,17 +125,9 @@ impl Checker<'_> {
         let mut kept = Vec::with_capacity(entries.len());
         for entry in entries {
             let known = record.keys.iter().find(|key| key.name == &*entry.key);
-            let key = match known {
-                Some(key) if key.presence != Presence::NotYet => key,
-                Some(key) => {
-                    let message = format!("\"{}\" is not supported by this version", key.name);
-                    self.report.error(entry.key_at, message);
-                    continue;
-                }
-                None => {
-                    self.unknown_key(entry, record);
-                    continue;
-                }
+            let Some(key) = known else {
+                self.unknown_key(entry, record);
+                continue;
             };
             if let Some(value) = self.value(&entry.value, &key.shape, key.name, entry.key_at) {
                 kept.push(Entry { value, ..entry.clone_key() });
@@ -205,7 +191,7 @@ impl Checker<'_> {
 impl Record {
     /// The keys of this version.
     pub(super) fn known(&self) -> impl Iterator<Item = &'static str> {
-        self.keys.iter().filter(|key| key.presence != Presence::NotYet).map(|key| key.name)
+        self.keys.iter().map(|key| key.name)
     }
 
     fn meant(&self, key: &str) -> Option<&'static str> {

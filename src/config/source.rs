@@ -24,6 +24,9 @@ const REQUIRED_HEADERS_MAX: usize = 16;
 /// Networks of one source: they are looked at one after the other.
 const NETWORKS_MAX: usize = 256;
 
+/// Subjects of one source.
+const SUBJECTS_MAX: usize = 256;
+
 /// Not a source's name: metrics and logs show it of requests that reach none.
 const NONE: &str = "none";
 
@@ -84,6 +87,9 @@ fn one(
     let body_limit = body_limit(source.body_limit.as_ref(), spot.key("body_limit"), context);
     let allow_from = source.allow_from.as_deref();
     let allow_from = allow_from.map(|list| networks(list, spot.key("allow_from"), context));
+    let client_certificate = source.client_certificate.as_deref();
+    let client_certificate =
+        client_certificate.map(|list| subjects(list, spot.key("client_certificate"), context));
     let rate_limit = source
         .rate_limit
         .as_ref()
@@ -103,6 +109,7 @@ fn one(
         activity,
         body_bytes_max: usize::try_from(body_limit).unwrap_or(usize::MAX),
         allow_from,
+        client_certificate,
         rate_limit,
         duplicates,
         silence_after: silence_after.unwrap_or(SILENCE_AFTER_DEFAULT),
@@ -152,7 +159,7 @@ fn overlap(a: &str, b: &str) -> bool {
     a.clone().count() == b.clone().count() && a.zip(b).all(alike)
 }
 
-/// What its requests must bring: a signature, required headers, or both.
+/// What its requests must bring: a signature, required headers, or both; nothing beside a certificate.
 fn proof(source: &schema::Source, spot: Spot<'_>, context: &mut Context<'_>) -> Option<Proof> {
     let verify_spot = spot.key("verify");
     let unsigned = source.verify.scheme.0 == "none";
@@ -163,15 +170,22 @@ fn proof(source: &schema::Source, spot: Spot<'_>, context: &mut Context<'_>) -> 
         Some(verification(&source.verify, verify_spot, context))
     };
     let headers = required_headers(source, spot.key("require_headers"), context);
-    if unsigned && source.require_headers.0.is_empty() {
+    let is_shown = source.client_certificate.is_some();
+    if unsigned && source.require_headers.0.is_empty() && !is_shown {
         context.report.error(
             verify_spot.key("scheme").at,
-            "scheme none believes everybody: it needs \"require_headers\" beside it",
+            "scheme none believes everybody: it needs \"require_headers\" or \"client_certificate\" \
+             beside it",
         );
     }
-    match signature {
-        Some(signature) => Proof::new(Some(signature?), headers),
-        None => Proof::new(None, headers),
+    let signature = match signature {
+        Some(signature) => Some(signature?),
+        None => None,
+    };
+    if is_shown {
+        Some(Proof::beside_certificate(signature, headers))
+    } else {
+        Proof::new(signature, headers)
     }
 }
 
@@ -281,6 +295,22 @@ fn networks(list: &[Text], spot: Spot<'_>, context: &mut Context<'_>) -> Network
         network.ok()
     });
     networks.collect()
+}
+
+fn subjects(list: &[Text], spot: Spot<'_>, context: &mut Context<'_>) -> Box<[Box<str>]> {
+    if list.is_empty() {
+        let reported = context.report.error(spot.at, "an empty client_certificate lets nobody in");
+        reported.help("leave it out where no certificate is wanted");
+    } else if list.len() > SUBJECTS_MAX {
+        context.report.error(spot.at, format!("more than {SUBJECTS_MAX} subjects"));
+    }
+    for (index, Text(text)) in list.iter().enumerate() {
+        if text.trim() != text || text.is_empty() {
+            let message = "a subject is compared letter by letter: no blanks around it";
+            context.report.error(spot.item(index).at, message);
+        }
+    }
+    list.iter().take(SUBJECTS_MAX).map(|Text(text)| text.as_str().into()).collect()
 }
 
 fn duplicates(

@@ -109,6 +109,23 @@ impl FromIterator<Network> for Networks {
     }
 }
 
+/// The subjects of a certificate: whatever it calls its holder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subjects(Arc<[Box<str>]>);
+
+impl Subjects {
+    /// Whether exactly this is one of them.
+    pub fn contains(&self, subject: &str) -> bool {
+        self.0.iter().any(|own| **own == *subject)
+    }
+}
+
+impl FromIterator<String> for Subjects {
+    fn from_iter<I: IntoIterator<Item = String>>(subjects: I) -> Self {
+        Self(subjects.into_iter().map(String::into_boxed_str).collect())
+    }
+}
+
 /// The address of the client, where it is known: that of the peer, or what proxies that are trusted
 /// say of theirs.
 ///

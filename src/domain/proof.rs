@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::signature::{Scheme, Secret, Verification, VerifyError};
 use crate::domain::time::Timestamp;
 
-/// Everything that is demanded; at least one thing.
+/// Everything that is demanded of a request; at least one thing, or else a certificate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Proof {
     signature: Option<Verification>,
@@ -36,6 +36,14 @@ impl Proof {
     /// left to an accident.
     pub fn new(signature: Option<Verification>, headers: Vec<RequiredHeader>) -> Option<Self> {
         (signature.is_some() || !headers.is_empty()).then_some(Self { signature, headers })
+    }
+
+    /// The same where the sender has to show a certificate as well, which may be all.
+    pub fn beside_certificate(
+        signature: Option<Verification>,
+        headers: Vec<RequiredHeader>,
+    ) -> Self {
+        Self { signature, headers }
     }
 
     /// Checks everything, in constant time, over the exact bytes.

@@ -184,6 +184,7 @@ pub(super) mod tests {
             activity: activity.map(Box::from),
             body_bytes_max: 100,
             allow_from: None,
+            client_certificate: None,
             rate_limit: None,
             duplicates: DuplicateWindows::default(),
             silence_after: Duration::from_secs(1),

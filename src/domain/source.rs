@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::domain::activity;
-use crate::domain::client::Networks;
+use crate::domain::client::{Networks, Subjects};
 use crate::domain::limit::SENDER_RETRIES_SPAN;
 use crate::domain::proof::Proof;
 use crate::domain::target::Rate;
@@ -29,6 +29,9 @@ pub struct Source {
     pub body_bytes_max: usize,
     /// Where its requests may come from; anywhere without.
     pub allow_from: Option<Networks>,
+    /// Whose certificates are taken: one of these subjects has to be in it; nobody has to show one
+    /// without.
+    pub client_certificate: Option<Box<[Box<str>]>>,
     /// Verified requests per time.
     pub rate_limit: Option<Rate>,
     /// How long the same bytes are a duplicate.
@@ -47,6 +50,15 @@ impl Source {
     pub fn is_open_to(&self, client: Option<IpAddr>) -> bool {
         let allowed = self.allow_from.as_ref();
         allowed.is_none_or(|allowed| client.is_some_and(|client| allowed.contains(client)))
+    }
+
+    /// Whether a request may come over a connection on which a certificate with these subjects was
+    /// shown, or none.
+    pub fn takes(&self, shown: Option<&Subjects>) -> bool {
+        let wanted = self.client_certificate.as_deref();
+        wanted.is_none_or(|wanted| {
+            shown.is_some_and(|shown| wanted.iter().any(|subject| shown.contains(subject)))
+        })
     }
 }
 
@@ -144,6 +156,30 @@ fn percent_decoded(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::proof::Proof;
+
+    #[test]
+    fn a_certificate_is_taken_by_one_of_its_subjects_and_needed_only_where_one_is_wanted() {
+        let mut source = Source {
+            name: "aryeo".into(),
+            path: SourcePath::new("/hooks"),
+            verify: Proof::beside_certificate(None, Vec::new()),
+            activity: None,
+            body_bytes_max: 1,
+            allow_from: None,
+            client_certificate: None,
+            rate_limit: None,
+            duplicates: DuplicateWindows::default(),
+            silence_after: Duration::ZERO,
+        };
+        let shown: Subjects = ["a.test", "b.test"].map(str::to_owned).into_iter().collect();
+        assert!(source.takes(None) && source.takes(Some(&shown)));
+        source.client_certificate = Some(["b.test".into(), "c.test".into()].into());
+        assert!(source.takes(Some(&shown)));
+        assert!(!source.takes(None) && !source.takes(Some(&Subjects::default())));
+        source.client_certificate = Some(["B.test".into(), "test".into()].into());
+        assert!(!source.takes(Some(&shown)));
+    }
 
     #[test]
     fn a_segment_of_the_path_names_the_activity() {

@@ -4,20 +4,22 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use crate::domain::client::{self, Networks};
+use crate::domain::client::{self, Networks, Subjects};
 
 /// What a proxy says of those before it.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What is known of the one who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Client {
+pub(super) struct Client<'a> {
     /// Its address, where that is known.
     pub(super) address: Option<IpAddr>,
     /// For people: its address, or else that of the proxy who does not say it.
     pub(super) shown: Option<IpAddr>,
     /// Whom to count its requests with. Nobody, where its address may be that of a proxy.
     pub(super) counted: Option<IpAddr>,
+    /// Of the certificate that was shown on its connection.
+    pub(super) subjects: Option<&'a Subjects>,
 }
 
 /// Finds clients.
@@ -29,12 +31,17 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn of(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Client {
+    pub(super) fn of<'a>(
+        &self,
+        peer: Option<SocketAddr>,
+        subjects: Option<&'a Subjects>,
+        headers: &HeaderMap,
+    ) -> Client<'a> {
         let peer = peer.map(|peer| peer.ip().to_canonical());
         let forwarded = headers.get_all(FORWARDED_FOR).iter();
         let address = peer.and_then(|peer| client::address(peer, &self.trusted, forwarded));
         let counted = address.filter(|_| self.peers_are_clients);
-        Client { address, shown: address.or(peer), counted }
+        Client { address, shown: address.or(peer), counted, subjects }
     }
 }
 
@@ -47,7 +54,7 @@ mod tests {
         for line in forwarded {
             headers.append(FORWARDED_FOR, line.parse().unwrap());
         }
-        let Client { address, shown, counted } = clients.of(peer.parse().ok(), &headers);
+        let Client { address, shown, counted, .. } = clients.of(peer.parse().ok(), None, &headers);
         [address, shown, counted].map(|address| address.map(|address| address.to_string()))
     }
 

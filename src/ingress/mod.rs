@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::answer::Answer;
-use crate::domain::client::Networks;
+use crate::domain::client::{Networks, Subjects};
 use crate::domain::limit::{
     DISCARD_BYTES_MAX, DISCARD_WAIT_MAX, UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX,
 };
@@ -169,11 +169,13 @@ impl<S: Store> Ingress<S> {
         })
     }
 
-    /// Answers one request. Dropping the future after the body was read cancels nothing.
+    /// Answers one request, which came from there, over a connection on which a certificate with these
+    /// subjects was shown. Dropping the future after the body was read cancels nothing.
     pub async fn serve<B>(
         self: &Arc<Self>,
         request: Request<B>,
         peer: Option<SocketAddr>,
+        subjects: Option<Subjects>,
     ) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -183,7 +185,7 @@ impl<S: Store> Ingress<S> {
         let is_http1 = head.version <= Version::HTTP_11;
         let is_head = head.method == Method::HEAD;
         let awaits_go_ahead = head.headers.contains_key(EXPECT);
-        let client = self.clients.of(peer, &head.headers);
+        let client = self.clients.of(peer, subjects.as_ref(), &head.headers);
         let mut exchange = Exchange::begin(client.shown);
         let refusal = match self.receive(head, &mut body, &mut exchange, client).await {
             Ok(told) => return answer::response(told, false),
@@ -227,7 +229,7 @@ impl<S: Store> Ingress<S> {
     /// `headers_too_large`. It was answered below, without a body.
     pub fn unreadable(&self, answer: Answer, peer: SocketAddr) {
         let why = "its head can't be read: if this is the sender, its webhooks are being lost";
-        let client = self.clients.of(Some(peer), &HeaderMap::new());
+        let client = self.clients.of(Some(peer), None, &HeaderMap::new());
         self.strangers.refused(client.counted);
         self.journal.answered(&Exchange::begin(client.shown), &Err(Refusal::because(answer, why)));
     }

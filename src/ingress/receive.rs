@@ -43,7 +43,7 @@ impl<S: Store> Ingress<S> {
         head: Parts,
         body: &mut B,
         exchange: &mut Exchange,
-        client: Client,
+        client: Client<'_>,
     ) -> Result<Told, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin,
@@ -59,7 +59,7 @@ impl<S: Store> Ingress<S> {
 
         // Nothing was awaited since the last byte came, and from here on a sender that hangs up
         // cancels nothing.
-        let ingress = Arc::clone(self);
+        let (ingress, shown) = (Arc::clone(self), client.shown);
         let work = async move {
             let _place = place;
             let source = &state.source;
@@ -93,7 +93,7 @@ impl<S: Store> Ingress<S> {
                 received_at: now,
                 source: Arc::clone(&source.name),
                 path: path.into(),
-                peer: client.shown.map(|address| address.to_string().into()),
+                peer: shown.map(|address| address.to_string().into()),
                 secret: secret_label(source, proven),
                 table: first_eight(&snapshot.table.sha256),
                 activity,
@@ -121,7 +121,7 @@ impl<S: Store> Ingress<S> {
         head: &Parts,
         snapshot: &Snapshot,
         exchange: &mut Exchange,
-        client: Client,
+        client: Client<'_>,
     ) -> Result<(Arc<SourceState>, Option<Box<str>>), Refusal> {
         let found = find_source(snapshot, head, exchange);
         let is_signed = || snapshot.is_signed(&head.headers);
@@ -135,6 +135,7 @@ impl<S: Store> Ingress<S> {
         let (state, named) = found?;
         only_post(&head.method)?;
         only_from(client, &state.source, &head.headers)?;
+        only_certified(client, &state.source, &head.headers)?;
         Ok((state, named))
     }
 
@@ -144,7 +145,7 @@ impl<S: Store> Ingress<S> {
         body: &B,
         source: &Source,
         headers: &HeaderMap,
-        client: Client,
+        client: Client<'_>,
     ) -> Result<Place, Refusal> {
         let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
         if announced > source.body_bytes_max {
@@ -276,7 +277,7 @@ fn only_post(method: &Method) -> Result<(), Refusal> {
     if method == Method::POST { Ok(()) } else { Err(Answer::MethodNotAllowed.into()) }
 }
 
-fn only_from(client: Client, source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
+fn only_from(client: Client<'_>, source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
     if source.is_open_to(client.address) {
         return Ok(());
     }
@@ -287,6 +288,21 @@ fn only_from(client: Client, source: &Source, headers: &HeaderMap) -> Result<(),
     let alarm = source.is_signed(headers).then_some(
         "a signed request came from where the source's allow_from lets nobody in: if this is the \
          sender, its webhooks are being lost",
+    );
+    Err(Refusal { alarm, ..Refusal::because(Answer::Forbidden, reason) })
+}
+
+fn only_certified(client: Client<'_>, source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
+    if source.takes(client.subjects) {
+        return Ok(());
+    }
+    let reason = match client.subjects {
+        Some(_) => "its certificate is not in the source's client_certificate",
+        None => "it showed no certificate",
+    };
+    let alarm = source.is_signed(headers).then_some(
+        "a signed request came without a certificate that the source takes: if this is the sender, its \
+         webhooks are being lost",
     );
     Err(Refusal { alarm, ..Refusal::because(Answer::Forbidden, reason) })
 }

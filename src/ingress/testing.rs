@@ -172,6 +172,7 @@ pub(super) fn source() -> Source {
         activity: None,
         body_bytes_max: 64 * 1024,
         allow_from: None,
+        client_certificate: None,
         rate_limit: None,
         duplicates: DuplicateWindows::default(),
         silence_after: Duration::from_secs(24 * 3600),
@@ -250,14 +251,14 @@ impl Rig {
             + 'static,
     {
         let peer = SocketAddr::new(address.parse().unwrap(), 4711);
-        Answered::read(self.ingress.serve(request, Some(peer)).await).await
+        Answered::read(self.ingress.serve(request, Some(peer), None).await).await
     }
 
     /// The same on a task, as a connection would.
     pub(super) fn send_apart(&self, body: &[u8]) -> tokio::task::JoinHandle<Answered> {
         let (ingress, request) = (Arc::clone(&self.ingress), signed(body));
         TaskTracker::new()
-            .spawn(async move { Answered::read(ingress.serve(request, None).await).await })
+            .spawn(async move { Answered::read(ingress.serve(request, None, None).await).await })
     }
 
     pub(super) fn committed(&self) -> Vec<Webhook> {

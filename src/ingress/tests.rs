@@ -318,7 +318,7 @@ async fn the_slowest_stranger_gives_way_to_the_sender_and_who_is_verified_goes_o
         let (pieces, body) = Pieces::new(Some(10));
         let (ingress, request) =
             (Arc::clone(&rig.ingress), Request::post(PATH).body(body).unwrap());
-        let hanging = rig.tracker.spawn(async move { ingress.serve(request, None).await });
+        let hanging = rig.tracker.spawn(async move { ingress.serve(request, None, None).await });
         (pieces, hanging)
     });
     sleep(Duration::from_millis(1)).await;

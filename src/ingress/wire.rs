@@ -21,7 +21,7 @@ fn connect(rig: &Rig) -> DuplexStream {
     let ingress = Arc::clone(&rig.ingress);
     let service = service_fn(move |request: http::Request<Incoming>| {
         let ingress = Arc::clone(&ingress);
-        async move { Ok::<_, Infallible>(ingress.serve(request, None).await) }
+        async move { Ok::<_, Infallible>(ingress.serve(request, None, None).await) }
     });
     // As the listener does: else hyper drops a request whose sender has closed already.
     let connection =

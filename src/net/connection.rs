@@ -33,6 +33,7 @@ use super::listener::{
 use super::proxied::{self, Unproxied};
 use super::stream::ReadAhead;
 use super::tls::CHALLENGE_PROTOCOL;
+use super::tls::subjects;
 use crate::domain::limit::HEAD_BYTES_MAX;
 
 /// Also how much of a body is buffered ahead of its reader. hyper may overshoot it by one read,
@@ -153,6 +154,8 @@ impl<O: ListenerObserver> ServerConnection<O> {
         if stream.get_ref().1.alpn_protocol() == Some(CHALLENGE_PROTOCOL) {
             return; // The handshake was all of it.
         }
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        self.peer.subjects = shown.map(|certificate| subjects(certificate));
         let protocol = self.protocols.by_alpn(stream.get_ref().1.alpn_protocol());
         self.http(Box::new(stream), protocol, service).await;
     }
@@ -221,13 +224,13 @@ impl<O: ListenerObserver> ServerConnection<O> {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let phase = Arc::new(Phase::new(&self.member));
-        let (peer, counted) = (self.peer, Arc::clone(&phase));
+        let (peer, counted) = (self.peer.clone(), Arc::clone(&phase));
         let requests_max = self.limits.requests_per_connection_max;
         let service = service_fn(move |request: Request<Incoming>| {
             let active = Active::begin(&counted, request.version());
             let is_last =
                 counted.is_worn_out(requests_max) && request.version() <= Version::HTTP_11;
-            let answer = service(request, peer);
+            let answer = service(request, peer.clone());
             async move {
                 let mut answer = answer.await;
                 if is_last {
@@ -271,7 +274,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
         .await;
         // Each request that was complete has been answered; only what was no request is told.
         if let Some(what) = ended.and_then(|error| unreadable(&*error)) {
-            self.open.observer.unreadable(what, self.peer);
+            self.open.observer.unreadable(what, &self.peer);
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Open, Protocols, ServerConnection};
 use super::crowd::{Crowd, Member};
-use crate::domain::client::Networks;
+use crate::domain::client::{Networks, Subjects};
 
 /// Connections that the kernel keeps until we come to accept them.
 const BACKLOG: u32 = 4096;
@@ -87,12 +87,14 @@ pub struct Proxies {
 }
 
 /// Who is at the other end.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct PeerInfo {
     /// Its address, or that of the client for whom a proxy connects; IPv4 is written as such.
     pub addr: SocketAddr,
     /// It came over TLS.
     pub tls: bool,
+    /// Of the certificate that it showed, if it did: one of a root that is trusted.
+    pub subjects: Option<Subjects>,
 }
 
 /// How a TLS handshake ended.
@@ -143,7 +145,7 @@ pub trait ListenerObserver: Send + Sync + 'static {
     /// A TLS handshake ended.
     fn handshake(&self, _result: HandshakeResult) {}
     /// A request's head could not be understood; it was answered already, or nobody listens.
-    fn unreadable(&self, _what: Unreadable, _peer: PeerInfo) {}
+    fn unreadable(&self, _what: Unreadable, _peer: &PeerInfo) {}
     /// Accepting failed, for want of file descriptors perhaps; it goes on after a wait.
     fn accept_error(&self, _error: &io::Error) {}
 }
@@ -275,7 +277,7 @@ impl<O: ListenerObserver> Server<O> {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         member.comes_from(addr.ip(), &self.limits);
         let connection = ServerConnection {
-            peer: PeerInfo { addr, tls: self.tls.is_some() },
+            peer: PeerInfo { addr, tls: self.tls.is_some(), subjects: None },
             tls: self.tls.as_ref().map(|config| Arc::clone(&config.borrow())),
             limits: self.limits.clone(),
             protocols: Arc::clone(protocols),

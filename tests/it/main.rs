@@ -20,6 +20,7 @@
 //! - `reload`: files that change while it runs
 //! - `reload_load`: the same under load, often
 //! - `torture`: the proof that operators run on their own disk
+//! - `client_certificates`: senders that show one, and sources that want one
 //! - `edge`: who is at the other end, and what follows from it
 //! - `floods`: HTTP as no honest sender speaks it
 //! - `tls`: versions, protocols, certificates that can't be served
@@ -56,6 +57,7 @@ mod admin;
 mod asks;
 mod backlogs;
 mod broken_disk;
+mod client_certificates;
 mod command_line;
 mod crowds;
 mod damage;

@@ -8,12 +8,14 @@ use rustls::crypto::{CryptoProvider, ring};
 mod load;
 mod server;
 mod sni;
+mod subjects;
 mod target;
 
 pub use load::{LoadedCertificate, Names, load_certificate, load_files};
 pub use server::{ServerTls, serve_one, server_config};
 pub use sni::{CHALLENGE_PROTOCOL, Clash, Owner, Resolver, clashes};
-pub use target::{TargetTls, client_config, server_name};
+pub use subjects::subjects;
+pub use target::{TargetTls, client_config, roots, server_name};
 
 /// What is offered by ALPN, best first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use rustls::crypto::ring;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 use super::sni::{CHALLENGE_PROTOCOL, Owner, Resolver};
 use super::{LoadedCertificate, PROTOCOLS, TlsError, provider};
@@ -13,6 +14,9 @@ use super::{LoadedCertificate, PROTOCOLS, TlsError, provider};
 pub struct ServerTls {
     /// Answers TLS-ALPN-01 challenges (RFC 8737), as far as the resolver has any.
     pub challenges: bool,
+    /// Asks for a certificate by one of these roots. Who shows none is served as well; who shows
+    /// another one is not.
+    pub client_roots: Option<Arc<RootCertStore>>,
 }
 
 /// TLS 1.2 and 1.3, session tickets, HTTP/2 and HTTP/1.1.
@@ -23,11 +27,22 @@ pub fn server_config(
     resolver: Arc<Resolver>,
     settings: &ServerTls,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(TlsError::Setup)?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+        .map_err(TlsError::Setup)?;
+    let builder = match &settings.client_roots {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
+            let verifier = verifier
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| TlsError::Setup(rustls::Error::General(error.to_string())))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     if settings.challenges {
         // The last, so that it is agreed on only with who offers nothing else that is served.
@@ -55,7 +70,9 @@ mod tests {
     #[test]
     fn what_is_offered_depends_on_challenges() {
         let offered = |challenges| {
-            let config = server_config(Arc::default(), &ServerTls { challenges }).unwrap();
+            let config =
+                server_config(Arc::default(), &ServerTls { challenges, client_roots: None })
+                    .unwrap();
             assert!(config.ticketer.enabled());
             config.alpn_protocols.clone()
         };
@@ -114,7 +131,7 @@ mod tests {
         let (service, proof) = (issue(), issue());
         let leaf = |certificate: &LoadedCertificate| certificate.key.cert[0].to_vec();
         let resolver = Arc::new(Resolver::default());
-        let challenges = ServerTls { challenges: true };
+        let challenges = ServerTls { challenges: true, client_roots: None };
         let config = server_config(Arc::clone(&resolver), &challenges).unwrap();
         let plain = server_config(Arc::clone(&resolver), &ServerTls::default()).unwrap();
         let challenge = &[CHALLENGE_PROTOCOL][..];

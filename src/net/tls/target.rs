@@ -33,7 +33,7 @@ impl std::fmt::Debug for TargetTls<'_> {
 /// Which name the target's certificate must have is the connection's matter.
 pub fn client_config(target: TargetTls<'_>) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = match target.ca {
-        Some(pem) => Arc::new(roots(pem)?),
+        Some(pem) => Arc::new(roots(pem, "ca")?),
         None => system_roots()?,
     };
     let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
@@ -79,11 +79,12 @@ fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::clone(ROOTS.get_or_init(|| Arc::new(roots))))
 }
 
-fn roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
+/// Roots (PEM), which messages call by `name`.
+pub fn roots(pem: &[u8], name: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem, "ca")? {
+    for certificate in certificates(pem, name)? {
         roots.add(certificate).map_err(|error| TlsError::BadCertificate {
-            name: "ca".to_owned(),
+            name: name.to_owned(),
             reason: error.to_string(),
         })?;
     }

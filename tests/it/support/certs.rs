@@ -106,6 +106,35 @@ impl Authority {
         Arc::new(config)
     }
 
+    /// The same, which shows a certificate of somebody's.
+    pub(crate) fn client_showing(
+        &self,
+        identity: &Identity,
+        protocols: &[&str],
+    ) -> Arc<ClientConfig> {
+        let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// What a client of this name shows.
+    pub(crate) fn client_for(&self, name: &str) -> Identity {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2090, 1, 1);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+
     /// A server with an identity of this authority; with `ask_client` it wants one from the client.
     pub(crate) fn server_config(&self, protocols: &[&str], ask_client: bool) -> Arc<ServerConfig> {
         let identity = self.server();

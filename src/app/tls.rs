@@ -1,0 +1,100 @@
+//! What senders are shown, prepared: certificates of files or of an authority, and whose are asked for.
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use rustls::ServerConfig;
+use tokio::sync::watch;
+
+use crate::admin::readiness::Readiness;
+use crate::app::Settings;
+use crate::app::acme::{self, Acme};
+use crate::app::certificate::{self, Certificates};
+use crate::app::client_ca::{self, ClientCa, Listening};
+use crate::app::clock::SystemClock;
+use crate::app::follower::Follower;
+use crate::app::watcher::Followed;
+use crate::net::tls::{Resolver, TlsError};
+use crate::telemetry::metrics::Metrics;
+
+/// What senders are shown, and where it comes from: files, an authority, or neither.
+pub(super) struct Tls {
+    pub(super) certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
+    pub(super) acme: Option<Acme>,
+    pub(super) client_ca: Option<(ClientCa, Followed<client_ca::Outcome>)>,
+    pub(super) config: Option<watch::Sender<Arc<ServerConfig>>>,
+}
+
+impl Tls {
+    /// A listener with the certificates of `resolver`.
+    fn listening(
+        settings: &Settings,
+        resolver: Arc<Resolver>,
+        certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
+        acme: Option<Acme>,
+    ) -> anyhow::Result<Self> {
+        let challenges = acme.is_some();
+        let Some(path) = settings.client_ca.clone() else {
+            let config = Some(Listening::new(resolver, challenges, None)?.config);
+            return Ok(Self { certificates, acme, client_ca: None, config });
+        };
+        let mut read = client_ca::reader(path);
+        let (outcome, in_force) = read();
+        let roots = outcome.map_err(|error| anyhow!("--client-ca: {error}"))?;
+        let listening = Listening::new(resolver, challenges, Some(roots))?;
+        let config = Some(listening.config.clone());
+        let followed = Followed::new(Follower::new(in_force.clone(), read));
+        let client_ca = Some((ClientCa { listening, in_force, refused: None }, followed));
+        Ok(Self { certificates, acme, client_ca, config })
+    }
+}
+
+pub(super) fn prepare(
+    settings: &Settings,
+    clock: &Arc<SystemClock>,
+    metrics: &Arc<Metrics>,
+    readiness: &Arc<Readiness>,
+) -> anyhow::Result<Tls> {
+    if let Some(acme) = &settings.acme {
+        let resolver = Arc::new(Resolver::default());
+        let parts = acme::Parts {
+            data: &settings.store.data,
+            clock: clock.clone(),
+            metrics: Arc::clone(metrics),
+            readiness: Arc::clone(readiness),
+            resolver: Arc::clone(&resolver),
+        };
+        let acme = Some(Acme::prepare(acme, parts)?);
+        return Tls::listening(settings, resolver, None, acme);
+    }
+    let Some(certificates) = load_certificate(settings, clock, metrics)? else {
+        return Ok(Tls { certificates: None, acme: None, client_ca: None, config: None });
+    };
+    let resolver = Arc::clone(&certificates.0.resolver);
+    Tls::listening(settings, resolver, Some(certificates), None)
+}
+
+fn load_certificate(
+    settings: &Settings,
+    clock: &Arc<SystemClock>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcomes>)>> {
+    if settings.tls.is_empty() {
+        return Ok(None);
+    }
+    let mut read = certificate::reader(settings.tls.clone(), clock.clone());
+    let (outcomes, files) = read();
+    let certificates = Certificates::new(outcomes, &files, clock.clone(), Arc::clone(metrics));
+    let certificates = certificates.map_err(|error| {
+        // Only who has none wants another one.
+        let hint = match error {
+            TlsError::Missing { .. } => {
+                "; `aryeo-relay certificate` makes one for development, --plain-http serves \
+                 without where TLS ends in front of the relay"
+            }
+            _ => "",
+        };
+        anyhow!("{error}{hint}")
+    })?;
+    Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
+}
