@@ -7,6 +7,7 @@
 //! cargo bench --bench relay -- --replay            # 10,000 unrouted webhooks, replayed
 //! cargo bench --bench relay -- --dead-beside       # a target beside one with 1,000,000 pending
 //! cargo bench --bench relay -- --overload          # five times what it can do, and a flood, as root
+//! cargo bench --bench relay -- --idle              # 10,000 idle TLS connections
 //! cargo bench --bench relay -- --help
 //! ```
 //!
@@ -36,6 +37,7 @@ use target::Target;
 mod beside;
 #[path = "../body.rs"]
 mod body;
+mod idle;
 mod million;
 mod overload;
 mod process;
@@ -87,6 +89,9 @@ struct Args {
     /// that gives; as root, who can hold it back
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, default_missing_value = "25")]
     overload: Option<u32>,
+    /// Measure so many idle TLS connections instead
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10000")]
+    idle: Option<usize>,
     /// With --million: when the dead target is tried again
     #[arg(long, default_value = "2h")]
     dead_retry: String,
@@ -125,6 +130,8 @@ fn main() -> anyhow::Result<()> {
             beside::run(&args, pending).await
         } else if let Some(percent) = args.overload {
             overload::run(&args, percent).await
+        } else if let Some(connections) = args.idle {
+            idle::run(&args, connections).await
         } else {
             compare(&args).await
         }

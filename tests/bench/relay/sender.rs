@@ -1,6 +1,6 @@
 //! The sender's side: signed bodies made beforehand, posted over kept connections.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use aryeo_relay::domain::signature::{SIGNATURE, Scheme, Secret, Signing};
 use aryeo_relay::domain::time::Timestamp;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
@@ -121,7 +121,17 @@ impl Relay {
 
     /// A connection of one sender.
     pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
-        let stream = TcpStream::connect(self.address).await?;
+        self.over(TcpStream::connect(self.address).await?).await
+    }
+
+    /// The same from one of this machine's loopback addresses.
+    pub(crate) async fn connect_from(&self, from: Ipv4Addr) -> anyhow::Result<Connection> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        self.over(socket.connect(self.address).await?).await
+    }
+
+    async fn over(&self, stream: TcpStream) -> anyhow::Result<Connection> {
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("localhost")?;
         let stream = self.tls.connect(name, stream).await?;
