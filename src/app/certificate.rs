@@ -91,7 +91,7 @@ struct Refused {
 }
 
 impl Certificates {
-    /// Puts in force what was read, all of which has to be good.
+    /// Puts in force what was read, all of which has to be good. What is to be warned about can wait.
     pub(super) fn new(
         outcomes: Outcomes,
         files: &[FileRead],
@@ -100,9 +100,8 @@ impl Certificates {
     ) -> Result<Self, TlsError> {
         let mut pairs = Vec::with_capacity(outcomes.len());
         for (outcome, files) in outcomes.into_iter().zip(files.chunks(FILES)) {
-            let pair = Pair { loaded: Arc::new(outcome?), in_force: files.to_vec(), refused: None };
-            pair.warn(&*clock);
-            pairs.push(pair);
+            let loaded = Arc::new(outcome?);
+            pairs.push(Pair { loaded, in_force: files.to_vec(), refused: None });
         }
         let certificates = Self { resolver: Arc::default(), clock, metrics, pairs };
         certificates.serve();
@@ -115,20 +114,18 @@ impl Certificates {
         let mut is_changed = false;
         let read = outcomes.into_iter().zip(files.chunks(FILES));
         for (pair, (outcome, files)) in self.pairs.iter_mut().zip(read) {
-            let is_new = pair.take(outcome, files, asked);
-            if is_new {
-                pair.warn(&*self.clock);
-            }
-            is_changed |= is_new;
+            is_changed |= pair.take(outcome, files, asked);
         }
         if is_changed {
             self.serve();
+            self.warn();
         }
     }
 
-    fn serve(&self) {
-        let served: Vec<_> = self.pairs.iter().map(|pair| Arc::clone(&pair.loaded)).collect();
-        for clash in tls::clashes(&served) {
+    /// Says what senders may not like of those in force, and which of them are never shown.
+    pub(super) fn warn(&self) {
+        self.pairs.iter().for_each(|pair| pair.warn(&*self.clock));
+        for clash in tls::clashes(&self.served()) {
             let file = |position: usize| self.pairs.get(position).map(Pair::name);
             tracing::warn!(
                 host = clash.host,
@@ -137,6 +134,14 @@ impl Certificates {
                 "Two certificates are for one name: the first is served."
             );
         }
+    }
+
+    fn served(&self) -> Vec<Arc<LoadedCertificate>> {
+        self.pairs.iter().map(|pair| Arc::clone(&pair.loaded)).collect()
+    }
+
+    fn serve(&self) {
+        let served = self.served();
         let shown: Vec<_> = served.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
         self.metrics.certificates(&shown);
         self.resolver.replace(Owner::Files, served);

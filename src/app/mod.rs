@@ -271,9 +271,8 @@ impl App {
 
         say_bound(&settings, address, admin.address(), config.is_some(), &table.borrow());
         tables.warn();
-        if let Some(acme) = &acme {
-            acme.announce(address);
-        }
+        certificates.iter().for_each(|(held, _)| held.warn());
+        acme.iter().for_each(|acme| acme.announce(address));
 
         let store = open_store(&settings.store, clock.clone(), Commits(metrics.commits())).await?;
         opened.send_replace(Some(Arc::clone(&store)));
