@@ -115,6 +115,8 @@ impl Ledger {
         match result {
             Ok(()) => {
                 let before = of.accepted.replace(id).filter(|before| *before != id);
+                // Nothing was stored under it: after a start whose clock is behind it is given again.
+                of.refused.remove(&id);
                 if heard {
                     of.tries_left = 0;
                 }

@@ -20,7 +20,7 @@ use crate::store::embedded::log::Log;
 use crate::store::embedded::queue::{Own, OwnRecord};
 use crate::store::embedded::record::{Kind, Record, decode, peek_webhook};
 use crate::store::embedded::scanner::Scanner;
-use crate::store::embedded::segment::{Frame, Segment};
+use crate::store::embedded::segment::Frame;
 use crate::store::listing::ReadError;
 
 /// What the index knew of it.
@@ -49,8 +49,10 @@ impl Shared {
         let log = Arc::clone(&self.log);
         let holding = self.aside.run(move || holding(&log, id)).await;
         let holding = holding.ok_or(ReadError::Closed)?.map_err(|_| ReadError::Unavailable)?;
+        let Holding { segments: holding, is_whole } = holding;
         if known.is_none() && holding.is_empty() {
-            return Ok(None);
+            // It may be in what can't be read just now, and be delivered once it can.
+            return if is_whole { Ok(None) } else { Err(ReadError::Unavailable.into()) };
         }
         if known.is_none() {
             // Their segment may be the current one.
@@ -149,25 +151,25 @@ impl Indexer {
     }
 }
 
-/// The segments that hold anything of a webhook but that it was erased.
-fn holding(log: &Log, id: WebhookId) -> io::Result<Vec<u64>> {
-    let mut holding = Vec::new();
-    for segment in log.all() {
-        if holds(&segment, id)? {
-            holding.push(segment.header.number);
-        }
-    }
-    Ok(holding)
+/// The segments that hold anything of a webhook but that it was erased, as far as they can be read.
+struct Holding {
+    segments: Vec<u64>,
+    is_whole: bool,
 }
 
-fn holds(segment: &Arc<Segment>, id: WebhookId) -> io::Result<bool> {
-    let mut scanner = Scanner::new(Arc::clone(segment), 0, u64::MAX)?.around_errors();
-    while let Some(frame) = scanner.next_frame()? {
-        if is_of(&frame, id) {
-            return Ok(true);
+fn holding(log: &Log, id: WebhookId) -> io::Result<Holding> {
+    let mut holding = Holding { segments: Vec::new(), is_whole: true };
+    for segment in log.all() {
+        let mut scanner = Scanner::new(Arc::clone(&segment), 0, u64::MAX)?.around_errors();
+        while let Some(frame) = scanner.next_frame()? {
+            if is_of(&frame, id) {
+                holding.segments.push(segment.header.number);
+                break;
+            }
         }
+        holding.is_whole &= scanner.take_unread().is_empty();
     }
-    Ok(false)
+    Ok(holding)
 }
 
 fn is_of(frame: &Frame, id: WebhookId) -> bool {

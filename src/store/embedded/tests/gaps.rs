@@ -3,7 +3,9 @@
 use std::pin::pin;
 
 use super::*;
+use crate::store::archive::Archive as _;
 use crate::store::embedded::segment::HEADER_BYTES;
+use crate::store::listing::ReadError;
 
 const TARGET: &str = "crm";
 
@@ -28,14 +30,14 @@ async fn drive<T>(stepper: &mut Stepper, until: impl Future<Output = T>) -> T {
     panic!("it never comes");
 }
 
-/// A store that had to start without a part of its log, which can be read the moment after: one webhook is
-/// in it, and another one was committed since.
-async fn around_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf) {
+/// A store that had to start without a part of its log, and one webhook that is in it.
+async fn with_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf, WebhookId) {
     let mut world = World::new();
     // So that whatever can go does.
     world.settings.retain = Duration::from_secs(1);
     let (store, mut stepper) = world.open_stepped();
-    drive(&mut stepper, world.commit(&store, b"before", &[TARGET])).await.1.unwrap();
+    let (before, committed) = drive(&mut stepper, world.commit(&store, b"before", &[TARGET])).await;
+    committed.unwrap();
     drive(&mut stepper, store.close()).await;
     drop((store, stepper));
     world.delete_index();
@@ -47,6 +49,12 @@ async fn around_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf) {
         tokio::time::advance(world.settings.read_patience).await;
         stepper.index();
     }
+    (world, store, stepper, path, before.id)
+}
+
+/// The same a moment later: it can be read again, and another webhook was committed since.
+async fn around_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf) {
+    let (world, store, mut stepper, path, _) = with_a_gap().await;
     world.disk.mend(&path);
     drive(&mut stepper, world.commit(&store, b"since", &[TARGET])).await.1.unwrap();
     (world, store, stepper, path)
@@ -83,4 +91,20 @@ async fn what_can_be_read_again_is_delivered_without_a_restart_and_nothing_twice
     assert!(store.lanes().is_empty(), "{:?}", store.lanes());
     assert_eq!(store.health().sweep_findings, 0);
     assert!(store.lane(TARGET).standing().counted.pending == 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_t_be_read_just_now_is_not_said_to_be_erased() {
+    let (world, store, mut stepper, path, id) = with_a_gap().await;
+    let erased = drive(&mut stepper, store.erase(id)).await;
+    assert_eq!(erased, Err(ReadError::Unavailable.into()));
+    world.disk.mend(&path);
+    // Once it is read it goes, for whoever asks until nothing of it is stored.
+    let mut answers = Vec::new();
+    while answers.last() != Some(&Ok(None)) {
+        answers.push(drive(&mut stepper, store.erase(id)).await);
+        pass(&mut stepper, Duration::from_secs(30)).await;
+        assert!(answers.len() < 10, "{answers:?}");
+    }
+    assert!(answers.len() > 1, "{answers:?}");
 }
