@@ -11,6 +11,7 @@ pub mod client;
 mod connection;
 mod crowd;
 pub mod listener;
+mod phase;
 mod proxied;
 pub mod resolve;
 pub mod stream;
