@@ -15,7 +15,8 @@ use crate::store::Pulse;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::observer::Observer;
 use crate::telemetry::log_limit::LogLimit;
-use crate::telemetry::metrics::{CommitMetrics, ConnectionMetrics};
+use crate::telemetry::metrics::CommitMetrics;
+use crate::telemetry::source::ConnectionMetrics;
 
 /// Refused connections that are logged one by one within a window; the rest is counted.
 const REFUSED_LOGGED: u32 = 10;

@@ -10,7 +10,8 @@ use crate::domain::answer::Answer;
 use crate::ingress::answer::{Outcome, Refusal, Taken};
 use crate::ingress::sources::SourceState;
 use crate::telemetry::log_limit::LogLimit;
-use crate::telemetry::metrics::{AnswerMetrics, Metrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::source::AnswerMetrics;
 
 /// Refusals of one kind that are logged one by one within [`LOG_WINDOW`]; the rest is counted.
 const LOGGED_PER_WINDOW: u32 = 10;

@@ -16,7 +16,8 @@ use crate::domain::time::Timestamp;
 use crate::ingress::answer::Refusal;
 use crate::ingress::turns::Turns;
 use crate::store::Health;
-use crate::telemetry::metrics::{Metrics, SourceMetrics};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::source::SourceMetrics;
 
 /// One table and what goes with it: a request sees only one of them.
 #[derive(Debug)]

@@ -6,4 +6,5 @@ pub mod metrics;
 pub mod process;
 pub mod reference;
 mod series;
+pub mod source;
 pub mod target;
