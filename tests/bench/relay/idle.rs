@@ -8,7 +8,7 @@ use anyhow::ensure;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::process::{Home, Lane};
+use super::process;
 use super::sender::{Webhooks, post_all};
 use super::target::Target;
 use super::{Args, WAIT_MAX, body, megabytes};
@@ -24,17 +24,7 @@ const HONEST: usize = 16;
 pub(crate) async fn run(args: &Args, connections: usize) -> anyhow::Result<()> {
     raise_open_files_limit(connections + 1000)?;
     let target = Target::start()?;
-    let lane = Lane {
-        name: "target",
-        activity: body::ACTIVITY,
-        address: target.address,
-        more: String::new(),
-    };
-    let mut flags = args.flags.clone();
-    flags.extend(["--log-level".to_owned(), "error".to_owned()]);
-    let home = Home::new(&args.folder, &args.binary, &flags, &[lane])?;
-    let mut process = home.start()?;
-    process.listening(WAIT_MAX).await?;
+    let (_home, mut process) = process::alone(args, &target).await?;
     // What the first handshakes and webhooks bring in is not the connections'.
     let warm = Arc::new(Webhooks::sign(body::of_size(4096), 0, 1000)?);
     post_all(&process.relay, &warm, HONEST, None).await?;

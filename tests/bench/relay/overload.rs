@@ -16,10 +16,10 @@ use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::process::{Home, Lane, Process};
+use super::process::{self, Process};
 use super::sender::{Connection, Relay, Webhooks};
 use super::target::Target;
-use super::{Args, WAIT_MAX, body};
+use super::{Args, body};
 
 /// The sender's whole time-out.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -36,17 +36,7 @@ const SIGNED: usize = 200_000;
 
 pub(crate) async fn run(args: &Args, percent: u32) -> anyhow::Result<()> {
     let target = Target::start()?;
-    let lane = Lane {
-        name: "target",
-        activity: body::ACTIVITY,
-        address: target.address,
-        more: String::new(),
-    };
-    let mut flags = args.flags.clone();
-    flags.extend(["--log-level".to_owned(), "error".to_owned()]);
-    let home = Home::new(&args.folder, &args.binary, &flags, &[lane])?;
-    let mut process = home.start()?;
-    process.listening(WAIT_MAX).await?;
+    let (_home, mut process) = process::alone(args, &target).await?;
     let _held = Held::new(&process, percent)?;
     let mut number = 0;
     let mut sign = || -> anyhow::Result<Arc<Webhooks>> {

@@ -11,6 +11,8 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, sleep};
 
 use super::sender::{PATH, Relay, SECRET};
+use super::target::Target;
+use super::{Args, WAIT_MAX, body};
 
 /// How long it may take to stop in order.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -113,8 +115,24 @@ fn routes(lanes: &[Lane]) -> anyhow::Result<String> {
     Ok(yaml)
 }
 
+/// A relay that listens, with one target and a log of errors only, and its files.
+pub(crate) async fn alone(args: &Args, target: &Target) -> anyhow::Result<(Home, Process)> {
+    let lane = Lane {
+        name: "target",
+        activity: body::ACTIVITY,
+        address: target.address,
+        more: String::new(),
+    };
+    let mut flags = args.flags.clone();
+    flags.extend(["--log-level".to_owned(), "error".to_owned()]);
+    let home = Home::new(&args.folder, &args.binary, &flags, &[lane])?;
+    let mut process = home.start()?;
+    process.listening(WAIT_MAX).await?;
+    Ok((home, process))
+}
+
 /// A command that asks a running relay.
-pub(crate) fn command(args: &super::Args, process: &Process, words: &[&str]) -> Command {
+pub(crate) fn command(args: &Args, process: &Process, words: &[&str]) -> Command {
     let mut command = Command::new(&args.binary);
     command.args(words).args(["--admin", &format!("http://{}", process.admin)]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
