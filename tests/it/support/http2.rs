@@ -19,7 +19,8 @@ pub(crate) const CONTINUATION: u8 = 9;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a connection begins with, before its settings.
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The bytes of one frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -142,6 +143,15 @@ impl RawHttp2 {
         let frames = self.frames();
         let why = frames.iter().filter(|frame| frame.kind == GOAWAY).find_map(Frame::error);
         assert!(why.is_none_or(|why| why == error), "sent away with {why:?}, not {error}");
+    }
+
+    /// The same, and it could say why: with this error and no other.
+    #[track_caller]
+    pub(crate) fn is_told_to_go(&self, error: u32) {
+        eventually("it is closed", || self.ended());
+        let frames = self.frames();
+        let why: Vec<_> = frames.iter().filter(|f| f.kind == GOAWAY).map(Frame::error).collect();
+        assert!(!why.is_empty() && why.iter().all(|why| *why == Some(error)), "{why:?}");
     }
 
     /// Waits until the relay answers a ping: all that was written before it is read.
