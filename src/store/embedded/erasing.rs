@@ -46,24 +46,31 @@ impl Shared {
         let _alone = self.erasing.lock().await;
         let known = self.end_all(id).await?;
         // What is not known may have been erased before by one who did not get to the end.
-        let log = Arc::clone(&self.log);
-        let holding = self.aside.run(move || holding(&log, id)).await;
-        let holding = holding.ok_or(ReadError::Closed)?.map_err(|_| ReadError::Unavailable)?;
-        let Holding { segments: holding, is_whole } = holding;
-        if known.is_none() && holding.is_empty() {
+        let Holding { mut segments, is_whole } = self.holding(id).await?;
+        if known.is_none() && segments.is_empty() {
             // It may be in what can't be read just now, and be delivered once it can.
             return if is_whole { Ok(None) } else { Err(ReadError::Unavailable.into()) };
         }
-        if known.is_none() {
-            // Their segment may be the current one.
+        // The current one can't be cleaned. Where the disk was full it may have taken what its targets
+        // answered and that it is erased into one.
+        let mut is_written = known.is_some();
+        while !is_written || segments.contains(&self.log.end().segment) {
             self.write_erased(id).await?;
+            is_written = true;
+            segments = self.holding(id).await?.segments;
         }
-        let remaining = self.clean(holding).await?;
+        let remaining = self.clean(segments).await?;
         if let Some(segment) = remaining.first().copied() {
             return Err(EraseError::Remains { segment });
         }
         let Known { pending, body_bytes, .. } = known.unwrap_or_default();
         Ok(Some(Erased { ended: pending, body_bytes }))
+    }
+
+    async fn holding(&self, id: WebhookId) -> Result<Holding, EraseError> {
+        let log = Arc::clone(&self.log);
+        let holding = self.aside.run(move || holding(&log, id)).await;
+        Ok(holding.ok_or(ReadError::Closed)?.map_err(|_| ReadError::Unavailable)?)
     }
 
     /// Ends its deliveries, and has it in the log that it is erased. None if it is not known.

@@ -198,6 +198,36 @@ async fn where_the_disk_does_not_take_it_that_is_said_and_it_can_be_asked_for_ag
     assert_eq!(files_with(&world, b"stubborn"), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn it_ends_although_the_disk_was_full_when_a_segment_for_it_was_to_be_made() {
+    let world = World::new();
+    let (store, mut stepper) = world.open_stepped();
+    let (webhook, _) = drive(&mut stepper, world.commit(&store, b"stubborn", &[TARGET])).await;
+    // What its target answered gets into the segment that says that it is erased.
+    let leases = drive(&mut stepper, store.lease(TARGET, 1, Pick::LongestDue)).await;
+    for lease in leases {
+        let mut failed = attempt(world.clock.now(), Outcome::Status);
+        failed.excerpt = b"so it is"[..].into();
+        store.settle(lease, Some(failed), Settlement::Retry { at: world.clock.now() });
+    }
+    world.disk.set_faults(Faults { full_at_write: Some(1), no_create: true, ..Faults::default() });
+    let refused = drive(&mut stepper, world.commit(&store, b"refused", &[TARGET])).await.1;
+    assert_eq!(refused, Err(CommitError::DiskFull));
+    let mut erases = pin!(store.erase(webhook.id));
+    while !store.shared.queue.has_own() {
+        turns(&mut stepper);
+        assert!(poll_now(&mut erases).is_none());
+        tokio::task::yield_now().await;
+    }
+    // Both get into the first segment that can be made.
+    world.disk.heal();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let erased = drive(&mut stepper, erases).await;
+    assert_eq!(erased, ended(1, b"stubborn"));
+    assert_eq!(files_with(&world, b"stubborn"), 0);
+    assert_eq!(files_with(&world, b"so it is"), 0, "what its target answered");
+}
+
 #[tokio::test]
 async fn one_that_a_crash_kept_from_its_end_is_finished_when_it_is_asked_for_again() {
     let mut world = World::new();

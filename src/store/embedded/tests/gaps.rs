@@ -1,34 +1,11 @@
 //! A disk that can't be read for a while, and then can.
 
-use std::pin::pin;
-
 use super::*;
 use crate::store::archive::Archive as _;
 use crate::store::embedded::segment::HEADER_BYTES;
 use crate::store::listing::ReadError;
 
 const TARGET: &str = "crm";
-
-/// Everybody's turn, after a while.
-async fn pass(stepper: &mut Stepper, time: Duration) {
-    tokio::time::advance(time).await;
-    for _ in 0..4 {
-        turns(stepper);
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Lets the threads get on until something is done.
-async fn drive<T>(stepper: &mut Stepper, until: impl Future<Output = T>) -> T {
-    let mut until = pin!(until);
-    for _ in 0..10_000 {
-        if let Some(done) = poll_now(&mut until) {
-            return done;
-        }
-        pass(stepper, Duration::from_millis(1)).await;
-    }
-    panic!("it never comes");
-}
 
 /// A store that had to start without a part of its log, and one webhook that is in it.
 async fn with_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf, WebhookId) {

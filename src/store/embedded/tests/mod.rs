@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -229,6 +229,27 @@ pub(super) fn poll_now<F: Future + ?Sized>(future: &mut Pin<&mut F>) -> Option<F
         Poll::Ready(done) => Some(done),
         Poll::Pending => None,
     }
+}
+
+/// Everybody's turn, after a while.
+pub(super) async fn pass(stepper: &mut Stepper, time: Duration) {
+    tokio::time::advance(time).await;
+    for _ in 0..4 {
+        turns(stepper);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets the threads get on until something is done.
+pub(super) async fn drive<T>(stepper: &mut Stepper, until: impl Future<Output = T>) -> T {
+    let mut until = pin!(until);
+    for _ in 0..10_000 {
+        if let Some(done) = poll_now(&mut until) {
+            return done;
+        }
+        pass(stepper, Duration::from_millis(1)).await;
+    }
+    panic!("it never comes");
 }
 
 pub(super) fn header(name: &'static str, value: &str) -> crate::domain::webhook::Header {
