@@ -85,9 +85,10 @@ impl Shared {
             known.dead = later.dead;
         }
         let written = self.write_erased(id).await;
-        let dead = if written.is_ok() { std::mem::take(&mut known.dead) } else { Vec::new() };
+        let is_written = written.is_ok();
+        let dead = if is_written { std::mem::take(&mut known.dead) } else { Vec::new() };
         self.ask(move |indexer| {
-            indexer.end_erasing(id, &dead);
+            indexer.end_erasing(id, &dead, is_written);
             Ok(())
         })
         .await?;
@@ -147,13 +148,13 @@ impl Indexer {
         Ok(Some(known))
     }
 
-    fn end_erasing(&mut self, id: WebhookId, dead: &[(Arc<str>, Cause)]) {
+    fn end_erasing(&mut self, id: WebhookId, dead: &[(Arc<str>, Cause)], is_written: bool) {
         self.erasing.remove(&id.key());
         for (target, cause) in dead {
             self.parts.lanes.lane(target).forget_dead(*cause, 1);
         }
         for lane in self.parts.lanes.all() {
-            lane.erased(id);
+            lane.erased(id, is_written);
         }
     }
 }

@@ -152,11 +152,8 @@ impl Indexer {
 
     fn get_on(&mut self, closed: bool) -> bool {
         let is_behind = self.behind && !self.catch_up();
-        if !is_behind && std::mem::take(&mut self.has_filled_gaps) {
-            self.sweep.recount();
-            for lane in self.parts.lanes.all() {
-                lane.begin_anew();
-            }
+        if !is_behind && self.has_filled_gaps {
+            self.has_filled_gaps = !self.begin_all_anew();
         }
         if !closed {
             return false;

@@ -35,6 +35,7 @@ use crate::store::embedded::sweep::{Findings, SWEEP_WAIT};
 use crate::store::embedded::usage::Usage;
 
 mod adding;
+mod anew;
 mod aside;
 mod assembly;
 pub mod busy;

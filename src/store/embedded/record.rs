@@ -140,13 +140,16 @@ impl Standing {
         self.version > other.version || (is_as_late && is_as_long && self != other)
     }
 
-    /// Takes a settlement in; one that was taken in before changes nothing.
+    /// Takes a settlement in; one that was taken in before changes nothing. What was delivered is, however
+    /// late that is heard of: who settled it may not have known all that the log says.
     pub fn apply(&mut self, settled: &Settled) -> bool {
-        if settled.version <= self.version {
+        let is_over = matches!(self.state, State::Delivered | State::Discarded);
+        let is_delivered = settled.settlement == Settlement::Delivered && !is_over;
+        if settled.version <= self.version && !is_delivered {
             return false;
         }
-        self.version = settled.version;
-        self.attempts = settled.attempts;
+        self.version = self.version.max(settled.version);
+        self.attempts = self.attempts.max(settled.attempts);
         match settled.settlement {
             Settlement::DeadLetter(cause) => self.state = State::DeadLetter(cause),
             Settlement::Delivered => self.state = State::Delivered,

@@ -155,7 +155,7 @@ fn look(before: &[(Arc<Lane>, Standing)], indexer: &mut Indexer) -> rusqlite::Re
     for (lane, standing) in before.iter().filter(|(lane, _)| mends.contains(lane.name())) {
         if let Some(difference) = found.get(lane.name()) {
             lane.recount(standing.revision, &difference.by_index);
-            lane.begin_anew();
+            indexer.begin_anew(lane)?;
         }
     }
     Ok(())

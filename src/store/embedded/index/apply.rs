@@ -422,7 +422,7 @@ impl Index {
     }
 
     /// The target of a delivery, and where it stands.
-    pub(super) fn standing(
+    pub(in crate::store::embedded) fn standing(
         &self,
         key: u64,
         number: i64,

@@ -29,6 +29,7 @@ use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::queue::Queue;
 use crate::store::{Delivery, LaneCounts, LeaseOwner, Pick};
 
+pub(super) mod gone;
 mod state;
 pub(super) mod tally;
 
@@ -148,8 +149,12 @@ impl Lane {
                 }
             }
             let Some(entry) = state.window.remove(&key) else { break };
-            let leased =
-                Leased { row: entry.row, body: entry.body.clone(), hold: entry.hold.or(hold) };
+            let leased = Leased {
+                row: entry.row,
+                body: entry.body.clone(),
+                hold: entry.hold.or(hold),
+                is_gone: false,
+            };
             let replaced = state.leased.insert((key.webhook, key.number), leased);
             debug_assert!(replaced.is_none(), "a delivery was leased twice");
             taken.push((entry.row, entry.body));
@@ -228,33 +233,6 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// The index has learnt of deliveries that it did not know: asks it for all that is not leased.
-    pub(super) fn begin_anew(self: &Arc<Self>) {
-        let mut state = self.lock();
-        if state.refill.is_some() {
-            state.anew = true;
-        } else {
-            self.forget_window(&mut state);
-        }
-    }
-
-    /// What is settled by now is in the index before it is asked (invariant 4).
-    fn forget_window(self: &Arc<Self>, state: &mut State) {
-        state.window.clear();
-        state.bound = Some(DueKey::FIRST);
-        self.ask_for_refill(state);
-    }
-
-    /// Counts as the index does, unless something has changed since it was asked; answers whether it does.
-    pub(super) fn recount(&self, revision: u64, by_index: &Counted) -> bool {
-        let mut state = self.lock();
-        let is_as_it_was = state.tally.revision() == revision;
-        if is_as_it_was {
-            state.tally.recount(by_index);
-        }
-        is_as_it_was
-    }
-
     /// A body that was read is kept until its lease ends.
     pub fn keep(&self, row: &DueRow, body: &Body) {
         let id = (row.key.webhook, row.key.number);
@@ -276,6 +254,9 @@ impl Lane {
             debug_assert!(false, "what is settled was leased");
             return;
         };
+        if leased.is_gone {
+            return;
+        }
         let is_erased = state.erased.contains_key(&webhook.key());
         let (attempt, settlement) = match settlement {
             // What the target answered is not kept either.
@@ -297,7 +278,7 @@ impl Lane {
         attempt: Option<Attempt>,
         settlement: Settlement,
     ) {
-        let Leased { mut row, body, hold } = leased;
+        let Leased { mut row, body, hold, .. } = leased;
         let settled = row.settled(webhook, attempt, settlement);
         (row.version, row.attempts) = (settled.version, settled.attempts);
         if let Some(refill) = &mut state.refill {
@@ -328,11 +309,13 @@ impl Lane {
     /// Puts back what was leased.
     pub fn give_back(&self, webhook: u64, number: u16) {
         let mut state = self.lock();
-        if let Some(leased) = state.leased.remove(&(webhook, number)) {
+        if let Some(leased) =
+            state.leased.remove(&(webhook, number)).filter(|leased| !leased.is_gone)
+        {
             if let Some(id) = state.erased.get(&webhook).copied() {
                 self.settle_row(&mut state, id, leased, None, Settlement::Discarded);
             } else {
-                let Leased { row, body, hold } = leased;
+                let Leased { row, body, hold, .. } = leased;
                 state.put(Entry { row, body, hold });
             }
         }
@@ -361,7 +344,7 @@ impl Lane {
         if let Some(refill) = &mut state.refill {
             refill.arrived.remove(&key);
         }
-        let leased = Leased { row, body: None, hold: None };
+        let leased = Leased::bare(row);
         self.settle_row(&mut state, id, leased, None, Settlement::DeadLetter(cause));
         true
     }
@@ -383,38 +366,12 @@ impl Lane {
         })));
     }
 
-    /// Ends a delivery of a webhook that is being erased; `row` is what the index has of it if it is
-    /// pending there. What is leased ends with its lease.
-    pub(super) fn erase(&self, id: WebhookId, number: u16, row: Option<DueRow>) {
-        let mut state = self.lock();
-        state.erased.insert(id.key(), id);
-        let key = (id.key(), number);
-        if state.leased.contains_key(&key) || state.ended.contains(&key) {
-            return;
-        }
-        let bound = state.bound;
-        let is_only_in_index = |row: &DueRow| bound.is_some_and(|bound| row.key >= bound);
-        let in_memory = state.take_out((id.key(), number));
-        let Some(row) = in_memory.or(row.filter(is_only_in_index)) else { return };
-        let leased = Leased { row, body: None, hold: None };
-        self.settle_row(&mut state, id, leased, None, Settlement::Discarded);
-    }
-
-    /// It is erased. What is leased of it is remembered: nobody is told of it any more.
-    pub(super) fn erased(&self, id: WebhookId) {
-        let mut state = self.lock();
-        if !state.leased.keys().any(|(webhook, _)| *webhook == id.key()) {
-            state.erased.remove(&id.key());
-        }
-    }
-
     /// Settles a dead letter by an operator's word. The index has that already.
     pub fn settle_dead(&self, dead: &DeadRow, settlement: Settlement) {
         let DeadRow { row, id, cause, .. } = *dead;
         let mut state = self.lock();
         state.tally.count(1, Some((cause, -1)));
-        let leased = Leased { row, body: None, hold: None };
-        self.settle_row(&mut state, id, leased, None, settlement);
+        self.settle_row(&mut state, id, Leased::bare(row), None, settlement);
         drop(state);
         self.changed.notify_one();
     }
@@ -435,7 +392,7 @@ impl Lane {
     pub(super) fn standing(&self) -> Standing {
         let state = self.lock();
         let counted = state.tally.counted();
-        let in_memory = state.window.len() + state.leased.len();
+        let in_memory = state.window.len() + state.not_gone().count();
         let is_all_in_memory = state.bound.is_none() && state.refill.is_none();
         let elsewhere = counted.pending - signed(in_memory as u64);
         Standing {
@@ -449,7 +406,7 @@ impl Lane {
     pub fn counts(&self) -> LaneCounts {
         let state = self.lock();
         let waiting = state.window.values().map(|entry| entry.row.started_at);
-        let leased = state.leased.values().map(|leased| leased.row.started_at);
+        let leased = state.not_gone().map(|leased| leased.row.started_at);
         let index = state.index_oldest.filter(|_| state.bound.is_some());
         let counted = state.tally.counted();
         let number = |n: i64| u64::try_from(n).unwrap_or(0);

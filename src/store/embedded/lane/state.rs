@@ -53,9 +53,40 @@ pub(super) struct Leased {
     pub(super) row: DueRow,
     pub(super) body: Option<Body>,
     pub(super) hold: Option<Hold>,
+    // The index has it no more: how it ends is nobody's business.
+    pub(super) is_gone: bool,
+}
+
+impl Leased {
+    /// What the index knows of it, and nothing else.
+    pub(super) fn bare(row: DueRow) -> Self {
+        Self { row, body: None, hold: None, is_gone: false }
+    }
 }
 
 impl State {
+    /// What is leased and counts.
+    pub(super) fn not_gone(&self) -> impl Iterator<Item = &Leased> {
+        self.leased.values().filter(|leased| !leased.is_gone)
+    }
+
+    /// The index has it no more: it counts no more.
+    pub(super) fn lose(&mut self, delivery: (u64, u16)) {
+        if let Some(leased) = self.leased.get_mut(&delivery).filter(|leased| !leased.is_gone) {
+            leased.is_gone = true;
+            self.tally.count(-1, None);
+        }
+    }
+
+    /// The index knows more of it.
+    pub(super) fn renew(&mut self, delivery: (u64, u16), row: DueRow) {
+        if let Some(leased) = self.leased.get_mut(&delivery)
+            && leased.row.version < row.version
+        {
+            leased.row = DueRow { key: leased.row.key, ..row };
+        }
+    }
+
     /// The one in the window whose turn it is.
     pub(super) fn first(&self, pick: Pick, now: Timestamp) -> Option<(&DueKey, &Entry)> {
         let mut due = self.window.iter().take_while(|(key, _)| key.due_at <= now);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::delivery::Cause;
+use crate::store::archive::Archive as _;
 
 const TARGET: &str = "crm";
 
@@ -55,6 +56,21 @@ async fn what_a_lane_counts_otherwise_than_the_index_is_found() {
     within(PATIENCE, found).await;
     looks(&store, 5).await;
     assert_eq!(store.health().sweep_findings, 1, "it is told once");
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_when_its_webhook_is_erased_counts_no_more() {
+    let world = watched();
+    let store = world.open();
+    let (webhook, _) = world.commit(&store, b"on its way", &[TARGET]).await;
+    let mut leases = lease(&store, TARGET, 1).await;
+    store.erase(webhook.id).await.unwrap();
+    looks(&store, 5).await;
+    assert_eq!((store.health().sweep_findings, pending(&store, TARGET).await), (0, 0));
+    store.settle(leases.remove(0), None, Settlement::Retry { at: world.clock.now() });
+    looks(&store, 5).await;
+    assert_eq!((store.health().sweep_findings, pending(&store, TARGET).await), (0, 0));
+    assert!(lease_now(&store, TARGET, 1).await.is_empty());
 }
 
 #[tokio::test]
