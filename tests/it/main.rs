@@ -20,6 +20,7 @@
 //! - `reload`: files that change while it runs
 //! - `reload_load`: the same under load, often
 //! - `torture`: the proof that operators run on their own disk
+//! - `certificates`: several of them, by name, and their renewal while it runs
 //! - `client_certificates`: senders that show one, and sources that want one
 //! - `edge`: who is at the other end, and what follows from it
 //! - `floods`: HTTP as no honest sender speaks it
@@ -57,6 +58,7 @@ mod admin;
 mod asks;
 mod backlogs;
 mod broken_disk;
+mod certificates;
 mod client_certificates;
 mod command_line;
 mod crowds;
