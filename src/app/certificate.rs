@@ -1,42 +1,20 @@
 //! The listener's certificates: loaded at the start, and again when their files change.
 
 use std::path::Path;
-use std::sync::Arc;
-
-use serde_json::Value;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::app::TlsFiles;
-use crate::config::Problem;
-use crate::config::file::{self, FileRead, ReadError};
+use crate::app::followed::{Followed, Held, Reading};
+use crate::config::file::{self, ReadError};
 use crate::domain::time::{Clock, Timestamp};
-use crate::net::tls::{self, LoadedCertificate, Names, Owner, Resolver, TlsError};
+use crate::net::tls::{self, Clash, LoadedCertificate, Names, Owner, Resolver, TlsError};
 use crate::telemetry::metrics::Metrics;
 
 /// The longest chains and the largest keys are a tenth of this.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// What was made of each pair of files.
-pub(super) type Outcomes = Vec<Result<LoadedCertificate, TlsError>>;
-
-/// The files of a pair.
-const FILES: usize = 2;
-
-/// Reads certificates and keys, and says what was read.
-pub(super) fn reader(
-    pairs: Vec<TlsFiles>,
-    clock: Arc<dyn Clock>,
-) -> impl FnMut() -> (Outcomes, Vec<FileRead>) {
-    move || {
-        let read = pairs.iter().map(|files| read(files, &*clock));
-        let (outcomes, files): (Vec<_>, Vec<_>) = read.unzip();
-        (outcomes, files.into_iter().flatten().collect())
-    }
-}
-
-fn read(
-    files: &TlsFiles,
-    clock: &dyn Clock,
-) -> (Result<LoadedCertificate, TlsError>, [FileRead; FILES]) {
+/// Reads a certificate and its key, and says what was read.
+fn read(files: &TlsFiles, clock: &dyn Clock) -> Reading<Pair> {
     let (certificate, of_certificate) = file::read(&files.certificate, BYTES_MAX);
     let (key, of_key) = file::read(&files.key, BYTES_MAX);
     let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
@@ -47,7 +25,7 @@ fn read(
         let names = Names { certificate: &names[0], key: &names[1] };
         tls::load_certificate(&certificate, &key, names, now)
     };
-    (load(), [of_certificate, of_key])
+    (load(), vec![of_certificate, of_key])
 }
 
 fn unreadable(path: &Path, error: ReadError) -> TlsError {
@@ -68,65 +46,32 @@ fn end_of(loaded: &LoadedCertificate) -> Timestamp {
     Timestamp::from_millis(secs.saturating_mul(1000))
 }
 
-/// The certificates that new connections get.
-pub(super) struct Certificates {
-    pub(super) resolver: Arc<Resolver>,
-    clock: Arc<dyn Clock>,
+/// The certificates that new connections get, in the order in which they were named.
+struct Served {
+    resolver: Arc<Resolver>,
     metrics: Arc<Metrics>,
-    pairs: Vec<Pair>,
+    files: Vec<TlsFiles>,
+    loaded: Mutex<Vec<Arc<LoadedCertificate>>>,
 }
 
-/// One of them, and what its files came to last.
-struct Pair {
-    loaded: Arc<LoadedCertificate>,
-    /// What it rests on.
-    in_force: Vec<FileRead>,
-    refused: Option<Refused>,
-}
-
-/// What could not be taken over.
-struct Refused {
-    files: Vec<FileRead>,
-    error: TlsError,
-}
-
-impl Certificates {
-    /// Puts in force what was read, all of which has to be good. What is to be warned about can wait.
-    pub(super) fn new(
-        outcomes: Outcomes,
-        files: &[FileRead],
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, TlsError> {
-        let mut pairs = Vec::with_capacity(outcomes.len());
-        for (outcome, files) in outcomes.into_iter().zip(files.chunks(FILES)) {
-            let loaded = Arc::new(outcome?);
-            pairs.push(Pair { loaded, in_force: files.to_vec(), refused: None });
+impl Served {
+    /// Puts one in its place, or behind all others; connections that are open keep theirs.
+    fn put(&self, position: usize, certificate: Arc<LoadedCertificate>) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        match loaded.get_mut(position) {
+            Some(place) => *place = certificate,
+            None => loaded.push(certificate),
         }
-        let certificates = Self { resolver: Arc::default(), clock, metrics, pairs };
-        certificates.serve();
-        Ok(certificates)
+        let shown: Vec<_> = loaded.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
+        self.metrics.certificates(&shown);
+        self.resolver.replace(Owner::Files, loaded.clone());
     }
 
-    /// Takes over a content that is at rest: of each pair that is good. Connections that are open keep
-    /// theirs.
-    pub(super) fn take(&mut self, outcomes: Outcomes, files: &[FileRead], asked: bool) {
-        let mut is_changed = false;
-        let read = outcomes.into_iter().zip(files.chunks(FILES));
-        for (pair, (outcome, files)) in self.pairs.iter_mut().zip(read) {
-            is_changed |= pair.take(outcome, files, asked);
-        }
-        if is_changed {
-            self.serve();
-            self.warn();
-        }
-    }
-
-    /// Says what senders may not like of those in force, and which of them are never shown.
-    pub(super) fn warn(&self) {
-        self.pairs.iter().for_each(|pair| pair.warn(&*self.clock));
-        for clash in tls::clashes(&self.served()) {
-            let file = |position: usize| self.pairs.get(position).map(Pair::name);
+    /// Says which are never shown for a name, as far as that is `wanted`.
+    fn warn(&self, wanted: impl Fn(&Clash) -> bool) {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = |position: usize| self.files.get(position).map(name);
+        for clash in tls::clashes(&loaded).into_iter().filter(wanted) {
             tracing::warn!(
                 host = clash.host,
                 served = file(clash.served),
@@ -135,66 +80,94 @@ impl Certificates {
             );
         }
     }
+}
 
-    fn served(&self) -> Vec<Arc<LoadedCertificate>> {
-        self.pairs.iter().map(|pair| Arc::clone(&pair.loaded)).collect()
+/// The certificates of files, each of which is renewed by itself.
+pub(super) struct Certificates {
+    pub(super) resolver: Arc<Resolver>,
+    pub(super) pairs: Vec<Followed<Pair>>,
+}
+
+/// One of them.
+pub(super) struct Pair {
+    position: usize,
+    served: Arc<Served>,
+    loaded: Arc<LoadedCertificate>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Certificates {
+    /// Puts in force what is in these files, all of which has to be good. What is to be warned about can
+    /// wait.
+    pub(super) fn load(
+        files: &[TlsFiles],
+        clock: &Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, TlsError> {
+        let resolver = Arc::<Resolver>::default();
+        let served = Arc::new(Served {
+            resolver: Arc::clone(&resolver),
+            metrics,
+            files: files.to_vec(),
+            loaded: Mutex::default(),
+        });
+        let pairs = files.iter().enumerate().map(|(position, files)| {
+            let (files, now) = (files.clone(), Arc::clone(clock));
+            Followed::begin(
+                move || read(&files, &*now),
+                |outcome| {
+                    let (served, clock) = (Arc::clone(&served), Arc::clone(clock));
+                    let loaded = Arc::new(outcome?);
+                    served.put(position, Arc::clone(&loaded));
+                    Ok(Pair { position, served, loaded, clock })
+                },
+            )
+        });
+        Ok(Self { pairs: pairs.collect::<Result<_, TlsError>>()?, resolver })
     }
 
-    fn serve(&self) {
-        let served = self.served();
-        let shown: Vec<_> = served.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
-        self.metrics.certificates(&shown);
-        self.resolver.replace(Owner::Files, served);
+    /// Says what senders may not like of those in force, and which of them are never shown.
+    pub(super) fn warn(&self) {
+        self.pairs.iter().for_each(|pair| pair.held.warn());
+        if let Some(pair) = self.pairs.first() {
+            pair.held.served.warn(|_| true);
+        }
+    }
+}
+
+impl Held for Pair {
+    type Content = LoadedCertificate;
+    type Error = TlsError;
+
+    fn put_in_force(&mut self, loaded: LoadedCertificate) -> Result<(), TlsError> {
+        self.loaded = Arc::new(loaded);
+        self.served.put(self.position, Arc::clone(&self.loaded));
+        let (names, not_after) = (&self.loaded.names, end_of(&self.loaded));
+        tracing::info!(names, %not_after, "A new certificate is in force.");
+        self.warn();
+        self.served.warn(|clash| [clash.served, clash.ignored].contains(&self.position));
+        Ok(())
     }
 
-    /// What is wrong with what is there, as the API says it.
-    pub(super) fn problems(&self) -> Vec<Value> {
-        self.pairs.iter().filter_map(Pair::problem).collect()
+    fn say_unchanged(&self) {
+        tracing::info!(
+            file = self.name(),
+            "The listener's certificate and key are as they are in force."
+        );
+    }
+
+    fn say_refused(&self, error: &TlsError) {
+        tracing::error!(
+            %error,
+            "The listener's certificate can't be renewed: the one from before is served."
+        );
     }
 }
 
 impl Pair {
-    /// Takes over its files, if they are good and new; answers whether they were.
-    fn take(
-        &mut self,
-        outcome: Result<LoadedCertificate, TlsError>,
-        files: &[FileRead],
-        asked: bool,
-    ) -> bool {
-        let before = self.refused.take();
-        match outcome {
-            Ok(_) if files == self.in_force => {
-                if before.is_some() {
-                    tracing::info!(
-                        file = self.name(),
-                        "The listener's certificate and key are as they are in force."
-                    );
-                }
-                false
-            }
-            Ok(loaded) => {
-                self.in_force = files.to_vec();
-                let not_after = end_of(&loaded);
-                tracing::info!(names = loaded.names, %not_after, "A new certificate is in force.");
-                self.loaded = Arc::new(loaded);
-                true
-            }
-            Err(error) => {
-                if asked || before.is_none_or(|before| before.files != files) {
-                    tracing::error!(
-                        %error,
-                        "The listener's certificate can't be renewed: the one from before is served."
-                    );
-                }
-                self.refused = Some(Refused { files: files.to_vec(), error });
-                false
-            }
-        }
-    }
-
     /// Says what senders may not like of it.
-    fn warn(&self, clock: &dyn Clock) {
-        let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
+    fn warn(&self) {
+        let now = i64::try_from(self.clock.wall().as_secs()).unwrap_or(i64::MAX);
         let names = &self.loaded.names;
         if self.loaded.not_before_unix > now {
             tracing::warn!(names, "The certificate is not valid yet.");
@@ -211,15 +184,12 @@ impl Pair {
         }
     }
 
-    fn problem(&self) -> Option<Value> {
-        let refused = self.refused.as_ref()?;
-        let file = refused.files.first()?.path();
-        Some(Problem::of_file(file, refused.error.to_string()).json())
+    fn name(&self) -> Option<String> {
+        self.served.files.get(self.position).map(name)
     }
+}
 
-    /// The certificate's file.
-    fn name(&self) -> String {
-        let first = self.in_force.first();
-        first.map(|file| file.path().display().to_string()).unwrap_or_default()
-    }
+/// The certificate's file.
+fn name(files: &TlsFiles) -> String {
+    files.certificate.display().to_string()
 }

@@ -14,12 +14,13 @@ use crate::admin::sizes::Measuring;
 use crate::admin::{Admin, AdminThread};
 use crate::app::acme::{Acme, AcmeSettings};
 use crate::app::api::Answers;
+use crate::app::certificate::Certificates;
 use crate::app::clock::SystemClock;
-use crate::app::follower::Follower;
+use crate::app::followed::Followed;
 use crate::app::observe::Commits;
-use crate::app::reload::{Tables, Taken};
+use crate::app::reload::{Changes, Tables};
 use crate::app::token::Tokens;
-use crate::app::watcher::{Followed, Reloads, Watcher};
+use crate::app::watcher::{Reloads, Watcher};
 use crate::config::Environment;
 use crate::delivery::board::Board;
 use crate::domain::client::Networks;
@@ -39,6 +40,7 @@ mod certificate;
 mod client_ca;
 pub mod clock;
 mod diff;
+mod followed;
 mod follower;
 pub mod harm;
 mod observe;
@@ -236,8 +238,8 @@ impl App {
         metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
         prepare_process();
 
-        let (tables, routes) = load_tables(&settings, environment, &clock, &metrics)?;
-        let (table, targets) = (tables.table.clone(), tables.table.subscribe());
+        let routes = load_tables(&settings, environment, &clock, &metrics)?;
+        let (table, targets) = (routes.held.table.clone(), routes.held.table.subscribe());
         let readiness = Arc::new(Readiness::default());
         let tls::Tls { certificates, acme, client_ca, config } =
             tls::prepare(&settings, &clock, &metrics, &readiness)?;
@@ -265,13 +267,13 @@ impl App {
             readiness: Arc::clone(&readiness),
             clock: clock.clone(),
             targets: Arc::new(move || backlog_limits(&targets.borrow())),
-            token: tokens.as_ref().map(|(held, _)| held.subscribe()),
+            token: tokens.as_ref().map(|tokens| tokens.held.subscribe()),
         };
         let admin = admin.spawn(socket)?;
 
         say_bound(&settings, address, admin.address(), config.is_some(), &table.borrow());
-        tables.warn();
-        certificates.iter().for_each(|(held, _)| held.warn());
+        routes.held.warn();
+        certificates.iter().for_each(Certificates::warn);
         acme.iter().for_each(|acme| acme.announce(address));
 
         let store = open_store(&settings.store, clock.clone(), Commits(metrics.commits())).await?;
@@ -283,9 +285,8 @@ impl App {
             listener: Some(listener),
             watcher: Some(Watcher {
                 requests,
-                tables,
                 routes,
-                certificates,
+                certificates: certificates.map(|held| held.pairs).unwrap_or_default(),
                 client_ca,
                 tokens,
                 asked: acme.as_ref().map(Acme::now),
@@ -325,25 +326,23 @@ fn load_tables(
     environment: Arc<dyn Environment + Send + Sync>,
     clock: &Arc<SystemClock>,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<(Tables, Followed<reload::Outcome>)> {
-    let asks_for_certificates = settings.client_ca.is_some();
-    let mut read = reload::reader(settings.routes.clone(), environment, asks_for_certificates);
-    let (outcome, files) = read();
-    let loaded = outcome
-        .map_err(|problems| anyhow!("{} can't be used\n{problems}", settings.routes.display()))?;
-    metrics.table(&hex(&loaded.table.sha256), clock.wall(), || ());
-    let tables = Tables {
-        routes: settings.routes.clone(),
-        table: watch::Sender::new(Arc::new(loaded.table)),
-        clock: clock.clone(),
-        metrics: Arc::clone(metrics),
-        follow: Box::new(|| ()),
-        in_force: files.clone(),
-        warnings: loaded.warnings,
-        refused: None,
-        last: Taken::Unchanged,
-    };
-    Ok((tables, Followed::new(Follower::new(files, read))))
+) -> anyhow::Result<Followed<Tables>> {
+    let (path, asks_for_certificates) = (settings.routes.clone(), settings.client_ca.is_some());
+    let read = reload::reader(path.clone(), environment, asks_for_certificates);
+    Followed::<Tables>::begin(read, |outcome| {
+        let loaded =
+            outcome.map_err(|problems| anyhow!("{} can't be used\n{problems}", path.display()))?;
+        metrics.table(&hex(&loaded.table.sha256), clock.wall(), || ());
+        Ok(Tables {
+            table: watch::Sender::new(Arc::new(loaded.table)),
+            clock: clock.clone(),
+            metrics: Arc::clone(metrics),
+            follow: Box::new(|| ()),
+            warnings: loaded.warnings,
+            changes: Changes::default(),
+            routes: path,
+        })
+    })
 }
 
 fn say_bound(
@@ -365,11 +364,10 @@ fn say_bound(
     );
 }
 
-fn load_token(path: &Path) -> anyhow::Result<(Tokens, Followed<token::Outcome>)> {
-    let mut read = token::reader(path.to_owned());
-    let (outcome, files) = read();
-    let token = outcome.map_err(|error| anyhow!("--admin-token-file: {error}"))?;
-    Ok((Tokens::new(token, files.clone()), Followed::new(Follower::new(files, read))))
+fn load_token(path: &Path) -> anyhow::Result<Followed<Tokens>> {
+    Followed::begin(token::reader(path.to_owned()), |outcome| {
+        outcome.map(Tokens::new).map_err(|error| anyhow!("--admin-token-file: {error}"))
+    })
 }
 
 fn bind_admin(address: &Address) -> anyhow::Result<Bound> {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use crate::app::followed::{Held, Reading, Taken};
 use crate::app::hex;
-use crate::config::file::FileRead;
 use crate::config::{self, Environment, Loaded, Problem, Problems, Secrets};
 use crate::domain::route::RoutingTable;
 use crate::domain::source::Source;
@@ -19,16 +19,13 @@ use crate::telemetry::metrics::SharedMetrics;
 /// A log is no place to read more of them: `check` shows each with its line.
 const WARNINGS_LOGGED_MAX: usize = 10;
 
-/// What was made of the routes file.
-pub(super) type Outcome = Result<Loaded, Problems>;
-
 /// Loads the routes file, and says what was read for it. `asks_for_certificates`: the listener does,
 /// without which no source can want one.
 pub(super) fn reader(
     routes: PathBuf,
     environment: Arc<dyn Environment + Send + Sync>,
     asks_for_certificates: bool,
-) -> impl FnMut() -> (Outcome, Vec<FileRead>) {
+) -> impl FnMut() -> Reading<Tables> {
     move || {
         let config::Reading { outcome, files } =
             config::read(&routes, &*environment, Secrets::Resolve);
@@ -51,7 +48,7 @@ pub(super) fn reader(
     }
 }
 
-/// The table in force, and what became of the attempts to replace it.
+/// The table in force.
 pub(super) struct Tables {
     pub(super) routes: PathBuf,
     pub(super) table: watch::Sender<Arc<RoutingTable>>,
@@ -59,65 +56,16 @@ pub(super) struct Tables {
     pub(super) metrics: SharedMetrics,
     /// Lets those who follow the table by themselves only now and then do it at once.
     pub(super) follow: Box<dyn Fn() + Send>,
-    /// What the table in force rests on.
-    pub(super) in_force: Vec<FileRead>,
     pub(super) warnings: Problems,
-    pub(super) refused: Option<Refused>,
-    pub(super) last: Taken,
+    /// What was otherwise in the table in force than in the one before it.
+    pub(super) changes: Changes,
 }
 
-/// What could not be taken over.
-pub(super) struct Refused {
-    files: Vec<FileRead>,
-    problems: Problems,
-}
+impl Held for Tables {
+    type Content = Loaded;
+    type Error = Problems;
 
-/// What the last reload came to.
-#[derive(Debug, Clone, Default)]
-pub(super) enum Taken {
-    /// Another table is in force.
-    Changed(Changes),
-    /// What is there cannot be used.
-    Refused,
-    /// What is there is in force already.
-    #[default]
-    Unchanged,
-}
-
-impl Tables {
-    /// Takes over a content that is at rest. `asked`: somebody wants to hear of it in any case.
-    pub(super) fn take(&mut self, outcome: Outcome, files: Vec<FileRead>, asked: bool) {
-        let before = self.refused.take();
-        self.last = match outcome {
-            // It may have been read while it was something else: the files are what counts.
-            Ok(_) if files == self.in_force => {
-                self.unchanged(before.is_some(), asked);
-                Taken::Unchanged
-            }
-            Ok(loaded) => {
-                self.in_force = files;
-                Taken::Changed(self.put_in_force(loaded))
-            }
-            Err(problems) => {
-                let is_known = before.is_some_and(|before| before.files == files);
-                if !is_known || asked {
-                    self.refuse(&problems);
-                }
-                self.refused = Some(Refused { files, problems });
-                Taken::Refused
-            }
-        };
-    }
-
-    fn unchanged(&self, was_refused: bool, asked: bool) {
-        self.metrics.reloaded(true);
-        if was_refused || asked {
-            let routes_sha256 = hex(&self.table.borrow().sha256);
-            tracing::info!(routes_sha256, "The routes file is as it is in force.");
-        }
-    }
-
-    fn put_in_force(&mut self, loaded: Loaded) -> Changes {
+    fn put_in_force(&mut self, loaded: Loaded) -> Result<(), Problems> {
         let Loaded { table, warnings } = loaded;
         let table = Arc::new(table);
         let sha256 = hex(&table.sha256);
@@ -138,11 +86,30 @@ impl Tables {
             sources_changed = names(&changes.sources.changed),
             "A new routing table is in force."
         );
-        self.warnings = warnings;
+        (self.warnings, self.changes) = (warnings, changes);
         self.warn();
-        changes
+        Ok(())
     }
 
+    fn say_unchanged(&self) {
+        let routes_sha256 = hex(&self.table.borrow().sha256);
+        tracing::info!(routes_sha256, "The routes file is as it is in force.");
+    }
+
+    fn say_refused(&self, problems: &Problems) {
+        tracing::warn!(
+            routes = %self.routes.display(),
+            %problems,
+            "The routes file can't be used: the routing table from before stays in force."
+        );
+    }
+
+    fn judged(&self, is_good: bool) {
+        self.metrics.reloaded(is_good);
+    }
+}
+
+impl Tables {
     /// Logs what somebody should look at in the table in force.
     pub(super) fn warn(&self) {
         for warning in self.warnings.iter().take(WARNINGS_LOGGED_MAX) {
@@ -158,28 +125,16 @@ impl Tables {
         }
     }
 
-    fn refuse(&self, problems: &Problems) {
-        self.metrics.reloaded(false);
-        tracing::warn!(
-            routes = %self.routes.display(),
-            %problems,
-            "The routes file can't be used: the routing table from before stays in force."
-        );
+    /// The same as the API says it.
+    pub(super) fn warnings(&self) -> Vec<Value> {
+        self.warnings.iter().map(Problem::json).collect()
     }
 
-    /// Everything that is wrong with what is there, warnings included.
-    pub(super) fn problems(&self) -> Vec<Value> {
-        match &self.refused {
-            Some(refused) => refused.problems.iter().map(Problem::json).collect(),
-            None => self.warnings.iter().map(Problem::json).collect(),
-        }
-    }
-
-    /// What it came to, as the API says it.
-    pub(super) fn report(&self) -> Map<String, Value> {
+    /// The table in force, and what the last reload changed, as the API says it.
+    pub(super) fn report(&self, last: Taken) -> Map<String, Value> {
         let table = self.table.borrow();
-        let changes = match &self.last {
-            Taken::Changed(changes) => changes.clone(),
+        let changes = match last {
+            Taken::Changed => self.changes.clone(),
             Taken::Refused | Taken::Unchanged => Changes::default(),
         };
         let members = [
@@ -255,6 +210,7 @@ impl Names {
 mod tests {
     use super::*;
     use crate::app::clock::SystemClock;
+    use crate::app::followed::Followed;
     use crate::telemetry::logging::capture;
     use std::collections::HashMap;
     use std::sync::Mutex;
@@ -332,8 +288,8 @@ mod tests {
     /// A table in force, its file, and how often those who follow it were woken.
     struct Relay {
         routes: tempfile::NamedTempFile,
-        read: Box<dyn FnMut() -> (Outcome, Vec<FileRead>)>,
-        tables: Tables,
+        read: Box<dyn FnMut() -> Reading<Tables>>,
+        tables: Followed<Tables>,
         followed: Arc<AtomicUsize>,
         first: [u8; 32],
     }
@@ -343,23 +299,23 @@ mod tests {
             let routes = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(&routes, GOOD).unwrap();
             let environment = HashMap::from([("S".to_owned(), "s".to_owned())]);
-            let mut read = reader(routes.path().to_owned(), Arc::new(environment), false);
-            let (outcome, in_force) = read();
-            let table = outcome.unwrap().table;
-            let first = table.sha256;
+            let reads = || reader(routes.path().to_owned(), Arc::new(environment.clone()), false);
             let followed = Arc::new(AtomicUsize::new(0));
             let follows = Arc::clone(&followed);
-            let tables = Tables {
-                routes: PathBuf::from("routes.yaml"),
-                table: watch::Sender::new(Arc::new(table)),
-                clock: Arc::new(SystemClock::start()),
-                metrics: SharedMetrics::default(),
-                follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
-                in_force,
-                warnings: Problems::default(),
-                refused: None,
-                last: Taken::Unchanged,
-            };
+            let tables = Followed::<Tables>::begin(reads(), |outcome| {
+                outcome.map(|loaded| Tables {
+                    routes: PathBuf::from("routes.yaml"),
+                    table: watch::Sender::new(Arc::new(loaded.table)),
+                    clock: Arc::new(SystemClock::start()),
+                    metrics: SharedMetrics::default(),
+                    follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
+                    warnings: Problems::default(),
+                    changes: Changes::default(),
+                })
+            });
+            let tables = tables.unwrap();
+            let first = tables.held.table.borrow().sha256;
+            let read = reads();
             Self { routes, read: Box::new(read), tables, followed, first }
         }
 
@@ -372,9 +328,9 @@ mod tests {
 
         /// Whether the last reload was good, and the first table is in force.
         fn state(&self) -> (bool, bool) {
-            let page = self.tables.metrics.render();
+            let page = self.tables.held.metrics.render();
             let is_good = page.contains("relay_routes_last_reload_successful 1\n");
-            (is_good, self.tables.table.borrow().sha256 == self.first)
+            (is_good, self.tables.held.table.borrow().sha256 == self.first)
         }
     }
 

@@ -129,7 +129,7 @@ impl App {
         );
         running.delivering.spawn(dispatcher.run(running.stop_leasing.clone()));
         let follower = Arc::clone(&ingress);
-        watcher.tables.follow = Box::new(move || follower.follow());
+        watcher.routes.held.follow = Box::new(move || follower.follow());
         running.watching.spawn(watcher.run(running.stop_watching.clone()));
         running.watching.spawn(watch_over(
             Arc::clone(&self.readiness),

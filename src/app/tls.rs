@@ -9,19 +9,19 @@ use tokio::sync::watch;
 use crate::admin::readiness::Readiness;
 use crate::app::Settings;
 use crate::app::acme::{self, Acme};
-use crate::app::certificate::{self, Certificates};
-use crate::app::client_ca::{self, ClientCa, Listening};
+use crate::app::certificate::Certificates;
+use crate::app::client_ca::{self, Listening};
 use crate::app::clock::SystemClock;
-use crate::app::follower::Follower;
-use crate::app::watcher::Followed;
+use crate::app::followed::Followed;
+use crate::domain::time::Clock;
 use crate::net::tls::{Resolver, TlsError};
 use crate::telemetry::metrics::Metrics;
 
 /// What senders are shown, and where it comes from: files, an authority, or neither.
 pub(super) struct Tls {
-    pub(super) certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
+    pub(super) certificates: Option<Certificates>,
     pub(super) acme: Option<Acme>,
-    pub(super) client_ca: Option<(ClientCa, Followed<client_ca::Outcome>)>,
+    pub(super) client_ca: Option<Followed<Listening>>,
     pub(super) config: Option<watch::Sender<Arc<ServerConfig>>>,
 }
 
@@ -30,7 +30,7 @@ impl Tls {
     fn listening(
         settings: &Settings,
         resolver: Arc<Resolver>,
-        certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
+        certificates: Option<Certificates>,
         acme: Option<Acme>,
     ) -> anyhow::Result<Self> {
         let challenges = acme.is_some();
@@ -38,13 +38,11 @@ impl Tls {
             let config = Some(Listening::new(resolver, challenges, None)?.config);
             return Ok(Self { certificates, acme, client_ca: None, config });
         };
-        let mut read = client_ca::reader(path);
-        let (outcome, in_force) = read();
-        let roots = outcome.map_err(|error| anyhow!("--client-ca: {error}"))?;
-        let listening = Listening::new(resolver, challenges, Some(roots))?;
-        let config = Some(listening.config.clone());
-        let followed = Followed::new(Follower::new(in_force.clone(), read));
-        let client_ca = Some((ClientCa { listening, in_force, refused: None }, followed));
+        let client_ca = Followed::begin(client_ca::reader(path), |outcome| {
+            let roots = outcome.map_err(|error| anyhow!("--client-ca: {error}"))?;
+            Ok::<_, anyhow::Error>(Listening::new(resolver, challenges, Some(roots))?)
+        })?;
+        let (config, client_ca) = (Some(client_ca.held.config.clone()), Some(client_ca));
         Ok(Self { certificates, acme, client_ca, config })
     }
 }
@@ -70,7 +68,7 @@ pub(super) fn prepare(
     let Some(certificates) = load_certificate(settings, clock, metrics)? else {
         return Ok(Tls { certificates: None, acme: None, client_ca: None, config: None });
     };
-    let resolver = Arc::clone(&certificates.0.resolver);
+    let resolver = Arc::clone(&certificates.resolver);
     Tls::listening(settings, resolver, Some(certificates), None)
 }
 
@@ -78,14 +76,13 @@ fn load_certificate(
     settings: &Settings,
     clock: &Arc<SystemClock>,
     metrics: &Arc<Metrics>,
-) -> anyhow::Result<Option<(Certificates, Followed<certificate::Outcomes>)>> {
+) -> anyhow::Result<Option<Certificates>> {
     if settings.tls.is_empty() {
         return Ok(None);
     }
-    let mut read = certificate::reader(settings.tls.clone(), clock.clone());
-    let (outcomes, files) = read();
-    let certificates = Certificates::new(outcomes, &files, clock.clone(), Arc::clone(metrics));
-    let certificates = certificates.map_err(|error| {
+    let clock: Arc<dyn Clock> = clock.clone();
+    let certificates = Certificates::load(&settings.tls, &clock, Arc::clone(metrics));
+    certificates.map(Some).map_err(|error| {
         // Only who has none wants another one.
         let hint = match error {
             TlsError::Missing { .. } => {
@@ -95,6 +92,5 @@ fn load_certificate(
             _ => "",
         };
         anyhow!("{error}{hint}")
-    })?;
-    Ok(Some((certificates, Followed::new(Follower::new(files, read)))))
+    })
 }

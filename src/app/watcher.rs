@@ -1,9 +1,6 @@
 //! The task that follows files and does reloads: by itself when they change, and when it is asked.
-//!
-//! Files are read on threads for blocking work, one reading of each kind at a time: a file system
-//! that hangs holds up reloads and nothing else.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -13,11 +10,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::api::Problem;
-use crate::app::certificate::{self, Certificates};
-use crate::app::client_ca::{self, ClientCa};
-use crate::app::follower::{Follower, LOOK_EVERY, Look};
-use crate::app::reload::{self, Tables, Taken};
-use crate::app::token::{self, Tokens};
+use crate::app::certificate::Pair;
+use crate::app::client_ca::Listening;
+use crate::app::followed::{Followed, Taken};
+use crate::app::follower::LOOK_EVERY;
+use crate::app::reload::Tables;
+use crate::app::token::Tokens;
 
 /// Who wait for a reload at the same time; one more is told to come again.
 const REQUESTS_MAX: usize = 16;
@@ -70,11 +68,10 @@ impl Reloads {
 /// Everything that is followed.
 pub(super) struct Watcher {
     pub(super) requests: Requests,
-    pub(super) tables: Tables,
-    pub(super) routes: Followed<reload::Outcome>,
-    pub(super) certificates: Option<(Certificates, Followed<certificate::Outcomes>)>,
-    pub(super) client_ca: Option<(ClientCa, Followed<client_ca::Outcome>)>,
-    pub(super) tokens: Option<(Tokens, Followed<token::Outcome>)>,
+    pub(super) routes: Followed<Tables>,
+    pub(super) certificates: Vec<Followed<Pair>>,
+    pub(super) client_ca: Option<Followed<Listening>>,
+    pub(super) tokens: Option<Followed<Tokens>>,
     /// Told of each request: who waits to order a certificate again does it now.
     pub(super) asked: Option<Arc<Notify>>,
 }
@@ -113,56 +110,40 @@ impl Watcher {
     /// Looks at everything, and takes over what has settled. Answers when to look again, where
     /// something is about to settle.
     async fn look(&mut self, closely: bool, asked: bool) -> Option<Instant> {
-        let mut moving = None;
-        let mut moves = |at: Instant| moving = Some(moving.map_or(at, |other| at.min(other)));
-        match self.routes.look(closely).await {
-            Look::AtRest => {}
-            Look::Moving(at) => moves(at),
-            Look::Settled(outcome, files) => self.tables.take(outcome, files, asked),
+        let mut moving = vec![self.routes.look(closely, asked).await];
+        for pair in &mut self.certificates {
+            moving.push(pair.look(closely, asked).await);
         }
-        if let Some((certificates, followed)) = &mut self.certificates {
-            match followed.look(closely).await {
-                Look::AtRest => {}
-                Look::Moving(at) => moves(at),
-                Look::Settled(outcomes, files) => certificates.take(outcomes, &files, asked),
-            }
+        if let Some(listening) = &mut self.client_ca {
+            moving.push(listening.look(closely, asked).await);
         }
-        if let Some((roots, followed)) = &mut self.client_ca {
-            match followed.look(closely).await {
-                Look::AtRest => {}
-                Look::Moving(at) => moves(at),
-                Look::Settled(outcome, files) => roots.take(outcome, files, asked),
-            }
+        if let Some(tokens) = &mut self.tokens {
+            moving.push(tokens.look(closely, asked).await);
         }
-        if let Some((tokens, followed)) = &mut self.tokens {
-            match followed.look(closely).await {
-                Look::AtRest => {}
-                Look::Moving(at) => moves(at),
-                Look::Settled(outcome, files) => tokens.take(outcome, files, asked),
-            }
-        }
-        moving
+        moving.into_iter().flatten().min()
     }
 
     fn report(&self) -> Report {
-        let mut problems = self.tables.problems();
-        let of_certificates = self.certificates.as_ref().map(|(held, _)| held.problems());
-        let mut of_certificates = of_certificates.unwrap_or_default();
-        of_certificates.extend(self.client_ca.as_ref().and_then(|(held, _)| held.problem()));
-        let of_token = self.tokens.as_ref().and_then(|(held, _)| held.problem());
-        let mut members = self.tables.report();
-        let (detail, is_good) = match (&self.tables.last, of_certificates.is_empty(), &of_token) {
+        let last = self.routes.last;
+        let mut problems = match last {
+            Taken::Refused => self.routes.problems(),
+            Taken::Changed | Taken::Unchanged => self.routes.held.warnings(),
+        };
+        let mut of_certificates: Vec<Value> =
+            self.certificates.iter().flat_map(Followed::problems).collect();
+        of_certificates.extend(self.client_ca.iter().flat_map(Followed::problems));
+        let of_token = self.tokens.as_ref().map(Followed::problems).unwrap_or_default();
+        let mut members = self.routes.held.report(last);
+        let (detail, is_good) = match (last, of_certificates.is_empty(), of_token.is_empty()) {
             (Taken::Refused, _, _) => {
                 ("the routes file can't be used: the table from before stays in force", false)
             }
             (_, false, _) => {
                 ("the listener's certificates can't be renewed: those before stay in force", false)
             }
-            (_, _, Some(_)) => {
-                ("the admin token can't be renewed: the one before is wanted", false)
-            }
-            (Taken::Changed(_), true, None) => ("changed", true),
-            (Taken::Unchanged, true, None) => ("unchanged", true),
+            (_, _, false) => ("the admin token can't be renewed: the one before is wanted", false),
+            (Taken::Changed, true, true) => ("changed", true),
+            (Taken::Unchanged, true, true) => ("unchanged", true),
         };
         problems.extend(of_certificates.into_iter().chain(of_token));
         members.insert("problems".to_owned(), problems.into());
@@ -172,27 +153,5 @@ impl Watcher {
         }
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         Err(Problem { more: members, ..Problem::new(status, detail) })
-    }
-}
-
-/// A follower that works on threads for blocking work.
-pub(super) struct Followed<T>(Arc<Mutex<Follower<T>>>);
-
-impl<T: Send + 'static> Followed<T> {
-    pub(super) fn new(follower: Follower<T>) -> Self {
-        Self(Arc::new(Mutex::new(follower)))
-    }
-
-    async fn look(&self, closely: bool) -> Look<T> {
-        let follower = Arc::clone(&self.0);
-        let looked = tokio::task::spawn_blocking(move || {
-            let mut follower = follower.lock().unwrap_or_else(PoisonError::into_inner);
-            if closely { follower.look_closely() } else { follower.look() }
-        });
-        looked.await.unwrap_or_else(|error| {
-            // It has forgotten what it was about, and looks again when the files change.
-            tracing::error!(%error, "Reading a file broke off: what was in force stays.");
-            Look::AtRest
-        })
     }
 }
