@@ -2,13 +2,17 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustls::ClientConnection;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::TLS13;
 
+use crate::reload_load::EndWhenDropped;
 use crate::support::certs::Identity;
+use crate::support::eventually::pause;
 use crate::support::vectors::listing_delivered;
 use crate::support::{AUTHORITY, Receiver, Routes, Sender, TestRelay, eventually};
 
@@ -35,18 +39,23 @@ fn swap(relay: &TestRelay, name: &str, text: &str) {
     fs::rename(new, old).unwrap();
 }
 
+/// A relay with the usual certificate and a second one, in `b.crt` with its chain.
+fn with_second(crm: &Receiver, second: &Identity) -> TestRelay {
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let chain = format!("{}{}", second.certificate, AUTHORITY.pem());
+    TestRelay::with(&routes)
+        .without_certificate()
+        .file("b.crt", &chain)
+        .file("b.key", &second.key)
+        .flags(&["--tls-cert", "certs/tls.crt,b.crt", "--tls-key", "certs/tls.key,b.key"])
+        .start()
+}
+
 #[test]
 fn of_several_certificates_the_name_chooses_and_each_is_renewed_by_itself() {
     let crm = Receiver::willing();
-    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
     let other = AUTHORITY.server_for(&["b.test", "*.c.test"], 1, 30);
-    let chain = format!("{}{}", other.certificate, AUTHORITY.pem());
-    let relay = TestRelay::with(&routes)
-        .without_certificate()
-        .file("b.crt", &chain)
-        .file("b.key", &other.key)
-        .flags(&["--tls-cert", "certs/tls.crt,b.crt", "--tls-key", "certs/tls.key,b.key"])
-        .start();
+    let relay = with_second(&crm, &other);
     let of_first = shown(&relay, "localhost");
     for name in ["b.test", "x.c.test"] {
         assert_eq!(shown(&relay, name), der(&other), "{name}");
@@ -82,4 +91,31 @@ fn of_several_certificates_the_name_chooses_and_each_is_renewed_by_itself() {
     assert_eq!(series(), ["b.test", "localhost, 127.0.0.1"]);
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     crm.wait_for(1);
+}
+
+#[test]
+fn a_certificate_whose_file_never_rests_holds_up_no_other_s_renewal() {
+    let crm = Receiver::willing();
+    let relay = with_second(&crm, &AUTHORITY.server_for(&["b.test"], 1, 30));
+    let (writes, end) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                let number = writes.fetch_add(1, Ordering::Relaxed);
+                fs::write(relay.path("b.crt"), format!("not whole yet: {number}")).unwrap();
+                pause(Duration::from_millis(10));
+            }
+        });
+        // However this ends, the writer does.
+        let _end = EndWhenDropped(&end);
+        eventually("it is being written", || writes.load(Ordering::Relaxed) > 0);
+        let new = AUTHORITY.server_until(2080);
+        swap(&relay, "certs/tls.key", &new.key);
+        swap(&relay, "certs/tls.crt", &new.certificate);
+        eventually("the other one is renewed", || shown(&relay, "localhost") == der(&new));
+    });
+    let renewed = AUTHORITY.server_for(&["b.test"], 1, 60);
+    swap(&relay, "b.key", &renewed.key);
+    swap(&relay, "b.crt", &renewed.certificate);
+    eventually("it is renewed when it rests", || shown(&relay, "b.test") == der(&renewed));
 }

@@ -180,7 +180,8 @@ fn reloads_under_load_fail_no_request_and_misroute_no_webhook() {
     assert!(late < early * 1.3 + 10.0, "{memories:?}");
 }
 
-struct EndWhenDropped<'a>(&'a AtomicBool);
+/// Tells threads to end, also where a test fails.
+pub(crate) struct EndWhenDropped<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for EndWhenDropped<'_> {
     fn drop(&mut self) {
