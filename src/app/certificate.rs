@@ -8,7 +8,7 @@ use crate::app::followed::{Followed, Held, Reading};
 use crate::config::file::{self, ReadError};
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::tls::{self, Clash, LoadedCertificate, Names, Owner, Resolver, TlsError};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, SavedFile};
 
 /// The longest chains and the largest keys are a tenth of this.
 const BYTES_MAX: usize = 1024 * 1024;
@@ -161,6 +161,10 @@ impl Held for Pair {
             %error,
             "The listener's certificate can't be renewed: the one from before is served."
         );
+    }
+
+    fn show_refused(&self, is_refused: bool) {
+        self.served.metrics.file_refused(SavedFile::Certificate, is_refused);
     }
 }
 

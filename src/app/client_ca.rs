@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::app::followed::{Held, Reading};
 use crate::config::file;
 use crate::net::tls::{self, Resolver, ServerTls, TlsError};
+use crate::telemetry::metrics::{Metrics, SavedFile};
 
 /// The largest bundles are a tenth of this.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -36,6 +37,7 @@ pub(super) struct Listening {
     resolver: Arc<Resolver>,
     /// Whether challenges are answered.
     challenges: bool,
+    metrics: Arc<Metrics>,
 }
 
 impl Listening {
@@ -44,10 +46,11 @@ impl Listening {
         resolver: Arc<Resolver>,
         challenges: bool,
         client_roots: Option<Arc<RootCertStore>>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, TlsError> {
         let settings = ServerTls { challenges, client_roots };
         let config = tls::server_config(Arc::clone(&resolver), &settings)?;
-        Ok(Self { config: watch::Sender::new(config), resolver, challenges })
+        Ok(Self { config: watch::Sender::new(config), resolver, challenges, metrics })
     }
 }
 
@@ -75,5 +78,9 @@ impl Held for Listening {
             error,
             "The roots of clients' certificates can't be renewed: those from before are trusted."
         );
+    }
+
+    fn show_refused(&self, is_refused: bool) {
+        self.metrics.file_refused(SavedFile::ClientCa, is_refused);
     }
 }

@@ -31,8 +31,8 @@ pub(super) trait Held {
     /// Logs that what is in the files can't be used.
     fn say_refused(&self, error: &Self::Error);
 
-    /// Shows in the metrics whether what is in the files can be used.
-    fn judged(&self, _is_good: bool) {}
+    /// Shows in the metrics that what is in the files can't be used, or can again.
+    fn show_refused(&self, is_refused: bool);
 }
 
 /// Why what is in files can't be used.
@@ -141,7 +141,9 @@ impl<H: Held> Followed<H> {
             }
             self.held.put_in_force(content).map(|()| Taken::Changed)
         });
-        self.held.judged(taken.is_ok());
+        if taken.is_err() != before.is_some() {
+            self.held.show_refused(taken.is_err());
+        }
         self.last = match taken {
             Ok(taken) => {
                 if taken == Taken::Unchanged && (asked || before.is_some()) {

@@ -243,7 +243,8 @@ impl App {
         let readiness = Arc::new(Readiness::default());
         let tls::Tls { certificates, acme, client_ca, config } =
             tls::prepare(&settings, &clock, &metrics, &readiness)?;
-        let tokens = settings.admin_token.as_deref().map(load_token).transpose()?;
+        let tokens = settings.admin_token.as_deref();
+        let tokens = tokens.map(|path| load_token(path, &metrics)).transpose()?;
         let (reloads, requests) = Reloads::channel();
 
         let listener = listener::bind(settings.listen)
@@ -364,9 +365,10 @@ fn say_bound(
     );
 }
 
-fn load_token(path: &Path) -> anyhow::Result<Followed<Tokens>> {
-    Followed::begin(token::reader(path.to_owned()), |outcome| {
-        outcome.map(Tokens::new).map_err(|error| anyhow!("--admin-token-file: {error}"))
+fn load_token(path: &Path, metrics: &Arc<Metrics>) -> anyhow::Result<Followed<Tokens>> {
+    Followed::<Tokens>::begin(token::reader(path.to_owned()), |outcome| {
+        let token = outcome.map_err(|error| anyhow!("--admin-token-file: {error}"))?;
+        Ok(Tokens::new(token, Arc::clone(metrics)))
     })
 }
 

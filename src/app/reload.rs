@@ -104,8 +104,8 @@ impl Held for Tables {
         );
     }
 
-    fn judged(&self, is_good: bool) {
-        self.metrics.reloaded(is_good);
+    fn show_refused(&self, is_refused: bool) {
+        self.metrics.reloaded(!is_refused);
     }
 }
 
@@ -302,12 +302,14 @@ mod tests {
             let reads = || reader(routes.path().to_owned(), Arc::new(environment.clone()), false);
             let followed = Arc::new(AtomicUsize::new(0));
             let follows = Arc::clone(&followed);
+            let metrics = SharedMetrics::default();
+            metrics.reloaded(true);
             let tables = Followed::<Tables>::begin(reads(), |outcome| {
                 outcome.map(|loaded| Tables {
                     routes: PathBuf::from("routes.yaml"),
                     table: watch::Sender::new(Arc::new(loaded.table)),
                     clock: Arc::new(SystemClock::start()),
-                    metrics: SharedMetrics::default(),
+                    metrics,
                     follow: Box::new(move || _ = follows.fetch_add(1, Ordering::Relaxed)),
                     warnings: Problems::default(),
                     changes: Changes::default(),

@@ -29,18 +29,21 @@ impl Tls {
     /// A listener with the certificates of `resolver`.
     fn listening(
         settings: &Settings,
+        metrics: &Arc<Metrics>,
         resolver: Arc<Resolver>,
         certificates: Option<Certificates>,
         acme: Option<Acme>,
     ) -> anyhow::Result<Self> {
         let challenges = acme.is_some();
         let Some(path) = settings.client_ca.clone() else {
-            let config = Some(Listening::new(resolver, challenges, None)?.config);
+            let listening = Listening::new(resolver, challenges, None, Arc::clone(metrics))?;
+            let config = Some(listening.config);
             return Ok(Self { certificates, acme, client_ca: None, config });
         };
         let client_ca = Followed::begin(client_ca::reader(path), |outcome| {
             let roots = outcome.map_err(|error| anyhow!("--client-ca: {error}"))?;
-            Ok::<_, anyhow::Error>(Listening::new(resolver, challenges, Some(roots))?)
+            let metrics = Arc::clone(metrics);
+            Ok::<_, anyhow::Error>(Listening::new(resolver, challenges, Some(roots), metrics)?)
         })?;
         let (config, client_ca) = (Some(client_ca.held.config.clone()), Some(client_ca));
         Ok(Self { certificates, acme, client_ca, config })
@@ -63,13 +66,13 @@ pub(super) fn prepare(
             resolver: Arc::clone(&resolver),
         };
         let acme = Some(Acme::prepare(acme, parts)?);
-        return Tls::listening(settings, resolver, None, acme);
+        return Tls::listening(settings, metrics, resolver, None, acme);
     }
     let Some(certificates) = load_certificate(settings, clock, metrics)? else {
         return Ok(Tls { certificates: None, acme: None, client_ca: None, config: None });
     };
     let resolver = Arc::clone(&certificates.resolver);
-    Tls::listening(settings, resolver, Some(certificates), None)
+    Tls::listening(settings, metrics, resolver, Some(certificates), None)
 }
 
 fn load_certificate(

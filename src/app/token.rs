@@ -1,6 +1,7 @@
 //! The token that the API wants: loaded at the start, and again when its file changes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -8,6 +9,7 @@ use crate::app::followed::{Held, Reading};
 use crate::config::file::FileRead;
 use crate::config::token_from_file;
 use crate::domain::signature::Secret;
+use crate::telemetry::metrics::{Metrics, SavedFile};
 
 /// Reads the file, and says what was read.
 pub(super) fn reader(path: PathBuf) -> impl FnMut() -> Reading<Tokens> {
@@ -27,12 +29,13 @@ fn read(path: &Path, files: &mut Vec<FileRead>) -> Result<Secret, String> {
 /// The token in force.
 pub(super) struct Tokens {
     token: watch::Sender<Secret>,
+    metrics: Arc<Metrics>,
 }
 
 impl Tokens {
     /// With the first one.
-    pub(super) fn new(token: Secret) -> Self {
-        Self { token: watch::Sender::new(token) }
+    pub(super) fn new(token: Secret, metrics: Arc<Metrics>) -> Self {
+        Self { token: watch::Sender::new(token), metrics }
     }
 
     /// The one in force, now and later.
@@ -59,6 +62,10 @@ impl Held for Tokens {
     fn say_refused(&self, error: &String) {
         tracing::error!(error, "The admin token can't be renewed: the one from before is wanted.");
     }
+
+    fn show_refused(&self, is_refused: bool) {
+        self.metrics.file_refused(SavedFile::AdminToken, is_refused);
+    }
 }
 
 #[cfg(test)]
@@ -72,22 +79,26 @@ mod tests {
         let path = folder.path().join("token");
         let write = |content: &str| std::fs::write(&path, content).unwrap();
         write("one\n");
-        let mut tokens =
-            Followed::begin(reader(path.clone()), |token| token.map(Tokens::new)).unwrap();
+        let metrics = Arc::<Metrics>::default();
+        let hold = |token: Result<_, String>| Ok(Tokens::new(token?, Arc::clone(&metrics)));
+        let mut tokens = Followed::<Tokens>::begin::<String>(reader(path.clone()), hold).unwrap();
         let token = tokens.held.subscribe();
         let mut read = reader(path.clone());
         let mut next = |content: &str| {
             write(content);
             let (outcome, files) = read();
             tokens.take(outcome, files, false);
-            tokens.problems().len()
+            let page = metrics.render();
+            let is_refused = page.contains("relay_files_refused{file=\"admin_token\"} 1\n");
+            assert_eq!(is_refused, tokens.problems().len() == 1);
+            is_refused
         };
         assert!(token.borrow().is(b"one"));
         for bad in ["", "\n", "a b"] {
-            assert_eq!(next(bad), 1, "{bad:?}");
+            assert!(next(bad), "{bad:?}");
             assert!(token.borrow().is(b"one"), "{bad:?}");
         }
-        assert_eq!(next("two"), 0);
+        assert!(!next("two"));
         assert!(token.borrow().is(b"two") && !token.borrow().is(b"one"));
     }
 }

@@ -63,6 +63,7 @@ impl Default for Metrics {
             lanes: Mutex::default(),
         };
         metrics.describe();
+        SavedFile::ALL.iter().for_each(|file| metrics.files_refused(*file).set(0.0));
         metrics
     }
 }
@@ -326,10 +327,43 @@ impl Metrics {
         self.certificates.change(|certificates| *certificates = shown);
     }
 
+    /// Says that one of these files can't be used as it was saved, or can again.
+    pub fn file_refused(&self, file: SavedFile, is_refused: bool) {
+        let change = if is_refused { 1.0 } else { -1.0 };
+        self.files_refused(file).increment(change);
+    }
+
+    fn files_refused(&self, file: SavedFile) -> Gauge {
+        self.gauge("relay_files_refused", &[("file", file.as_str())])
+    }
+
     /// Says which version this is and when it started.
     pub fn started(&self, version: &str, at: Timestamp) {
         self.gauge("relay_build_info", &[("version", version)]).set(1.0);
         self.gauge("process_start_time_seconds", &[]).set(at.as_secs_f64());
+    }
+}
+
+/// A file that is read again when it changes, beside the routing table's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavedFile {
+    /// A certificate of the listener and its key.
+    Certificate,
+    /// The roots of clients' certificates.
+    ClientCa,
+    /// The token that the API wants.
+    AdminToken,
+}
+
+impl SavedFile {
+    const ALL: [Self; 3] = [Self::Certificate, Self::ClientCa, Self::AdminToken];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Certificate => "certificate",
+            Self::ClientCa => "client_ca",
+            Self::AdminToken => "admin_token",
+        }
     }
 }
 

@@ -145,6 +145,12 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "When the certificate ends.",
     ),
     (
+        "relay_files_refused",
+        Kind::Gauge,
+        Some(Unit::Count),
+        "Certificates with their keys, roots, tokens that can't be used as saved: those before serve.",
+    ),
+    (
         "relay_connections_refused_total",
         Kind::Counter,
         None,

@@ -43,6 +43,7 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_routes_last_reload_success_timestamp_seconds", &[]),
     ("relay_routes_info", &["sha256"]),
     ("relay_certificate_expiry_timestamp_seconds", &["certificate"]),
+    ("relay_files_refused", &["file"]),
     ("relay_tls_handshakes_total", &["result"]),
     ("relay_connections_refused_total", &["reason"]),
     ("relay_store_bytes", &[]),

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,6 +17,10 @@ use crate::support::certs::Identity;
 use crate::support::eventually::pause;
 use crate::support::vectors::listing_delivered;
 use crate::support::{AUTHORITY, Receiver, Routes, Sender, TestRelay, eventually};
+
+/// What is saved and can't be used.
+const REFUSED: &str = "relay_files_refused";
+const OF_CERTIFICATES: &[(&str, &str)] = &[("file", "certificate")];
 
 /// The certificate that who asks for this name is shown.
 #[track_caller]
@@ -84,11 +90,13 @@ fn of_several_certificates_the_name_chooses_and_each_is_renewed_by_itself() {
     });
     assert_eq!(shown(&relay, "b.test"), der(&other), "the one from before is served");
     assert_eq!(series().len(), 2);
+    relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 1.0);
     let renewed = AUTHORITY.server_for(&["b.test"], 1, 60);
     swap(&relay, "b.key", &renewed.key);
     swap(&relay, "b.crt", &renewed.certificate);
     eventually("the second is renewed", || shown(&relay, "b.test") == der(&renewed));
     assert_eq!(series(), ["b.test", "localhost, 127.0.0.1"]);
+    relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 0.0);
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     crm.wait_for(1);
 }
@@ -118,4 +126,142 @@ fn a_certificate_whose_file_never_rests_holds_up_no_other_s_renewal() {
     swap(&relay, "b.key", &renewed.key);
     swap(&relay, "b.crt", &renewed.certificate);
     eventually("it is renewed when it rests", || shown(&relay, "b.test") == der(&renewed));
+}
+
+/// Waits until it is told that what was saved can't be used, and why.
+#[track_caller]
+fn refused(relay: &TestRelay, why: &str) {
+    eventually(&format!("it is refused: {why}"), || {
+        let is_told = |line: &String| line.contains("can't be renewed") && line.contains(why);
+        let lines = relay.logs();
+        if lines.iter().any(is_told) { Ok(()) } else { Err(lines.join("\n")) }
+    });
+    relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 1.0);
+}
+
+#[test]
+fn a_certificate_behind_the_swapped_link_of_a_mounted_secret_is_renewed() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let flags = ["--tls-cert", "mounted/tls.crt", "--tls-key", "mounted/tls.key"];
+    let builder = TestRelay::with(&routes).without_certificate().flags(&flags);
+    let mounted = builder.path("mounted");
+    // As kubelet writes a secret, and with cert-manager's names.
+    let write = |version: &str, certificate: &str, key: &str| {
+        let folder = mounted.join(version);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("tls.crt"), certificate).unwrap();
+        fs::write(folder.join("tls.key"), key).unwrap();
+        symlink(version, mounted.join("..data_tmp")).unwrap();
+        fs::rename(mounted.join("..data_tmp"), mounted.join("..data")).unwrap();
+    };
+    let renew = |version: &str, identity: &Identity, before: &str| {
+        write(version, &identity.certificate, &identity.key);
+        fs::remove_dir_all(mounted.join(before)).unwrap();
+    };
+    let (first, second, third) =
+        (AUTHORITY.server(), AUTHORITY.server_until(2080), AUTHORITY.server_until(2081));
+    write("..1", &first.certificate, &first.key);
+    for name in ["tls.crt", "tls.key"] {
+        symlink(Path::new("..data").join(name), mounted.join(name)).unwrap();
+    }
+    let relay = builder.start();
+    assert_eq!(shown(&relay, "localhost"), der(&first));
+    let sender = Sender::new(&relay);
+    let mut open = sender.connect();
+    let mut post = |number: &str| {
+        open.send(&sender.request(&listing_delivered(number))).unwrap().accepted();
+    };
+    post("1");
+    renew("..2", &second, "..1");
+    eventually("the second is shown", || shown(&relay, "localhost") == der(&second));
+    post("2");
+    write("..3", "nothing", &third.key);
+    refused(&relay, "no certificate in it");
+    assert_eq!(shown(&relay, "localhost"), der(&second));
+    renew("..4", &third, "..3");
+    eventually("the third is shown", || shown(&relay, "localhost") == der(&third));
+    relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 0.0);
+    post("3");
+    crm.wait_for(3);
+}
+
+#[test]
+fn a_certificate_that_certbot_renews_is_taken_when_its_key_is_there_too() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let live = "live/relay.test";
+    let [certificate, key] = ["fullchain", "privkey"].map(|name| format!("{live}/{name}.pem"));
+    let builder = TestRelay::with(&routes).without_certificate().flags(&[
+        "--tls-cert",
+        &certificate,
+        "--tls-key",
+        &key,
+    ]);
+    let archive = builder.path("archive/relay.test");
+    for folder in [&archive, &builder.path(live)] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    let keep = |number: u32, identity: &Identity| {
+        let fullchain = format!("{}{}", identity.certificate, AUTHORITY.pem());
+        fs::write(archive.join(format!("fullchain{number}.pem")), fullchain).unwrap();
+        fs::write(archive.join(format!("privkey{number}.pem")), &identity.key).unwrap();
+    };
+    // It takes a link away before it makes the new one.
+    let lead = |link: &Path, name: &str, number: u32| {
+        _ = fs::remove_file(link);
+        symlink(format!("../../archive/relay.test/{name}{number}.pem"), link).unwrap();
+    };
+    let [certificate, key] = [builder.path(&certificate), builder.path(&key)];
+    let (first, second) = (AUTHORITY.server(), AUTHORITY.server_until(2080));
+    keep(1, &first);
+    lead(&certificate, "fullchain", 1);
+    lead(&key, "privkey", 1);
+    let relay = builder.start();
+    assert_eq!(shown(&relay, "localhost"), der(&first));
+    keep(2, &second);
+    // Whatever holds it up between the two.
+    lead(&key, "privkey", 2);
+    refused(&relay, "does not belong");
+    assert_eq!(shown(&relay, "localhost"), der(&first));
+    lead(&certificate, "fullchain", 2);
+    eventually("the second is shown", || shown(&relay, "localhost") == der(&second));
+    relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 0.0);
+    // A link that leads nowhere is said, too, and harms nobody.
+    fs::remove_file(&certificate).unwrap();
+    refused(&relay, "no such file");
+    assert_eq!(shown(&relay, "localhost"), der(&second));
+    lead(&certificate, "fullchain", 2);
+    relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 0.0);
+    let lines = relay.logs();
+    let renewals = lines.iter().filter(|line| line.contains("A new certificate is in force"));
+    assert_eq!(renewals.count(), 1);
+}
+
+#[test]
+fn pairs_in_the_environment_are_separated_by_commas_and_each_certificate_needs_its_key() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let other = AUTHORITY.server_for(&["b.test"], 1, 30);
+    let builder = |certificates: &str, keys: &str| {
+        TestRelay::with(&routes)
+            .without_certificate()
+            .file("b.crt", &other.certificate)
+            .file("b.key", &other.key)
+            .environment("RELAY_TLS_CERT", certificates)
+            .environment("RELAY_TLS_KEY", keys)
+    };
+    for (certificates, keys, counts) in [
+        ("certs/tls.crt,b.crt", "certs/tls.key", "--tls-cert names 2 files and --tls-key 1:"),
+        ("certs/tls.crt", "certs/tls.key,b.key", "--tls-cert names 1 files and --tls-key 2:"),
+    ] {
+        let ended = builder(certificates, keys).run();
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        let first = ended.stderr.lines().next().unwrap_or_default();
+        let is_clear = first.contains(counts) && first.contains("each certificate needs its key");
+        assert!(is_clear, "{ended:?}");
+    }
+    let relay = builder("certs/tls.crt,b.crt", "certs/tls.key,b.key").start();
+    assert_eq!(shown(&relay, "b.test"), der(&other));
+    assert_ne!(shown(&relay, "localhost"), der(&other));
 }
