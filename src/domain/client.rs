@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::domain::time::Timestamp;
+
 /// A network of addresses, as in `192.0.2.0/24` or `2001:db8::/32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network {
@@ -123,6 +125,22 @@ impl Subjects {
 impl FromIterator<String> for Subjects {
     fn from_iter<I: IntoIterator<Item = String>>(subjects: I) -> Self {
         Self(subjects.into_iter().map(String::into_boxed_str).collect())
+    }
+}
+
+/// A certificate that a client showed when it connected, as far as it matters later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Whose it is.
+    pub subjects: Subjects,
+    /// The last second in which it is good.
+    pub not_after: Timestamp,
+}
+
+impl ClientCertificate {
+    /// Whether its time is over, which comes while its connection is open, too.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        now.as_secs() > self.not_after.as_secs()
     }
 }
 

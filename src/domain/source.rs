@@ -9,10 +9,11 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::domain::activity;
-use crate::domain::client::{Networks, Subjects};
+use crate::domain::client::{ClientCertificate, Networks};
 use crate::domain::limit::SENDER_RETRIES_SPAN;
 use crate::domain::proof::Proof;
 use crate::domain::target::Rate;
+use crate::domain::time::Timestamp;
 
 /// Who may post, on which path, verified how.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,14 +53,30 @@ impl Source {
         allowed.is_none_or(|allowed| client.is_some_and(|client| allowed.contains(client)))
     }
 
-    /// Whether a request may come over a connection on which a certificate with these subjects was
-    /// shown, or none.
-    pub fn takes(&self, shown: Option<&Subjects>) -> bool {
-        let wanted = self.client_certificate.as_deref();
-        wanted.is_none_or(|wanted| {
-            shown.is_some_and(|shown| wanted.iter().any(|subject| shown.contains(subject)))
-        })
+    /// Whether a request may come now over a connection on which this certificate was shown, or none.
+    pub fn takes(
+        &self,
+        shown: Option<&ClientCertificate>,
+        now: Timestamp,
+    ) -> Result<(), CertificateError> {
+        let Some(wanted) = self.client_certificate.as_deref() else { return Ok(()) };
+        let shown = shown.ok_or(CertificateError::Missing)?;
+        if !wanted.iter().any(|subject| shown.subjects.contains(subject)) {
+            return Err(CertificateError::Unwanted);
+        }
+        if shown.is_over(now) { Err(CertificateError::Expired) } else { Ok(()) }
     }
+}
+
+/// Why a source does not take a request for its certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateError {
+    /// None was shown.
+    Missing,
+    /// It is somebody else's.
+    Unwanted,
+    /// It was good when its connection began, and is no longer.
+    Expired,
 }
 
 /// How long the same bytes are a duplicate.
@@ -156,10 +173,11 @@ fn percent_decoded(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::client::Subjects;
     use crate::domain::proof::Proof;
 
     #[test]
-    fn a_certificate_is_taken_by_one_of_its_subjects_and_needed_only_where_one_is_wanted() {
+    fn a_certificate_is_taken_by_one_of_its_subjects_in_its_time_and_only_where_one_is_wanted() {
         let mut source = Source {
             name: "aryeo".into(),
             path: SourcePath::new("/hooks"),
@@ -172,13 +190,29 @@ mod tests {
             duplicates: DuplicateWindows::default(),
             silence_after: Duration::ZERO,
         };
-        let shown: Subjects = ["a.test", "b.test"].map(str::to_owned).into_iter().collect();
-        assert!(source.takes(None) && source.takes(Some(&shown)));
+        let subjects = ["a.test", "b.test"].map(str::to_owned).into_iter().collect();
+        let at = |secs: u64| Timestamp::from_millis(secs * 1000);
+        let shown = ClientCertificate { subjects, not_after: at(100) };
+        let nobodys = ClientCertificate { subjects: Subjects::default(), not_after: at(100) };
+        // Where none is wanted it does not matter whose it is, nor until when.
+        assert_eq!(
+            (source.takes(None, at(101)), source.takes(Some(&shown), at(101))),
+            (Ok(()), Ok(()))
+        );
         source.client_certificate = Some(["b.test".into(), "c.test".into()].into());
-        assert!(source.takes(Some(&shown)));
-        assert!(!source.takes(None) && !source.takes(Some(&Subjects::default())));
+        // To the end of its last second.
+        for (now, expected) in [
+            (at(99), Ok(())),
+            (at(100).plus(Duration::from_millis(999)), Ok(())),
+            (at(101), Err(CertificateError::Expired)),
+        ] {
+            assert_eq!(source.takes(Some(&shown), now), expected, "{now}");
+        }
+        assert_eq!(source.takes(None, at(99)), Err(CertificateError::Missing));
+        let unwanted = Err(CertificateError::Unwanted);
+        assert_eq!(source.takes(Some(&nobodys), at(99)), unwanted);
         source.client_certificate = Some(["B.test".into(), "test".into()].into());
-        assert!(!source.takes(Some(&shown)));
+        assert_eq!(source.takes(Some(&shown), at(99)), unwanted);
     }
 
     #[test]

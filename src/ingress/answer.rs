@@ -32,6 +32,9 @@ pub(super) struct Refusal {
     pub(super) retry_after_secs: Option<u64>,
     /// What someone must look at: webhooks are being lost.
     pub(super) alarm: Option<&'static str>,
+    /// What was shown when its connection began is not good any more: on another one the sender can show
+    /// something else.
+    pub(super) outlived: bool,
 }
 
 /// How a request ended.
@@ -40,7 +43,7 @@ pub(super) type Outcome = Result<Taken, Refusal>;
 impl From<Answer> for Refusal {
     fn from(answer: Answer) -> Self {
         let retry_after_secs = answer.retry_after_secs();
-        Self { answer, reason: None, retry_after_secs, alarm: None }
+        Self { answer, reason: None, retry_after_secs, alarm: None, outlived: false }
     }
 }
 
@@ -123,7 +126,7 @@ impl From<&Outcome> for Told {
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// The response; `close` where an HTTP/1 connection can't go on, for its body has not been read.
+/// The response; `close` where the connection can't go on: over HTTP/1 because the body has not been read.
 pub(super) fn response(told: Told, close: bool) -> Response<Full<Bytes>> {
     let Told { answer, webhook_id, retry_after_secs } = told;
     let status = answer.status();

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use crate::domain::client::{self, Networks, Subjects};
+use crate::domain::client::{self, ClientCertificate, Networks};
 
 /// What a proxy says of those before it.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -18,8 +18,8 @@ pub(super) struct Client<'a> {
     pub(super) shown: Option<IpAddr>,
     /// Whom to count its requests with. Nobody, where its address may be that of a proxy.
     pub(super) counted: Option<IpAddr>,
-    /// Of the certificate that was shown on its connection.
-    pub(super) subjects: Option<&'a Subjects>,
+    /// The certificate that was shown on its connection.
+    pub(super) certificate: Option<&'a ClientCertificate>,
 }
 
 /// Finds clients.
@@ -34,14 +34,14 @@ impl Clients {
     pub(super) fn of<'a>(
         &self,
         peer: Option<SocketAddr>,
-        subjects: Option<&'a Subjects>,
+        certificate: Option<&'a ClientCertificate>,
         headers: &HeaderMap,
     ) -> Client<'a> {
         let peer = peer.map(|peer| peer.ip().to_canonical());
         let forwarded = headers.get_all(FORWARDED_FOR).iter();
         let address = peer.and_then(|peer| client::address(peer, &self.trusted, forwarded));
         let counted = address.filter(|_| self.peers_are_clients);
-        Client { address, shown: address.or(peer), counted, subjects }
+        Client { address, shown: address.or(peer), counted, certificate }
     }
 }
 

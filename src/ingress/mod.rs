@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::answer::Answer;
-use crate::domain::client::{Networks, Subjects};
+use crate::domain::client::{ClientCertificate, Networks};
 use crate::domain::limit::{
     DISCARD_BYTES_MAX, DISCARD_WAIT_MAX, UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX,
 };
@@ -169,13 +169,15 @@ impl<S: Store> Ingress<S> {
         })
     }
 
-    /// Answers one request, which came from there, over a connection on which a certificate with these
-    /// subjects was shown. Dropping the future after the body was read cancels nothing.
+    /// Answers one request, which came from there, over a connection on which this certificate was shown.
+    /// Dropping the future after the body was read cancels nothing.
+    ///
+    /// An answer with `Connection: close` ends its connection over HTTP/2, too.
     pub async fn serve<B>(
         self: &Arc<Self>,
         request: Request<B>,
         peer: Option<SocketAddr>,
-        subjects: Option<Subjects>,
+        certificate: Option<ClientCertificate>,
     ) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -185,7 +187,7 @@ impl<S: Store> Ingress<S> {
         let is_http1 = head.version <= Version::HTTP_11;
         let is_head = head.method == Method::HEAD;
         let awaits_go_ahead = head.headers.contains_key(EXPECT);
-        let client = self.clients.of(peer, subjects.as_ref(), &head.headers);
+        let client = self.clients.of(peer, certificate.as_ref(), &head.headers);
         let mut exchange = Exchange::begin(client.shown);
         let refusal = match self.receive(head, &mut body, &mut exchange, client).await {
             Ok(told) => return answer::response(told, false),
@@ -195,6 +197,7 @@ impl<S: Store> Ingress<S> {
             self.strangers.refused(client.counted);
         }
         let told = Told::from(&refusal);
+        let is_outlived = refusal.outlived;
         self.journal.answered(&exchange, &Err(refusal));
         // Asking for more would tell a sender that waits for it to go ahead.
         let may_ask = exchange.body_wanted || !awaits_go_ahead;
@@ -202,7 +205,7 @@ impl<S: Store> Ingress<S> {
         if !is_http1 && !whole {
             self.stay_open(body);
         }
-        let response = answer::response(told, is_http1 && !whole);
+        let response = answer::response(told, is_outlived || (is_http1 && !whole));
         // hyper leaves the body of an answer to HEAD out over HTTP/1 only.
         if is_head { response.map(|_| Full::default()) } else { response }
     }

@@ -16,7 +16,7 @@ use crate::domain::answer::Answer;
 use crate::domain::limit::{ANSWER_WAIT_MAX, HEADER_LINES_MAX};
 use crate::domain::proof::Proven;
 use crate::domain::route::{Routed, Subject, Unrouted};
-use crate::domain::source::Source;
+use crate::domain::source::{CertificateError, Source};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::{DuplicateKey, NewDelivery, Resource, Webhook, WebhookId};
 use crate::ingress::Ingress;
@@ -135,7 +135,7 @@ impl<S: Store> Ingress<S> {
         let (state, named) = found?;
         only_post(&head.method)?;
         only_from(client, &state.source, &head.headers)?;
-        only_certified(client, &state.source, &head.headers)?;
+        only_certified(client, &state.source, &head.headers, self.clock.wall())?;
         Ok((state, named))
     }
 
@@ -292,19 +292,29 @@ fn only_from(client: Client<'_>, source: &Source, headers: &HeaderMap) -> Result
     Err(Refusal { alarm, ..Refusal::because(Answer::Forbidden, reason) })
 }
 
-fn only_certified(client: Client<'_>, source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
-    if source.takes(client.subjects) {
-        return Ok(());
-    }
-    let reason = match client.subjects {
-        Some(_) => "its certificate is not in the source's client_certificate",
-        None => "it showed no certificate",
+fn only_certified(
+    client: Client<'_>,
+    source: &Source,
+    headers: &HeaderMap,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let Err(error) = source.takes(client.certificate, now) else { return Ok(()) };
+    let (answer, reason) = match error {
+        CertificateError::Missing => (Answer::Forbidden, "it showed no certificate"),
+        CertificateError::Unwanted => {
+            (Answer::Forbidden, "its certificate is not in the source's client_certificate")
+        }
+        // What it proved is not proved any more.
+        CertificateError::Expired => {
+            (Answer::Unauthorized, "its certificate expired since it connected")
+        }
     };
     let alarm = source.is_signed(headers).then_some(
         "a signed request came without a certificate that the source takes: if this is the sender, its \
          webhooks are being lost",
     );
-    Err(Refusal { alarm, ..Refusal::because(Answer::Forbidden, reason) })
+    let outlived = error == CertificateError::Expired;
+    Err(Refusal { alarm, outlived, ..Refusal::because(answer, reason) })
 }
 
 fn too_large(source: &Source, headers: &HeaderMap) -> Refusal {

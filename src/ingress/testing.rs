@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::domain::client::Networks;
+use crate::domain::client::{ClientCertificate, Networks};
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::outcome::Attempt;
@@ -252,6 +252,15 @@ impl Rig {
     {
         let peer = SocketAddr::new(address.parse().unwrap(), 4711);
         Answered::read(self.ingress.serve(request, Some(peer), None).await).await
+    }
+
+    /// The same over a connection on which this was shown.
+    pub(super) async fn send_showing(
+        &self,
+        certificate: ClientCertificate,
+        request: Request<Full<Bytes>>,
+    ) -> Answered {
+        Answered::read(self.ingress.serve(request, None, Some(certificate)).await).await
     }
 
     /// The same on a task, as a connection would.

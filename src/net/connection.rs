@@ -31,7 +31,7 @@ use super::phase::{Active, Phase, Tracked, Verdict, Watch, Watched};
 use super::proxied::{self, Unproxied};
 use super::stream::ReadAhead;
 use super::tls::CHALLENGE_PROTOCOL;
-use super::tls::subjects;
+use super::tls::client_certificate;
 use crate::domain::limit::HEAD_BYTES_MAX;
 
 /// Also how much of a body is buffered ahead of its reader. hyper may overshoot it by one read,
@@ -150,7 +150,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
             return; // The handshake was all of it.
         }
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        self.peer.subjects = shown.map(|certificate| subjects(certificate));
+        self.peer.certificate = shown.map(|certificate| client_certificate(certificate));
         let protocol = self.protocols.by_alpn(stream.get_ref().1.alpn_protocol());
         self.http(Box::new(stream), protocol, service).await;
     }
@@ -225,9 +225,12 @@ impl<O: ListenerObserver> ServerConnection<O> {
             let active = Active::begin(&counted, request.version());
             let is_last =
                 counted.is_worn_out(requests_max) && request.version() <= Version::HTTP_11;
-            let answer = service(request, peer.clone());
+            let (answer, counted) = (service(request, peer.clone()), Arc::clone(&counted));
             async move {
                 let mut answer = answer.await;
+                if counted.is_http2() && answer.headers_mut().remove(CONNECTION).is_some() {
+                    counted.wear_out();
+                }
                 if is_last {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Open, Protocols, ServerConnection};
 use super::crowd::{Crowd, Member};
-use crate::domain::client::{Networks, Subjects};
+use crate::domain::client::{ClientCertificate, Networks};
 
 /// Connections that the kernel keeps until we come to accept them.
 const BACKLOG: u32 = 4096;
@@ -93,8 +93,8 @@ pub struct PeerInfo {
     pub addr: SocketAddr,
     /// It came over TLS.
     pub tls: bool,
-    /// Of the certificate that it showed, if it did: one of a root that is trusted.
-    pub subjects: Option<Subjects>,
+    /// The certificate that it showed, if it did: one of a root that is trusted.
+    pub certificate: Option<ClientCertificate>,
 }
 
 /// How a TLS handshake ended.
@@ -277,7 +277,7 @@ impl<O: ListenerObserver> Server<O> {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         member.comes_from(addr.ip(), &self.limits);
         let connection = ServerConnection {
-            peer: PeerInfo { addr, tls: self.tls.is_some(), subjects: None },
+            peer: PeerInfo { addr, tls: self.tls.is_some(), certificate: None },
             tls: self.tls.as_ref().map(|config| Arc::clone(&config.borrow())),
             limits: self.limits.clone(),
             protocols: Arc::clone(protocols),
@@ -302,6 +302,8 @@ mod tests {
     use crate::net::testing::{
         Authority, Event, PATIENCE, Recorder, client, deadline, limits, post,
     };
+    use http::HeaderValue;
+    use http::header::CONNECTION;
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::{Notify, mpsc};
@@ -347,12 +349,16 @@ mod tests {
                     waiting.notify_one();
                     go.notified().await;
                 }
-                let version = request.version();
+                let (version, is_last) = (request.version(), request.uri().path() == "/last");
                 let read =
                     body::read(request.body_mut(), 1 << 20, deadline(), &mut body::NoSharing).await;
                 let got = read.map(|bytes| bytes.len());
                 let text = format!("{version:?} tls={} {got:?} {}", peer.tls, peer.addr.ip());
-                Response::new(Full::new(Bytes::from(text)))
+                let mut answer = Response::new(Full::new(Bytes::from(text)));
+                if is_last {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answer
             }
         };
         drop(harness.tracker.spawn(server.serve(service)));
@@ -738,6 +744,18 @@ mod tests {
             harness.drain.cancel();
             harness.ended().await;
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_its_connection_over_http2_as_well() {
+        let authority = Authority::new();
+        let config = authority.issue(&["127.0.0.1"]).server_config();
+        let mut harness = start(Some(config), limits());
+        let client = client(Some(authority.client_config()));
+        let url = format!("https://{}/last", harness.addr);
+        let answer = client.send(post(&url, "four"), deadline()).await.unwrap();
+        assert!(answer.excerpt.starts_with(b"HTTP/2.0"));
+        harness.event(Event::Closed).await;
     }
 
     #[tokio::test]

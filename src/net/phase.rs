@@ -65,6 +65,11 @@ impl Phase {
         self.begun.load(Ordering::Relaxed) >= requests_max
     }
 
+    /// It may have no more of them.
+    pub(super) fn wear_out(&self) {
+        self.begun.store(u32::MAX, Ordering::Relaxed);
+    }
+
     pub(super) fn is_http2(&self) -> bool {
         self.http2.load(Ordering::Relaxed)
     }
@@ -85,7 +90,7 @@ pub(super) struct Active(Arc<Phase>);
 impl Active {
     pub(super) fn begin(phase: &Arc<Phase>, version: Version) -> Self {
         phase.member.request_begins();
-        phase.begun.fetch_add(1, Ordering::Relaxed);
+        phase.begun.update(Ordering::Relaxed, Ordering::Relaxed, |begun| begun.saturating_add(1));
         phase.used.store(true, Ordering::Relaxed);
         phase.in_head.store(false, Ordering::Relaxed);
         phase.http2.store(version == Version::HTTP_2, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! Senders that show a certificate, and sources that want one.
 
 use std::fs;
+use std::time::Duration;
 
 use crate::support::certs::{Authority, Identity};
 use crate::support::relay::Builder;
@@ -108,4 +109,32 @@ fn a_source_that_wants_a_certificate_needs_a_listener_that_asks_for_one() {
     relay.wait_for_metric("relay_routes_last_reload_successful", &[], 0.0);
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     crm.wait_for(1);
+}
+
+#[test]
+fn a_certificate_that_expires_is_refused_on_the_connection_that_it_opened() {
+    let (crm, clients) = (Receiver::willing(), Authority::new());
+    let relay = relay(&crm, &clients).start();
+    let signed = |text: &str| Request::signed(&listing_delivered(text));
+    // One that lives long enough for a first webhook, however slow this machine is.
+    let opened = [2, 8, 32].into_iter().find_map(|seconds| {
+        let shown = clients.client_for_moments("hooks.test", Duration::from_secs(seconds));
+        let config = AUTHORITY.client_showing(&shown, &["http/1.1"]);
+        let mut connection = Sender::new(&relay).tls_config(config).try_connect().ok()?;
+        let answer = connection.send(&signed(&format!("first {seconds}"))).ok()?;
+        (answer.status == 202).then_some((shown, connection))
+    });
+    let (shown, mut connection) = opened.expect("a first webhook is taken");
+    let mut number = 0;
+    let refused = eventually("it is refused", || {
+        number += 1;
+        let answer = connection.send(&signed(&number.to_string())).unwrap();
+        (answer.status != 202).then_some(answer)
+    });
+    refused.problem(401);
+    assert_eq!(refused.header("connection"), Some("close"));
+    assert!(connection.send(&signed("one more")).is_err(), "it has ended");
+    assert!(post(&relay, Some(&shown), &signed("again")).is_none());
+    let renewed = clients.client_for("hooks.test");
+    post(&relay, Some(&renewed), &signed("renewed")).unwrap().accepted();
 }

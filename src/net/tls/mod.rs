@@ -14,7 +14,7 @@ mod target;
 pub use load::{LoadedCertificate, Names, load_certificate, load_files};
 pub use server::{ServerTls, serve_one, server_config};
 pub use sni::{CHALLENGE_PROTOCOL, Clash, Owner, Resolver, clashes};
-pub use subjects::subjects;
+pub use subjects::client_certificate;
 pub use target::{TargetTls, client_config, roots, server_name};
 
 /// What is offered by ALPN, best first.

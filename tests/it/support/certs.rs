@@ -126,9 +126,18 @@ impl Authority {
 
     /// What a client of this name shows.
     pub(crate) fn client_for(&self, name: &str) -> Identity {
+        self.client_until(name, date_time_ymd(2090, 1, 1))
+    }
+
+    /// The same, for so long.
+    pub(crate) fn client_for_moments(&self, name: &str, long: std::time::Duration) -> Identity {
+        self.client_until(name, OffsetDateTime::now_utc() + long)
+    }
+
+    fn client_until(&self, name: &str, not_after: OffsetDateTime) -> Identity {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(2090, 1, 1);
+        params.not_after = not_after;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
