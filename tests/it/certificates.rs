@@ -19,12 +19,12 @@ use crate::support::vectors::listing_delivered;
 use crate::support::{AUTHORITY, Receiver, Routes, Sender, TestRelay, eventually};
 
 /// What is saved and can't be used.
-const REFUSED: &str = "relay_files_refused";
-const OF_CERTIFICATES: &[(&str, &str)] = &[("file", "certificate")];
+pub(crate) const REFUSED: &str = "relay_files_refused";
+pub(crate) const OF_CERTIFICATES: &[(&str, &str)] = &[("file", "certificate")];
 
 /// The certificate that who asks for this name is shown.
 #[track_caller]
-fn shown(relay: &TestRelay, name: &'static str) -> Vec<u8> {
+pub(crate) fn shown(relay: &TestRelay, name: &'static str) -> Vec<u8> {
     let config = AUTHORITY.client_config(&[&TLS13], &["http/1.1"]);
     let mut tls = ClientConnection::new(config, ServerName::try_from(name).unwrap()).unwrap();
     let mut tcp = TcpStream::connect(relay.listen()).unwrap();
@@ -34,12 +34,12 @@ fn shown(relay: &TestRelay, name: &'static str) -> Vec<u8> {
     tls.peer_certificates().unwrap()[0].to_vec()
 }
 
-fn der(identity: &Identity) -> Vec<u8> {
+pub(crate) fn der(identity: &Identity) -> Vec<u8> {
     CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap().to_vec()
 }
 
 /// Puts another file in the place of one, as who renews certificates does.
-fn swap(relay: &TestRelay, name: &str, text: &str) {
+pub(crate) fn swap(relay: &TestRelay, name: &str, text: &str) {
     let (new, old) = (relay.path("new"), relay.path(name));
     fs::write(&new, text).unwrap();
     fs::rename(new, old).unwrap();

@@ -1,4 +1,5 @@
-//! Reloads under load: no request fails, and every webhook goes where the table in force said.
+//! Reloads under load: no request and no handshake fails, and every webhook goes where the table in
+//! force said.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,12 +8,14 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::certificates::{OF_CERTIFICATES, REFUSED, der, shown, swap};
 use crate::reload::{in_force, reload, replace, sha256};
+use crate::support::certs::Identity;
 use crate::support::eventually::pause;
 use crate::support::receiver::Options;
 use crate::support::routes::SOON;
 use crate::support::vectors::activity;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay, eventually, patience};
+use crate::support::{AUTHORITY, Receiver, Reply, Routes, Sender, TestRelay, eventually, patience};
 
 const SENDERS: usize = 32;
 
@@ -187,4 +190,114 @@ impl Drop for EndWhenDropped<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// A name for each certificate.
+const NAMES: [&str; 4] = ["localhost", "b.test", "c.test", "d.test"];
+
+/// What became of the certificates of one name.
+#[derive(Default)]
+struct Issued {
+    /// All that were ever in its file, oldest first.
+    all: Mutex<Vec<Vec<u8>>>,
+    /// Those before this one are not shown any more.
+    in_force: AtomicUsize,
+}
+
+impl Issued {
+    fn issue(&self, identity: &Identity) {
+        self.all.lock().unwrap().push(der(identity));
+    }
+
+    /// Asks for it on a new connection: one that was in force before or is by now has to be shown.
+    fn shake_hands(&self, relay: &TestRelay, name: &'static str) {
+        let at_least = self.in_force.load(Ordering::SeqCst);
+        let shown = shown(relay, name);
+        let all = self.all.lock().unwrap();
+        let position = all.iter().position(|known| *known == shown);
+        let position = position.unwrap_or_else(|| panic!("{name} is shown what nobody issued"));
+        assert!(position >= at_least, "{name} is shown {position} after {at_least}");
+    }
+
+    /// Waits until the newest is shown.
+    fn wait(&self, relay: &TestRelay, name: &'static str) {
+        let (newest, count) = {
+            let all = self.all.lock().unwrap();
+            (all.last().unwrap().clone(), all.len())
+        };
+        wait_for("the newest certificate is shown", || shown(relay, name) == newest);
+        self.in_force.store(count - 1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn certificates_are_renewed_under_load_and_no_handshake_fails() {
+    let crm = Options::default().forgetful().start(|_| Reply::Status(200));
+    let routes = Routes::new().target("crm", &crm.url(), &["concurrency: 64"]).all_to(&["crm"]);
+    let issued = NAMES.map(|_| Issued::default());
+    let files = |name: &str| [format!("{name}.crt"), format!("{name}.key")];
+    let identity = |name: &str| AUTHORITY.server_for(&[name], 1, 30);
+    let mut builder = TestRelay::with(&routes).without_certificate();
+    for (name, issued) in NAMES.iter().zip(&issued) {
+        let (identity, [certificate, key]) = (identity(name), files(name));
+        issued.issue(&identity);
+        builder = builder
+            .file(&certificate, &identity.certificate)
+            .file(&key, &identity.key)
+            .flags(&["--tls-cert", &certificate, "--tls-key", &key]);
+    }
+    let relay = builder.start();
+    let (end, handshakes, renewals) =
+        (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        // However this ends, the others do.
+        let _end = EndWhenDropped(&end);
+        for (name, issued) in NAMES.into_iter().zip(&issued) {
+            let (relay, end, handshakes) = (&relay, &end, &handshakes);
+            scope.spawn(move || {
+                while !end.load(Ordering::Relaxed) {
+                    issued.shake_hands(relay, name);
+                    handshakes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let (mut sender, end) = (Sender::new(&relay), &end);
+        scope.spawn(move || {
+            for number in 0.. {
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
+                sender.post(&activity("ORDER_CREATED", &number.to_string(), "ORDER")).accepted();
+            }
+        });
+        for round in 0..rounds().div_ceil(NAMES.len()) {
+            // Now and then one of them is broken, until the next round.
+            let broken = (round % 5 == 4).then_some(NAMES[round % NAMES.len()]);
+            for (name, issued) in NAMES.iter().zip(&issued) {
+                let [certificate, key] = files(name);
+                if broken == Some(name) {
+                    swap(&relay, &certificate, &format!("nothing {round}"));
+                    continue;
+                }
+                let identity = identity(name);
+                issued.issue(&identity);
+                swap(&relay, &key, &identity.key);
+                swap(&relay, &certificate, &identity.certificate);
+                renewals.fetch_add(1, Ordering::Relaxed);
+            }
+            trigger(&relay, round);
+            for (name, issued) in NAMES.into_iter().zip(&issued) {
+                if broken != Some(name) {
+                    issued.wait(&relay, name);
+                }
+            }
+            let count = f64::from(u8::from(broken.is_some()));
+            wait_for("what is broken is counted", || {
+                (relay.metrics().value(REFUSED, OF_CERTIFICATES) - count).abs() < 0.5
+            });
+        }
+    });
+    let failed = relay.metrics().value("relay_tls_handshakes_total", &[("result", "failed")]);
+    assert_eq!(failed, 0.0);
+    println!("{} renewals, {} handshakes", renewals.into_inner(), handshakes.into_inner());
 }
