@@ -28,15 +28,41 @@ const LONG: u32 = 90 * 86_400;
 
 const EXPIRY: &str = "relay_certificate_expiry_timestamp_seconds";
 
-/// A relay at this port that is to get its certificate from `pebble`.
-fn relay(crm: &Receiver, port: u16, pebble: &Pebble, domains: &[&str]) -> Builder {
-    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
-    let builder = TestRelay::with(&routes)
-        .without_certificate()
-        .override_flag("--listen", &format!("127.0.0.1:{port}"))
-        .flags(&["--acme-directory", &pebble.directory(), "--acme-contact", "ops@relay.test"])
-        .override_flag("--acme-ca", pebble.ca().to_str().unwrap());
-    domains.iter().fold(builder, |builder, domain| builder.flags(&["--acme-domain", domain]))
+/// A target, an authority, and where that looks for the relay.
+struct World {
+    crm: Receiver,
+    port: u16,
+    pebble: Pebble,
+}
+
+impl World {
+    /// With certificates that live for so many seconds; none where there is no Pebble. It does not run yet.
+    fn new(seconds: u32) -> Option<Self> {
+        has_pebble().then(|| Self::at(free_port(), seconds))
+    }
+
+    fn at(port: u16, seconds: u32) -> Self {
+        Self { crm: Receiver::willing(), port, pebble: Pebble::new(port, seconds) }
+    }
+
+    /// The same, and it runs.
+    fn running(seconds: u32) -> Option<Self> {
+        let mut world = Self::new(seconds)?;
+        world.pebble.start();
+        Some(world)
+    }
+
+    /// A relay that is to get its certificate there.
+    fn relay(&self, domains: &[&str]) -> Builder {
+        let Self { crm, port, pebble } = self;
+        let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+        let builder = TestRelay::with(&routes)
+            .without_certificate()
+            .override_flag("--listen", &format!("127.0.0.1:{port}"))
+            .flags(&["--acme-directory", &pebble.directory(), "--acme-contact", "ops@relay.test"])
+            .override_flag("--acme-ca", pebble.ca().to_str().unwrap());
+        domains.iter().fold(builder, |builder, domain| builder.flags(&["--acme-domain", domain]))
+    }
 }
 
 /// A connection by a name, verified by these roots (PEM).
@@ -123,13 +149,11 @@ const GAVE: &str = "The authority gave a certificate";
 
 #[test]
 fn the_first_certificate_is_got_while_the_relay_runs_and_is_there_after_a_restart() {
-    if !has_pebble() {
-        return;
-    }
-    let (crm, port) = (Receiver::willing(), free_port());
+    let Some(mut world) = World::new(LONG) else { return };
     // Three times in a row for the same request are one too many; then it is asked to try again.
-    let mut pebble = Pebble::new(port, LONG).wants_again(15);
-    let mut relay = relay(&crm, port, &pebble, &[DOMAIN, "www.relay.test"]).start_unready();
+    world.pebble = world.pebble.wants_again(15);
+    let domains = [DOMAIN, "www.relay.test"];
+    let mut relay = world.relay(&domains).start_unready();
     // It is up, and says what it lacks and why.
     assert_eq!(relay.get("/livez").status, 200);
     eventually("it only lacks the certificate", || {
@@ -141,7 +165,7 @@ fn the_first_certificate_is_got_while_the_relay_runs_and_is_there_after_a_restar
     assert!(connect(relay.listen(), DOMAIN, &[]).is_err());
     assert_eq!(relay.metrics().get(EXPIRY, &[]), None);
 
-    pebble.start();
+    world.pebble.start();
     let mut failures = 0;
     eventually("there is a certificate", || {
         let failed = times(&relay, "none could be got");
@@ -152,36 +176,38 @@ fn the_first_certificate_is_got_while_the_relay_runs_and_is_there_after_a_restar
         times(&relay, GAVE) == 1
     });
     relay.wait_until_ready();
-    let root = pebble.root();
+    let root = world.pebble.root();
     let first = served(&relay, DOMAIN, &[&root]).unwrap();
     assert_eq!(served(&relay, "www.relay.test", &[&root]).unwrap(), first);
     post(&mut connect(relay.listen(), DOMAIN, &[&root]).unwrap(), "1");
-    crm.wait_for(1);
+    world.crm.wait_for(1);
     assert!(relay.metrics().value(EXPIRY, &[]) > 1_700_000_000.0);
     // Nobody is shown the challenges any more.
     assert!(connect_with(relay.listen(), DOMAIN, &[&root], &[b"acme-tls/1"]).is_err());
 
-    for name in ["account.json", "certificate.pem"] {
-        let mode = fs::metadata(kept(relay.data(), name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{name}");
-    }
-    pebble.stop();
+    is_kept_for_its_owner(relay.data());
+    world.pebble.stop();
     relay.restart();
     assert_eq!(served(&relay, DOMAIN, &[&root]).unwrap(), first);
     assert_eq!(times(&relay, "A certificate is ordered"), 0);
 }
 
+/// Account and certificate are there, and nobody else can read them.
+#[track_caller]
+fn is_kept_for_its_owner(data: &Path) {
+    for name in ["account.json", "certificate.pem"] {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let path = kept(data, name);
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700), "{name}");
+    }
+}
+
 #[test]
 fn a_certificate_is_renewed_in_its_time_and_open_connections_stay() {
-    if !has_pebble() {
-        return;
-    }
-    let (crm, port) = (Receiver::willing(), free_port());
     // Renewed after eight seconds.
-    let mut pebble = Pebble::new(port, 12);
-    pebble.start();
-    let relay = relay(&crm, port, &pebble, &[DOMAIN]).start();
-    let root = pebble.root();
+    let Some(world) = World::running(12) else { return };
+    let relay = world.relay(&[DOMAIN]).start();
+    let root = world.pebble.root();
     let mut connection = connect(relay.listen(), DOMAIN, &[&root]).unwrap();
     let first = connection.conn.peer_certificates().unwrap()[0].to_vec();
     let ends = relay.metrics().value(EXPIRY, &[]);
@@ -192,21 +218,16 @@ fn a_certificate_is_renewed_in_its_time_and_open_connections_stay() {
     });
     assert!(relay.metrics().value(EXPIRY, &[]) > ends);
     post(&mut connection, "2");
-    crm.wait_for(2);
+    world.crm.wait_for(2);
     assert_eq!(times(&relay, "An account is made"), 1, "it is used again");
 }
 
 #[test]
 fn an_authority_that_is_down_costs_nothing_but_time_and_one_that_forgot_the_account_gets_another() {
-    if !has_pebble() {
-        return;
-    }
-    let (crm, port) = (Receiver::willing(), free_port());
-    let mut pebble = Pebble::new(port, LONG);
-    pebble.start();
-    let mut relay = relay(&crm, port, &pebble, &[DOMAIN]).start();
+    let Some(mut world) = World::running(LONG) else { return };
+    let mut relay = world.relay(&[DOMAIN]).start();
     relay.terminate();
-    pebble.stop();
+    world.pebble.stop();
     // It was renewed long ago: a tenth of its time is left.
     let old = AUTHORITY.server_for(&[DOMAIN], 90, 10);
     replace(relay.data(), &old);
@@ -222,11 +243,11 @@ fn an_authority_that_is_down_costs_nothing_but_time_and_one_that_forgot_the_acco
     let account = fs::read(kept(relay.data(), "account.json")).unwrap();
 
     // Another Pebble, as far as accounts and roots are concerned.
-    pebble.start();
+    world.pebble.start();
     relay.signal(Signal::HUP);
     said(&relay, "another one is made");
     said(&relay, GAVE);
-    let root = pebble.root();
+    let root = world.pebble.root();
     eventually("the new one is served", || served(&relay, DOMAIN, &[&root]));
     eventually("the new one is kept", || {
         fs::read(kept(relay.data(), "account.json")).unwrap() != account
@@ -235,16 +256,11 @@ fn an_authority_that_is_down_costs_nothing_but_time_and_one_that_forgot_the_acco
 
 #[test]
 fn an_account_that_was_ended_at_the_authority_is_replaced() {
-    if !has_pebble() {
-        return;
-    }
-    let (crm, port) = (Receiver::willing(), free_port());
-    let mut pebble = Pebble::new(port, LONG);
-    pebble.start();
-    let mut relay = relay(&crm, port, &pebble, &[DOMAIN]).start();
+    let Some(world) = World::running(LONG) else { return };
+    let mut relay = world.relay(&[DOMAIN]).start();
     relay.terminate();
     let account = kept(relay.data(), "account.json");
-    deactivate(&account, &pebble);
+    deactivate(&account, &world.pebble);
     let before = fs::read(&account).unwrap();
     replace(relay.data(), &AUTHORITY.server_for(&[DOMAIN], 90, 10));
     relay.start_again();
@@ -252,7 +268,7 @@ fn an_account_that_was_ended_at_the_authority_is_replaced() {
     assert!(warning.contains("WARN") && warning.contains("deactivated"), "{warning}");
     said(&relay, GAVE);
     assert_ne!(fs::read(&account).unwrap(), before);
-    let root = pebble.root();
+    let root = world.pebble.root();
     served(&relay, DOMAIN, &[&root]).unwrap();
     // One order was refused, the other one was not.
     assert_eq!(times(&relay, "could not be renewed"), 0);
@@ -260,18 +276,14 @@ fn an_account_that_was_ended_at_the_authority_is_replaced() {
 
 #[test]
 fn other_domains_get_another_certificate() {
-    if !has_pebble() {
-        return;
-    }
-    let (crm, port, data) = (Receiver::willing(), free_port(), crate::support::relay::folder());
-    let data = data.path().join("data");
-    let mut pebble = Pebble::new(port, LONG);
-    pebble.start();
-    let root = pebble.root();
-    let mut first = relay(&crm, port, &pebble, &[DOMAIN]).data_in(&data).start();
+    let Some(world) = World::running(LONG) else { return };
+    let folder = crate::support::relay::folder();
+    let data = folder.path().join("data");
+    let root = world.pebble.root();
+    let mut first = world.relay(&[DOMAIN]).data_in(&data).start();
     let before = served(&first, DOMAIN, &[&root]).unwrap();
     first.terminate();
-    let relay = relay(&crm, port, &pebble, &[DOMAIN, "other.test"]).data_in(&data).start();
+    let relay = world.relay(&[DOMAIN, "other.test"]).data_in(&data).start();
     eventually("the new domain is served", || served(&relay, "other.test", &[&root]));
     assert_ne!(served(&relay, DOMAIN, &[&root]).unwrap(), before);
     assert_eq!(times(&relay, "An account is made"), 0, "the account is the same");
@@ -279,14 +291,10 @@ fn other_domains_get_another_certificate() {
 
 #[test]
 fn what_the_authority_could_not_check_is_said_in_its_words() {
-    if !has_pebble() {
-        return;
-    }
-    let (crm, port) = (Receiver::willing(), free_port());
+    let Some(mut world) = World::running(LONG) else { return };
     // It looks where nobody is.
-    let mut pebble = Pebble::new(free_port(), LONG);
-    pebble.start();
-    let relay = relay(&crm, port, &pebble, &[DOMAIN]).start_unready();
+    world.port = free_port();
+    let relay = world.relay(&[DOMAIN]).start_unready();
     let failure = said(&relay, "none could be got");
     assert!(failure.contains(&format!("check of {DOMAIN} failed")), "{failure}");
     assert!(failure.contains("Failed to connect"), "{failure}");
@@ -294,9 +302,9 @@ fn what_the_authority_could_not_check_is_said_in_its_words() {
 
 #[test]
 fn what_excludes_each_other_is_wrong_usage() {
-    let (crm, pebble) = (Receiver::willing(), Pebble::new(free_port(), LONG));
+    let world = World::at(free_port(), LONG);
     let refused = |flags: &[&str], said: &str| {
-        let ended = relay(&crm, free_port(), &pebble, &[DOMAIN]).flags(flags).run();
+        let ended = world.relay(&[DOMAIN]).flags(flags).run();
         assert_eq!(ended.code, Some(2), "{ended:?}");
         assert!(ended.stderr.contains(said), "{ended:?}");
     };
@@ -306,10 +314,10 @@ fn what_excludes_each_other_is_wrong_usage() {
     refused(&["--acme-test"], "--acme-test");
     refused(&["--acme-domain", "*.relay.test"], "wildcard");
     let alone = |builder: Builder| builder.without_certificate().flags(&["--acme-test"]).run();
-    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let routes = Routes::new().target("crm", &world.crm.url(), &[]).all_to(&["crm"]);
     assert_eq!(alone(TestRelay::with(&routes)).code, Some(2));
     // What is there but can't be used is found before anything listens.
-    let missing = relay(&crm, free_port(), &pebble, &[DOMAIN]);
+    let missing = world.relay(&[DOMAIN]);
     let missing = missing.override_flag("--acme-ca", "nowhere.pem").refused();
     assert!(missing.stderr.contains("--acme-ca: nowhere.pem"), "{missing:?}");
 }
