@@ -15,7 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::support::certs::Identity;
 use crate::support::pebble::{Pebble, deactivate, free_port, has_pebble, kept};
-use crate::support::relay::Builder;
+use crate::support::relay::{BINARY, Builder, command, run};
 use crate::support::routes::PATH;
 use crate::support::sender::Request;
 use crate::support::vectors::listing_delivered;
@@ -190,6 +190,16 @@ fn the_first_certificate_is_got_while_the_relay_runs_and_is_there_after_a_restar
     relay.restart();
     assert_eq!(served(&relay, DOMAIN, &[&root]).unwrap(), first);
     assert_eq!(times(&relay, "A certificate is ordered"), 0);
+
+    // As a copy elsewhere has it.
+    relay.terminate();
+    let copy = relay.path("copy");
+    let words = ["store", "backup", "--to", copy.to_str().unwrap(), "--data"];
+    let copied = run(command(BINARY).args(words).arg(relay.data()));
+    assert_eq!(copied.code, Some(0), "{copied:?}");
+    let restored = world.relay(&domains).data_in(&copy).start();
+    assert_eq!(served(&restored, DOMAIN, &[&root]).unwrap(), first);
+    is_kept_for_its_owner(&copy);
 }
 
 /// Account and certificate are there, and nobody else can read them.

@@ -18,7 +18,10 @@ pub(super) const MODE: u32 = 0o700;
 
 /// What a store puts into its directory, what a new file system comes with, and what the relay keeps of
 /// certificate authorities.
-const OURS: [&str; 6] = ["acme", "lanes.json", "lock", "lost+found", "quarantine", "segments"];
+/// The folder of certificate authorities; what is in it is not the store's.
+pub(super) const AUTHORITIES: &str = "acme";
+
+const OURS: [&str; 6] = [AUTHORITIES, "lanes.json", "lock", "lost+found", "quarantine", "segments"];
 
 /// The index, the files beside it, and what was set aside of it.
 const INDEX: &str = "index.sqlite";

@@ -1,6 +1,7 @@
 //! A copy of a directory that a relay can start with: whole under its name, or not there.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, DirEntry, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -56,11 +57,13 @@ pub fn backup(dir: &Path, to: &Path) -> Result<Report, Refused> {
     new.prefix(&prefix).permissions(Permissions::from_mode(MODE));
     let new = new.tempdir_in(parent).map_err(failed)?;
     let mut unread = 0;
-    DirBuilder::new().mode(MODE).create(new.path().join("segments")).map_err(failed)?;
+    for folder in folders(&sources) {
+        DirBuilder::new().mode(MODE).create(new.path().join(folder)).map_err(failed)?;
+    }
     for source in &sources {
         unread += source.copy(new.path()).map_err(failed)?;
     }
-    for made in ["segments", ""] {
+    for made in folders(&sources).into_iter().rev().chain([Path::new("")]) {
         File::open(new.path().join(made)).and_then(|made| made.sync_all()).map_err(failed)?;
     }
     let after = Seen::of(&Offline::open(new.path())?)?;
@@ -130,7 +133,15 @@ impl Seen {
     }
 }
 
-/// The segments, their marks and the lanes' file.
+/// The folders of these files, each after the one that it is in.
+fn folders(sources: &[Source]) -> BTreeSet<&Path> {
+    let of_files = sources.iter().flat_map(|source| source.to.ancestors().skip(1));
+    let named = of_files.filter(|path| !path.as_os_str().is_empty());
+    named.chain([Path::new("segments")]).collect()
+}
+
+/// The segments, their marks and the lanes' file; and what others keep there that a start elsewhere
+/// can't do without.
 fn sources(offline: &Offline) -> Result<Vec<Source>, (PathBuf, io::Error)> {
     let folder = offline.dir.join("segments");
     let mut names: Vec<PathBuf> = Vec::new();
@@ -145,6 +156,7 @@ fn sources(offline: &Offline) -> Result<Vec<Source>, (PathBuf, io::Error)> {
     }
     names.sort();
     names.push(marks::FILE.into());
+    names.extend(of_authorities(&offline.dir)?);
     let mut sources = Vec::new();
     for name in names {
         let path = offline.dir.join(&name);
@@ -154,6 +166,34 @@ fn sources(offline: &Offline) -> Result<Vec<Source>, (PathBuf, io::Error)> {
         }
     }
     Ok(sources)
+}
+
+/// Accounts at certificate authorities, and the certificates that those gave with their keys: without
+/// them nobody could connect to a relay that is restored before it has got others.
+fn of_authorities(dir: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+    let mut names = Vec::new();
+    for folder in entries(dir, Path::new(directory::AUTHORITIES))? {
+        if !dir.join(&folder).is_dir() {
+            continue;
+        }
+        // What is beside its name was being written.
+        let is_whole = |name: &PathBuf| {
+            dir.join(name).is_file() && name.extension().is_none_or(|end| end != "new")
+        };
+        names.extend(entries(dir, &folder)?.into_iter().filter(is_whole));
+    }
+    Ok(names)
+}
+
+/// What is in a folder, if it is there.
+fn entries(dir: &Path, folder: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+    let failed = |error| (dir.join(folder), error);
+    let entries = match std::fs::read_dir(dir.join(folder)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let name = |entry: io::Result<DirEntry>| entry.map(|entry| folder.join(entry.file_name()));
+    entries.map(name).collect::<Result<_, _>>().map_err(failed)
 }
 
 impl Source {
