@@ -83,7 +83,8 @@ impl Watcher {
     }
 
     async fn follow(&mut self) {
-        let mut waiting = Vec::new();
+        let mut waiting: Vec<oneshot::Sender<Report>> = Vec::new();
+        let mut is_asked = false;
         let mut next = Instant::now();
         loop {
             let asked = tokio::select! {
@@ -96,13 +97,17 @@ impl Watcher {
                     true
                 }
             };
-            let moving = self.look(asked, !waiting.is_empty()).await;
+            is_asked |= asked;
+            let moving = self.look(asked, is_asked).await;
             if moving.is_none() {
                 for request in waiting.drain(..) {
                     // Who asked may have left.
                     let _left = request.send(self.report());
                 }
+                is_asked = false;
             }
+            // A file may never rest: who has left makes room for others.
+            waiting.retain(|request| !request.is_closed());
             next = moving.unwrap_or_else(|| Instant::now() + LOOK_EVERY);
         }
     }

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use rustls::ClientConnection;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::TLS13;
 
+use crate::reload::reload;
 use crate::reload_load::EndWhenDropped;
 use crate::support::certs::Identity;
 use crate::support::eventually::pause;
@@ -121,6 +123,14 @@ fn a_certificate_whose_file_never_rests_holds_up_no_other_s_renewal() {
         swap(&relay, "certs/tls.key", &new.key);
         swap(&relay, "certs/tls.crt", &new.certificate);
         eventually("the other one is renewed", || shown(&relay, "localhost") == der(&new));
+        // Nor do those who asked for a reload and are gone keep others from asking.
+        for _ in 0..100 {
+            relay.signal(Signal::HUP);
+            pause(Duration::from_millis(2));
+        }
+        let told = reload(&relay);
+        let text = String::from_utf8_lossy(&told.body);
+        assert!(told.status == 503 && text.contains("keep changing"), "{told:?}");
     });
     let renewed = AUTHORITY.server_for(&["b.test"], 1, 60);
     swap(&relay, "b.key", &renewed.key);
