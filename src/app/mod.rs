@@ -29,7 +29,9 @@ use crate::domain::target::{BacklogLimit, Rate, Target};
 use crate::domain::time::Clock;
 use crate::domain::webhook::WebhookIds;
 use crate::net::address::{Address, Bound};
+use crate::net::inherited::Inherited;
 use crate::net::listener;
+use crate::net::listener::Backlog;
 use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::metrics::Metrics;
@@ -201,7 +203,7 @@ pub struct App {
     settings: Settings,
     address: SocketAddr,
     // Until it runs.
-    listener: Option<tokio::net::TcpListener>,
+    listener: Option<(tokio::net::TcpListener, Backlog)>,
     watcher: Option<Watcher>,
     tls: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
     acme: Option<Acme>,
@@ -228,9 +230,11 @@ fn backlog_limits(table: &RoutingTable) -> Vec<(Arc<str>, BacklogLimit)> {
 }
 
 impl App {
-    /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find.
+    /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find. Sockets
+    /// that are inherited take the places of those of the settings.
     pub async fn bind(
         settings: Settings,
+        inherited: Inherited,
         environment: Arc<dyn Environment + Send + Sync>,
     ) -> anyhow::Result<Self> {
         let clock = Arc::new(SystemClock::start());
@@ -247,11 +251,10 @@ impl App {
         let tokens = tokens.map(|path| load_token(path, &metrics)).transpose()?;
         let (reloads, requests) = Reloads::channel();
 
-        let listener = listener::bind(settings.listen)
-            .with_context(|| format!("--listen {} can't be bound", settings.listen))?;
-        let address = listener.local_addr()?;
+        let listener = bind_webhooks(settings.listen, inherited.webhooks)?;
+        let address = listener.0.local_addr()?;
         let (opened, store) = watch::channel(None);
-        let socket = bind_admin(&settings.admin)?;
+        let socket = inherited.admin.map_or_else(|| bind_admin(&settings.admin), Ok)?;
         let board = Arc::<Board>::default();
         let answers = Answers {
             store: store.clone(),
@@ -370,6 +373,18 @@ fn load_token(path: &Path, metrics: &Arc<Metrics>) -> anyhow::Result<Followed<To
         let token = outcome.map_err(|error| anyhow!("--admin-token-file: {error}"))?;
         Ok(Tokens::new(token, Arc::clone(metrics)))
     })
+}
+
+fn bind_webhooks(
+    address: SocketAddr,
+    inherited: Option<std::net::TcpListener>,
+) -> anyhow::Result<(tokio::net::TcpListener, Backlog)> {
+    if let Some(listener) = inherited {
+        let listener = tokio::net::TcpListener::from_std(listener);
+        return Ok((listener.context("the socket for webhooks can't be used")?, Backlog::Leave));
+    }
+    let listener = listener::bind(address);
+    Ok((listener.with_context(|| format!("--listen {address} can't be bound"))?, Backlog::TakeIn))
 }
 
 fn bind_admin(address: &Address) -> anyhow::Result<Bound> {

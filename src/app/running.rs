@@ -20,7 +20,7 @@ use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
 use crate::ingress::{Ingress, IngressLimits, Setting};
-use crate::net::listener::{ListenerLimits, Proxies, Server};
+use crate::net::listener::{Backlog, ListenerLimits, Proxies, Server};
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 
@@ -78,7 +78,7 @@ impl App {
     }
 
     /// Starts every task; each has an owner in what this returns.
-    fn start(&self, listener: TcpListener, mut watcher: Watcher) -> Running {
+    fn start(&self, listener: (TcpListener, Backlog), mut watcher: Watcher) -> Running {
         let commits = TaskTracker::new();
         let default = IngressLimits::default();
         let ingress = Ingress::new(Setting {
@@ -142,9 +142,10 @@ impl App {
         running
     }
 
-    fn listen(&self, listener: TcpListener, running: &Running) {
+    fn listen(&self, (listener, backlog): (TcpListener, Backlog), running: &Running) {
         let server = Server {
             listener,
+            backlog,
             tls: self.tls.as_ref().map(watch::Sender::subscribe),
             limits: ListenerLimits {
                 connections_max: self.settings.connections_max,

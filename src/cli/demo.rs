@@ -30,6 +30,7 @@ use crate::domain::limit::TIMESTAMP_TOLERANCE;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Verification};
 use crate::domain::time::Clock;
 use crate::net::address::Address;
+use crate::net::inherited::Inherited;
 use crate::telemetry::logging;
 
 /// What `help` says first.
@@ -159,7 +160,7 @@ async fn relay(
         },
         ..Settings::default()
     };
-    App::bind(settings, Arc::new(environment)).await
+    App::bind(settings, Inherited::default(), Arc::new(environment)).await
 }
 
 fn routes(targets: &[(&str, SocketAddr)]) -> String {

@@ -21,7 +21,9 @@ use tokio_util::task::TaskTracker;
 use crate::domain::signature::{Verification, VerifyError};
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::body;
-use crate::net::listener::{ListenerLimits, ListenerObserver, PeerInfo, Proxies, Server, bind};
+use crate::net::listener::{
+    Backlog, ListenerLimits, ListenerObserver, PeerInfo, Proxies, Server, bind,
+};
 
 /// More than any webhook has.
 const BODY_MAX: usize = 64 * 1024 * 1024;
@@ -158,6 +160,7 @@ impl Receiver {
     ) {
         let server = Server {
             listener: self.listener,
+            backlog: Backlog::TakeIn,
             tls: self.tls.map(|config| watch::channel(config).1),
             limits: limits(),
             observer: Arc::new(Quiet),

@@ -22,6 +22,7 @@ use crate::cli::signal::{Hangups, StopSignals};
 use crate::cli::{Usage, Verdict, value};
 use crate::config::ProcessEnvironment;
 use crate::net::address::Address;
+use crate::net::inherited::{self, Inherited};
 use crate::telemetry::logging;
 
 /// What `help` says first.
@@ -318,6 +319,7 @@ fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
 
 /// Runs the relay until it is told to stop.
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let inherited = inherited::inherit()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("relay")
@@ -336,7 +338,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     let _logging = logging::install(format, args.log_level);
     keep_out_of_dumps();
     let (stop_signals, hangups) = signals;
-    let ended = runtime.block_on(serve(args, stop_signals, hangups));
+    let ended = runtime.block_on(serve(args, inherited, stop_signals, hangups));
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     ended
@@ -356,13 +358,14 @@ const BLOCKING_THREADS_MAX: usize = 16;
 
 async fn serve(
     args: &Args,
+    inherited: Inherited,
     mut stop_signals: StopSignals,
     hangups: Hangups,
 ) -> anyhow::Result<Verdict> {
     let bound = tokio::select! {
         biased;
         signal = stop_signals.next() => Err(signal),
-        bound = App::bind(args.settings()?, Arc::new(ProcessEnvironment)) => Ok(bound?),
+        bound = App::bind(args.settings()?, inherited, Arc::new(ProcessEnvironment)) => Ok(bound?),
     };
     let app = match bound {
         Ok(app) => app,

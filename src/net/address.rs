@@ -70,7 +70,7 @@ impl Address {
             }
             Self::Unix(path) => {
                 let (listener, file) = bind_file(path)?;
-                Ok(Bound { address: self.clone(), socket: Socket::Unix(listener, file) })
+                Ok(Bound { address: self.clone(), socket: Socket::Unix(listener, Some(file)) })
             }
         }
     }
@@ -107,13 +107,28 @@ pub struct Bound {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 impl Bound {
     /// Where it listens.
     pub const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// One that another holds.
+    pub(super) fn held_tcp(listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = Address::Tcp(listener.local_addr()?);
+        Ok(Self { address, socket: Socket::Tcp(listener) })
+    }
+
+    /// One that another holds: its file is not ours to remove.
+    pub(super) fn held_file(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let path = address.as_pathname().ok_or_else(|| io::Error::other("it has no path"))?;
+        Ok(Self { address: Address::Unix(path.to_owned()), socket: Socket::Unix(listener, None) })
     }
 
     /// Takes connections on the runtime that this is called in.
@@ -137,8 +152,8 @@ pub enum Listening {
     Unix {
         /// Takes them.
         listener: tokio::net::UnixListener,
-        /// Kept as long as somebody listens.
-        _file: SocketFile,
+        /// Ours, kept as long as somebody listens.
+        _file: Option<SocketFile>,
     },
 }
 

@@ -389,7 +389,7 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
-    use crate::net::listener::{ListenerObserver, Server, bind};
+    use crate::net::listener::{Backlog, ListenerObserver, Server, bind};
     use crate::net::testing::{Authority, Pair, client, deadline, limits, post, settings};
     use http::Response;
     use rustls::ServerConfig;
@@ -410,6 +410,7 @@ mod tests {
         let tracker = TaskTracker::new();
         let server = Server {
             listener,
+            backlog: Backlog::TakeIn,
             tls: config.map(|config| watch::channel(config).1),
             limits: limits(),
             observer: Arc::new(Deaf),

@@ -150,6 +150,15 @@ pub trait ListenerObserver: Send + Sync + 'static {
     fn accept_error(&self, _error: &io::Error) {}
 }
 
+/// What becomes of connections that nobody has accepted when a listener ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backlog {
+    /// Another holds the socket as well: they wait there for the next listener.
+    Leave,
+    /// The socket ends with us, and would reset them: they are served.
+    TakeIn,
+}
+
 /// A listening socket with all it needs to serve.
 ///
 /// It ends in two steps: [`stop_accepting`](Self::stop_accepting) closes the socket and lets
@@ -159,13 +168,15 @@ pub trait ListenerObserver: Send + Sync + 'static {
 pub struct Server<O> {
     /// From [`bind`].
     pub listener: TcpListener,
+    /// What becomes of connections that wait in it at the end.
+    pub backlog: Backlog,
     /// The certificate in force for new connections; plain HTTP without.
     pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
     /// What is let in.
     pub limits: ListenerLimits,
     /// Told what happens.
     pub observer: Arc<O>,
-    /// Cancelled to close the socket, after what is in its backlog was accepted.
+    /// Cancelled to close the socket.
     pub stop_accepting: CancellationToken,
     /// Cancelled to end the connections.
     pub drain: CancellationToken,
@@ -214,7 +225,9 @@ impl<O: ListenerObserver> Server<O> {
                 }
             }
         }
-        self.accept_backlog(&crowd, &protocols, &service);
+        if self.backlog == Backlog::TakeIn {
+            self.accept_backlog(&crowd, &protocols, &service);
+        }
     }
 
     /// Whether one more connection from there is let in.
@@ -334,6 +347,7 @@ mod tests {
         };
         let server = Server {
             listener,
+            backlog: Backlog::TakeIn,
             tls: tls.map(|config| watch::channel(config).1),
             limits,
             observer: Arc::new(Recorder(sender)),

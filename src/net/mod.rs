@@ -10,6 +10,7 @@ pub mod body;
 pub mod client;
 mod connection;
 mod crowd;
+pub mod inherited;
 pub mod listener;
 mod phase;
 mod proxied;

@@ -27,6 +27,7 @@
 //! - `tls`: versions, protocols, certificates that can't be served
 //! - `acme`: a certificate that an authority gives, without anybody's doing
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
+//! - `systemd`: what a service manager gives and is told
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
@@ -92,5 +93,6 @@ mod starts_and_stops;
 mod store_commands;
 mod stories;
 mod support;
+mod systemd;
 mod tls;
 mod torture;

@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::manager::Sockets;
 use super::metrics::Metrics;
 use super::sender::{Answer, get};
 use super::{AUTHORITY, Routes, eventually};
@@ -114,6 +115,8 @@ pub(crate) struct Builder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     under: Vec<String>,
+    sockets: Option<Sockets>,
+    binary: PathBuf,
     tls: bool,
     /// It is given one.
     certificate: bool,
@@ -137,6 +140,8 @@ impl Builder {
             arguments: Vec::new(),
             environment: environment.to_vec(),
             under: Vec::new(),
+            sockets: None,
+            binary: BINARY.into(),
             tls: true,
             certificate: true,
         }
@@ -185,6 +190,12 @@ impl Builder {
         self
     }
 
+    /// Run by a service manager that holds its sockets.
+    pub(crate) fn sockets(mut self, sockets: Sockets) -> Self {
+        self.sockets = Some(sockets);
+        self.under(&Sockets::under())
+    }
+
     /// A file beside `routes.yaml`.
     pub(crate) fn file(self, name: &str, text: &str) -> Self {
         fs::write(self.folder.path().join(name), text).unwrap();
@@ -198,10 +209,10 @@ impl Builder {
 
     fn command(&self) -> Command {
         let mut command = match self.under.split_first() {
-            None => command(BINARY),
+            None => command(&self.binary),
             Some((program, flags)) => {
                 let mut command = command(program);
-                command.args(flags).arg(BINARY);
+                command.args(flags).arg(&self.binary);
                 command
             }
         };
@@ -222,6 +233,9 @@ impl Builder {
             .current_dir(self.folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if let Some(sockets) = &self.sockets {
+            sockets.give_to(&mut command);
+        }
         command
     }
 
@@ -459,6 +473,13 @@ impl TestRelay {
     pub(crate) fn restart(&mut self) {
         self.terminate();
         self.start_again();
+    }
+
+    /// Stops it in order and starts another program in its place.
+    #[track_caller]
+    pub(crate) fn replace(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.builder.binary);
+        self.restart();
     }
 
     /// A second process on the same folder.
