@@ -51,6 +51,7 @@ mod reload;
 mod running;
 #[cfg(test)]
 mod simulation;
+pub mod systemd;
 mod tls;
 mod token;
 pub mod watcher;

@@ -15,6 +15,7 @@ use crate::admin::readiness::Readiness;
 use crate::app::App;
 use crate::app::clock::SystemClock;
 use crate::app::observe::{Connections, HoldUps};
+use crate::app::systemd;
 use crate::app::watcher::Watcher;
 use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
@@ -58,12 +59,11 @@ impl App {
         running.ingress.observe(&self.store.health());
         self.readiness.started();
         tracing::info!("Ready: accepting and delivering.");
-        // Without systemd there is nobody to tell.
-        let _told = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        systemd::ready(self.address, self.admin.address());
         stop.cancelled().await;
 
         self.readiness.stopping();
-        let _told = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        systemd::stopping();
         tracing::info!("Stopping.");
         let budget = Budget { began: Instant::now(), total: self.settings.shutdown_timeout };
         running.end(budget).await;
@@ -138,6 +138,10 @@ impl App {
             ingress,
             running.stop_watching.clone(),
         ));
+        if let Some(timeout) = systemd::watchdog() {
+            let (store, stop) = (Arc::clone(&self.store), running.stop_watching.clone());
+            running.watching.spawn(systemd::keep_alive(timeout, store, stop));
+        }
         self.listen(listener, &running);
         running
     }

@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::watcher::Reloads;
-use crate::app::{App, Settings, StoreSettings, TlsFiles};
+use crate::app::{App, Settings, StoreSettings, TlsFiles, systemd};
 use crate::cli::acme::AcmeArgs;
 use crate::cli::edge::EdgeArgs;
 use crate::cli::signal::{Hangups, StopSignals};
@@ -398,7 +398,8 @@ async fn reload_at(mut hangups: Hangups, reloads: Reloads) -> Infallible {
     loop {
         hangups.next().await;
         tracing::info!(signal = "SIGHUP", "Asked to reload.");
-        reloads.ask();
+        systemd::reloading();
+        systemd::reloaded(reloads.report().await.is_ok());
     }
 }
 

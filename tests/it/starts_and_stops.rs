@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -13,7 +12,7 @@ use crate::support::relay::{BINARY, command, folder, run};
 use crate::support::routes::SOON;
 use crate::support::sender::Connection;
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay, eventually, patience};
+use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay, eventually};
 
 fn table(crm: &Receiver) -> Routes {
     Routes::new().target("crm", &crm.url(), &[SOON]).all_to(&["crm"])
@@ -328,25 +327,6 @@ fn a_thousand_waiting_webhooks_do_not_delay_the_start() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     crm.start_again();
     assert_eq!(crm.wait_for(1001).len(), 1001);
-}
-
-#[test]
-fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
-    let crm = Receiver::willing();
-    let builder = TestRelay::with(&table(&crm));
-    let path = builder.path("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(patience())).unwrap();
-    let told = || {
-        let mut message = [0; 4096];
-        let length = socket.recv(&mut message).unwrap();
-        String::from_utf8(message[..length].to_vec()).unwrap()
-    };
-    let mut relay = builder.environment("NOTIFY_SOCKET", path.to_str().unwrap()).start_unready();
-    assert!(told().lines().any(|line| line == "READY=1"));
-    assert_eq!(relay.get("/readyz").status, 200, "said when it is so");
-    relay.terminate();
-    assert!(told().lines().any(|line| line == "STOPPING=1"));
 }
 
 #[test]

@@ -1,12 +1,14 @@
-//! What a service manager gives: sockets.
+//! What a service manager gives and is told: sockets, readiness, reloads, signs of life.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use crate::support::manager::{Sockets, listening};
+use rustix::process::Signal;
+
+use crate::support::manager::{Notifications, Sockets, listening};
 use crate::support::relay::folder;
 use crate::support::routes::SOON;
-use crate::support::tools::has;
+use crate::support::tools::{has, has_strace};
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Routes, Sender, TestRelay, eventually};
 
@@ -113,4 +115,79 @@ fn systemd_itself_passes_sockets_and_the_first_connection_starts_it() {
     assert_eq!(relay.admin_text(), format!("unix:{}", admin.display()));
     Sender::new(&relay).post(&listing_delivered("1")).accepted();
     crm.wait_for(1);
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_reloads_and_stops() {
+    let crm = Receiver::willing();
+    let builder = TestRelay::with(&table(&crm));
+    let path = builder.path("notify");
+    let told = Notifications::at(&path);
+    let mut relay = builder.environment("NOTIFY_SOCKET", path.to_str().unwrap()).start_unready();
+    let ready = told.until("READY=1");
+    assert_eq!(relay.get("/readyz").status, 200, "said when it is so");
+    let status = format!("STATUS=Accepting on {} and delivering", relay.listen());
+    assert!(ready.iter().any(|line| line.starts_with(&status)), "{ready:?}");
+    for (text, said) in [(None, "good"), (Some("nothing: of use\n"), "REFUSED")] {
+        if let Some(text) = text {
+            std::fs::write(relay.path("routes.yaml"), text).unwrap();
+        }
+        relay.signal(Signal::HUP);
+        let reloading = told.until("RELOADING=1");
+        assert!(reloading.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{reloading:?}");
+        let reloaded = told.next();
+        assert!(reloaded.contains(&"READY=1".to_owned()), "{reloaded:?}");
+        assert!(reloaded.iter().any(|line| line.contains(said)), "no {said} in {reloaded:?}");
+    }
+    relay.terminate();
+    told.until("STOPPING=1");
+}
+
+/// Half a second, in the unit of systemd.
+const WATCHDOG: &str = "500000";
+
+#[test]
+fn the_watchdog_is_fed_for_as_long_as_the_store_answers() {
+    if !has_strace() {
+        return;
+    }
+    let crm = Receiver::willing();
+    let builder = TestRelay::with(&table(&crm));
+    let (path, trace) = (builder.path("notify"), builder.path("trace"));
+    let told = Notifications::at(&path);
+    // The second sync of the thread that commits hangs for a while: that of the settlement.
+    let hang = "inject=fdatasync:delay_enter=4000000:when=2";
+    let flags = ["strace", "-D", "-f", "-e", "trace=fdatasync", "-e", "signal=none", "-e", hang];
+    let flags: Vec<&str> = flags.into_iter().chain(["-o", trace.to_str().unwrap()]).collect();
+    let relay = builder
+        .under(&flags)
+        .environment("NOTIFY_SOCKET", path.to_str().unwrap())
+        .environment("WATCHDOG_USEC", WATCHDOG)
+        .start();
+    for _ in 0..3 {
+        told.until("WATCHDOG=1");
+    }
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
+    let says = |text: &str| {
+        eventually(text, || relay.logs().iter().any(|line| line.contains(text)));
+    };
+    says("The store does not answer: the service manager's watchdog is not fed.");
+    // Of before, when it was well.
+    told.forget();
+    // Two seconds later, in which a mere timer would have gone off.
+    says("The disk does not answer");
+    assert_eq!(told.forget(), 0, "it was said to be alive");
+    told.until("WATCHDOG=1");
+    Sender::new(&relay).post(&listing_delivered("2")).accepted();
+}
+
+#[test]
+fn without_a_service_manager_nothing_is_told() {
+    let crm = Receiver::willing();
+    let relay = TestRelay::with(&table(&crm))
+        .environment("WATCHDOG_USEC", WATCHDOG)
+        .environment("WATCHDOG_PID", "1")
+        .environment("NOTIFY_SOCKET", "/nonexistent/notify")
+        .start();
+    Sender::new(&relay).post(&listing_delivered("1")).accepted();
 }

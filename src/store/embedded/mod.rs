@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::domain::limit::RECALL_WAIT_MAX;
@@ -29,7 +29,7 @@ use crate::store::embedded::marks::MarkFile;
 use crate::store::embedded::newest::Newest;
 use crate::store::embedded::observer::{Observer, Unobserved};
 use crate::store::embedded::past::IsWhole;
-use crate::store::embedded::queue::Queue;
+use crate::store::embedded::queue::{Own, Queue};
 use crate::store::embedded::recent::RecentSet;
 use crate::store::embedded::sweep::{Findings, SWEEP_WAIT};
 use crate::store::embedded::usage::Usage;
@@ -269,6 +269,15 @@ impl EmbeddedStore {
     /// No webhook in it was made later: new ids come after this.
     pub fn ids_after(&self) -> Timestamp {
         self.ids_after
+    }
+
+    /// Answers when the thread that commits has taken this up among its work, whatever the disk says to it: who gets
+    /// an answer knows that it runs and is not held up.
+    pub async fn answers(&self) {
+        let (reply, answer) = oneshot::channel();
+        self.shared.queue.write(Own { records: Vec::new(), reply });
+        // Dropped: the disk has refused, or it is closing. That is an answer as well.
+        answer.await.unwrap_or_default();
     }
 
     /// Answers when everything that was committed or settled before is in the index.

@@ -1,9 +1,13 @@
-//! What a service manager does for a relay: it holds the sockets.
+//! What a service manager does for a relay: it holds the sockets, and hears what the relay says of itself.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+use super::patience;
 
 /// Passes its input and output on as systemd would: as the files 3 and 4, and says so in the environment. They come
 /// that way because whatever else a process hands down goes to all that it starts, those of other tests too.
@@ -61,4 +65,46 @@ impl Sockets {
 /// A socket that listens on a port of its own.
 pub(crate) fn listening() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// Where a relay says how it is.
+pub(crate) struct Notifications {
+    socket: UnixDatagram,
+}
+
+impl Notifications {
+    /// The path is for `NOTIFY_SOCKET`.
+    pub(crate) fn at(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
+        Self { socket }
+    }
+
+    /// The next message; its lines.
+    #[track_caller]
+    pub(crate) fn next(&self) -> Vec<String> {
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).expect("the relay says something");
+        let text = String::from_utf8(message[..length].to_vec()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Reads on until a message has this line.
+    #[track_caller]
+    pub(crate) fn until(&self, line: &str) -> Vec<String> {
+        loop {
+            let lines = self.next();
+            if lines.iter().any(|other| other == line) {
+                return lines;
+            }
+        }
+    }
+
+    /// Forgets what was said and not read; how many messages.
+    pub(crate) fn forget(&self) -> usize {
+        self.socket.set_nonblocking(true).unwrap();
+        let said = std::iter::from_fn(|| self.socket.recv(&mut [0; 4096]).ok()).count();
+        self.socket.set_nonblocking(false).unwrap();
+        said
+    }
 }
