@@ -21,7 +21,7 @@ use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
 use crate::domain::time::Clock;
 use crate::ingress::{Ingress, IngressLimits, Setting};
-use crate::net::listener::{Backlog, ListenerLimits, Proxies, Server};
+use crate::net::listener::{Backlog, LAST_REQUEST_WAIT, ListenerLimits, Proxies, Server};
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 
@@ -44,8 +44,9 @@ const CLOSE_UNTIL: u32 = 8;
 
 impl App {
     /// Runs until `stop`, then ends in order: not ready; no new attempts, those in flight finish
-    /// while webhooks are still accepted; the listener closes; requests in flight finish, and those
-    /// that don't are told; the store is flushed. Each has a share of `--shutdown-timeout`.
+    /// while webhooks are still accepted, the last one of each connection; the listener closes;
+    /// requests in flight finish, and those that don't are told; the store is flushed. Each has a
+    /// share of `--shutdown-timeout`.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let watcher = self.watcher.take().ok_or_else(|| anyhow!("the relay has run already"))?;
@@ -215,15 +216,19 @@ impl Running {
     /// Ends them in order. Each step begins, whatever became of those before it.
     async fn end(&self, budget: Budget) {
         self.stop_leasing.cancel();
+        // Senders move on: each connection has one more request, and says so in the answer to it.
+        self.drain.cancel();
         if !finish(&self.delivering, budget.until(ATTEMPTS_UNTIL)).await {
             tracing::warn!(
                 "Attempts take longer than half of --shutdown-timeout; what they don't settle until \
                  its end is due again at the next start."
             );
         }
+        // Those that were told must have heard it before nobody is there to connect to.
+        let told = budget.until(ATTEMPTS_UNTIL).min(budget.began + LAST_REQUEST_WAIT);
+        finish(&self.connections, told).await;
         self.stop_accepting.cancel();
         finish(&self.listening, budget.until(REQUESTS_UNTIL)).await;
-        self.drain.cancel();
         let answered = finish(&self.connections, budget.until(REQUESTS_UNTIL)).await;
         self.ingress.shut_down();
         if !answered && !finish(&self.connections, budget.until(REFUSALS_UNTIL)).await {

@@ -27,7 +27,7 @@ use super::crowd::Member;
 use super::listener::{
     HandshakeResult, ListenerLimits, ListenerObserver, PeerInfo, Refused, Unreadable,
 };
-use super::phase::{Active, Phase, Tracked, Verdict, Watch, Watched};
+use super::phase::{Active, Ending, Phase, Tracked, Verdict, Watch, Watched};
 use super::proxied::{self, Unproxied};
 use super::stream::ReadAhead;
 use super::tls::CHALLENGE_PROTOCOL;
@@ -124,6 +124,7 @@ pub(super) struct ServerConnection<O: ListenerObserver> {
     pub(super) protocols: Arc<Protocols>,
     pub(super) open: Open<O>,
     pub(super) member: Arc<Member>,
+    pub(super) ending: Ending,
 }
 
 impl<O: ListenerObserver> ServerConnection<O> {
@@ -162,6 +163,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
             biased;
             told = timeout_at(deadline, told) => told,
             () = self.member.ends().cancelled() => return false,
+            () = self.ending.unheard() => return false,
         };
         let refused = match told {
             Ok(Ok(client)) => {
@@ -193,6 +195,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
             biased;
             ended = timeout_at(deadline, accept) => ended,
             () = self.member.ends().cancelled() => return None,
+            () = self.ending.unheard() => return None,
         };
         let (result, stream) = match ended {
             Ok(Ok(stream)) => (HandshakeResult::Ok, Some(stream)),
@@ -218,20 +221,19 @@ impl<O: ListenerObserver> ServerConnection<O> {
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let phase = Arc::new(Phase::new(&self.member));
+        let phase = Arc::new(Phase::new(&self.member, &self.ending));
         let (peer, counted) = (self.peer.clone(), Arc::clone(&phase));
         let requests_max = self.limits.requests_per_connection_max;
         let service = service_fn(move |request: Request<Incoming>| {
             let active = Active::begin(&counted, request.version());
-            let is_last =
-                counted.is_worn_out(requests_max) && request.version() <= Version::HTTP_11;
+            let is_http1 = request.version() <= Version::HTTP_11;
             let (answer, counted) = (service(request, peer.clone()), Arc::clone(&counted));
             async move {
                 let mut answer = answer.await;
                 if counted.is_http2() && answer.headers_mut().remove(CONNECTION).is_some() {
                     counted.wear_out();
                 }
-                if is_last {
+                if is_http1 && active.is_last(requests_max) {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(answer.map(|body| Tracked { body, _active: active }))
@@ -241,24 +243,30 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let connection = protocol.serve_connection(io, service);
         let mut connection = pin!(connection);
         let mut ends = pin!(self.member.ends().cancelled());
+        let mut over = pin!(phase.ends());
         let mut watch = pin!(Watch::new(&phase, &self.limits));
-        let mut ending = false;
+        let mut said = false;
         let ended = poll_fn(|context| {
             loop {
                 if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                     return Poll::Ready(ended.err());
                 }
                 // Over HTTP/1.1 the last answer says so.
-                if !ending && phase.is_worn_out(requests_max) && phase.is_http2() {
-                    ending = true;
+                if !said && phase.is_worn_out(requests_max) && phase.is_http2() {
+                    said = true;
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
-                if !ending && ends.as_mut().poll(context).is_ready() {
+                if !said && ends.as_mut().poll(context).is_ready() {
                     if self.member.ends_at_once() {
                         return Poll::Ready(None);
                     }
-                    ending = true;
+                    said = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                if !said && over.as_mut().poll(context).is_ready() {
+                    said = true;
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }

@@ -28,8 +28,6 @@ const ENDED_SHARE: usize = 64;
 pub(super) struct Crowd {
     slots: Arc<Semaphore>,
     members: Mutex<Members>,
-    /// Ends them all.
-    drain: CancellationToken,
     epoch: Instant,
     next: AtomicU64,
     /// Somebody waits for a connection to fall idle.
@@ -54,12 +52,11 @@ struct Quiet {
 }
 
 impl Crowd {
-    /// So many slots, for connections that end when `drain` is cancelled.
-    pub(super) fn new(connections_max: usize, drain: CancellationToken) -> Arc<Self> {
+    /// So many slots.
+    pub(super) fn new(connections_max: usize) -> Arc<Self> {
         Arc::new(Self {
             slots: Arc::new(Semaphore::new(connections_max)),
             members: Mutex::default(),
-            drain,
             epoch: Instant::now(),
             next: AtomicU64::new(0),
             awaited: AtomicBool::new(false),
@@ -96,7 +93,7 @@ impl Crowd {
             number,
             active: AtomicU32::new(0),
             since_micros: AtomicU64::new(self.micros()),
-            end: self.drain.child_token(),
+            end: CancellationToken::new(),
         });
         self.lock().all.insert(number, Arc::clone(&quiet));
         Member { crowd: Arc::clone(self), address: OnceLock::new(), quiet, _slot: slot }
@@ -182,14 +179,14 @@ impl Member {
         has_room
     }
 
-    /// Cancelled when the connection has to end.
+    /// Cancelled when another wants its slot.
     pub(super) fn ends(&self) -> &CancellationToken {
         &self.quiet.end
     }
 
-    /// Another waits for its slot, and no request has begun in the meantime: it need not say goodbye.
+    /// No request has begun in the meantime: it need not say goodbye.
     pub(super) fn ends_at_once(&self) -> bool {
-        !self.crowd.drain.is_cancelled() && self.requests() == 0
+        self.requests() == 0
     }
 
     pub(super) fn requests(&self) -> u32 {
@@ -250,7 +247,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_idle_ends_and_its_slot_is_the_newcomers() {
-        let crowd = Crowd::new(3, CancellationToken::new());
+        let crowd = Crowd::new(3);
         let mut members = full(&crowd);
         assert_eq!(members.len(), 3);
         advance(Duration::from_secs(1)).await;
@@ -272,7 +269,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_all_are_busy_the_first_that_has_answered_ends() {
-        let crowd = Crowd::new(2, CancellationToken::new());
+        let crowd = Crowd::new(2);
         let members = full(&crowd);
         members.iter().for_each(Member::request_begins);
         let mut slot = Box::pin(crowd.slot());
@@ -295,7 +292,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_makes_room_for_itself_and_is_refused_where_it_has_none() {
-        let (crowd, limits) = (Crowd::new(100, CancellationToken::new()), per_address(2));
+        let (crowd, limits) = (Crowd::new(100), per_address(2));
         let enter = |address: &str| {
             let address = address.parse().unwrap();
             if !crowd.make_room(address, &limits) {
@@ -330,7 +327,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn of_many_a_share_ends_at_once() {
-        let crowd = Crowd::new(ENDED_SHARE * 3, CancellationToken::new());
+        let crowd = Crowd::new(ENDED_SHARE * 3);
         let members = full(&crowd);
         assert!(at_once(Box::pin(crowd.slot())).await.is_none());
         assert_eq!(ended(&members).len(), 3);

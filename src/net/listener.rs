@@ -19,10 +19,15 @@ use tokio_util::task::TaskTracker;
 
 use super::connection::{Open, Protocols, ServerConnection};
 use super::crowd::{Crowd, Member};
+use super::phase::Ending;
 use crate::domain::client::{ClientCertificate, Networks};
 
 /// Connections that the kernel keeps until we come to accept them.
 const BACKLOG: u32 = 4096;
+
+/// How long a connection that is told to end waits for one more request: its sender may have written it before
+/// it can know. As long as it takes over a slow line to greet and to send a head.
+pub const LAST_REQUEST_WAIT: Duration = Duration::from_millis(500);
 
 /// The wait after a failed accept: doubles from the first to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -161,9 +166,11 @@ pub enum Backlog {
 
 /// A listening socket with all it needs to serve.
 ///
-/// It ends in two steps: [`stop_accepting`](Self::stop_accepting) closes the socket and lets
-/// connections go on; [`drain`](Self::drain) tells each connection to end after the requests it
-/// has. Who wants to wait for them waits for the tracker.
+/// It ends in two steps: [`drain`](Self::drain) lets each connection have one more request at most,
+/// those to come as well, so that senders move on while they are still served;
+/// [`stop_accepting`](Self::stop_accepting) closes the socket. One that is silent ends
+/// [a moment](LAST_REQUEST_WAIT) after the first if it was of use before, and after the second if
+/// not. Who wants to wait for them waits for the tracker.
 #[derive(Debug)]
 pub struct Server<O> {
     /// From [`bind`].
@@ -178,7 +185,7 @@ pub struct Server<O> {
     pub observer: Arc<O>,
     /// Cancelled to close the socket.
     pub stop_accepting: CancellationToken,
-    /// Cancelled to end the connections.
+    /// Cancelled to end the connections in order.
     pub drain: CancellationToken,
     /// Runs a task for each connection.
     pub tracker: TaskTracker,
@@ -196,7 +203,7 @@ impl<O: ListenerObserver> Server<O> {
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let crowd = Crowd::new(self.limits.connections_max, self.drain.clone());
+        let crowd = Crowd::new(self.limits.connections_max);
         let protocols = Arc::new(Protocols::new(&self.tracker));
         let mut back_off = BACK_OFF.0;
         loop {
@@ -296,6 +303,10 @@ impl<O: ListenerObserver> Server<O> {
             protocols: Arc::clone(protocols),
             open: Open::new(&self.observer),
             member: Arc::new(member),
+            ending: Ending {
+                drain: self.drain.clone(),
+                stop_accepting: self.stop_accepting.clone(),
+            },
         };
         drop(self.tracker.spawn(connection.run(stream, service.clone())));
     }
@@ -318,6 +329,7 @@ mod tests {
     use http::HeaderValue;
     use http::header::CONNECTION;
     use http_body_util::Full;
+    use rustls::ClientConfig;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::{Notify, mpsc};
     use tokio::time::{Instant, timeout};
@@ -334,7 +346,17 @@ mod tests {
     }
 
     fn start(tls: Option<Arc<ServerConfig>>, limits: ListenerLimits) -> Harness {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().into_std().unwrap();
+        start_on(listener, Backlog::TakeIn, tls, limits)
+    }
+
+    fn start_on(
+        listener: std::net::TcpListener,
+        backlog: Backlog,
+        tls: Option<Arc<ServerConfig>>,
+        limits: ListenerLimits,
+    ) -> Harness {
+        let listener = TcpListener::from_std(listener).unwrap();
         let (sender, events) = mpsc::channel(1000);
         let harness = Harness {
             addr: listener.local_addr().unwrap(),
@@ -347,7 +369,7 @@ mod tests {
         };
         let server = Server {
             listener,
-            backlog: Backlog::TakeIn,
+            backlog,
             tls: tls.map(|config| watch::channel(config).1),
             limits,
             observer: Arc::new(Recorder(sender)),
@@ -447,6 +469,7 @@ mod tests {
         let (events, _kept) = mpsc::channel(100);
         let server = Server {
             listener,
+            backlog: Backlog::TakeIn,
             tls: Some(config),
             limits: limits(),
             observer: Arc::new(Recorder(events)),
@@ -798,6 +821,61 @@ mod tests {
         assert!(last.contains("Ok(2)") && last.contains("connection: close"), "{last}");
         harness.ended().await;
         drop(fresh);
+    }
+
+    #[tokio::test]
+    async fn while_it_ends_each_connection_has_one_more_request() {
+        let harness = start(None, limits());
+        let mut used = harness.connect().await;
+        used.write_all(POST).await.unwrap();
+        answer(&mut used).await;
+        let mut fresh = harness.connect().await;
+        harness.drain.cancel();
+        let mut late = harness.connect().await;
+        for stream in [&mut used, &mut fresh, &mut late] {
+            stream.write_all(POST).await.unwrap();
+            let last = to_end(stream).await;
+            assert!(last.contains("Ok(2)") && last.contains("connection: close"), "{last}");
+        }
+        harness.stop.cancel();
+        harness.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_is_on_its_way_when_it_ends_is_of_use() {
+        let authority = Authority::new();
+        let config = authority.issue(&["127.0.0.1"]).server_config();
+        let mut harness = start(Some(config), limits());
+        let stream = harness.connect().await;
+        harness.event(Event::Opened).await;
+        harness.stop.cancel();
+        harness.drain.cancel();
+        let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+        let mut config = ClientConfig::clone(&authority.client_config());
+        config.alpn_protocols.clear();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        stream.write_all(POST).await.unwrap();
+        let mut got = String::new();
+        stream.read_to_string(&mut got).await.unwrap();
+        assert!(got.contains("Ok(2)") && got.contains("connection: close"), "{got}");
+        harness.ended().await;
+    }
+
+    #[tokio::test]
+    async fn what_waits_where_another_holds_the_socket_is_left_to_the_next() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap().into_std().unwrap();
+        let address = listener.local_addr().unwrap();
+        let first = start_on(listener.try_clone().unwrap(), Backlog::Leave, None, limits());
+        // On one thread, the listener does not run before we wait.
+        first.stop.cancel();
+        let blocking = std::net::TcpStream::connect(address).unwrap();
+        blocking.set_nonblocking(true).unwrap();
+        let mut stream = TcpStream::from_std(blocking).unwrap();
+        first.ended().await;
+        stream.write_all(POST).await.unwrap();
+        let _next = start_on(listener, Backlog::Leave, None, limits());
+        assert!(answer(&mut stream).await.contains("Ok(2)"));
     }
 
     #[tokio::test]

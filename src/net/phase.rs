@@ -1,7 +1,8 @@
 //! What a connection is doing, and how long it may: its time limits, on one timer.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
@@ -10,19 +11,40 @@ use std::time::Duration;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::crowd::Member;
-use super::listener::ListenerLimits;
+use super::listener::{LAST_REQUEST_WAIT, ListenerLimits};
 
 /// How long a connection that was told to end may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How a listener ends, as its connections see it.
+#[derive(Clone, Debug)]
+pub(super) struct Ending {
+    /// One more request at most.
+    pub(super) drain: CancellationToken,
+    /// Nobody follows.
+    pub(super) stop_accepting: CancellationToken,
+}
+
+impl Ending {
+    /// Resolves when who has said nothing yet had his time.
+    pub(super) async fn unheard(&self) {
+        self.drain.cancelled().await;
+        self.stop_accepting.cancelled().await;
+        sleep(LAST_REQUEST_WAIT).await;
+    }
+}
 
 /// What a connection is doing, as far as its time limits are concerned.
 #[derive(Debug)]
 pub(super) struct Phase {
     /// Knows of the requests begun and not yet answered.
     member: Arc<Member>,
+    /// Whether there will be another request.
+    ending: Ending,
     /// Goes up with every change.
     changes: AtomicU32,
     /// Goes up with every request.
@@ -36,9 +58,10 @@ pub(super) struct Phase {
 }
 
 impl Phase {
-    pub(super) fn new(member: &Arc<Member>) -> Self {
+    pub(super) fn new(member: &Arc<Member>, ending: &Ending) -> Self {
         Self {
             member: Arc::clone(member),
+            ending: ending.clone(),
             changes: AtomicU32::new(0),
             begun: AtomicU32::new(0),
             used: AtomicBool::new(false),
@@ -74,6 +97,29 @@ impl Phase {
         self.http2.load(Ordering::Relaxed)
     }
 
+    /// Resolves when the listener ends and it is time to say so here: there is a request, which is the
+    /// last one, or none came. Over HTTP/2 it is said at once, as a request can't miss it there. To be
+    /// polled after the connection.
+    pub(super) async fn ends(&self) {
+        self.ending.drain.cancelled().await;
+        let begun = self.begun.load(Ordering::Relaxed);
+        let mut silence = pin!(async {
+            if begun == 0 {
+                self.ending.unheard().await;
+            } else {
+                sleep(LAST_REQUEST_WAIT).await;
+            }
+        });
+        poll_fn(|context| {
+            let has_come = self.begun.load(Ordering::Relaxed) != begun;
+            if has_come || self.member.requests() > 0 || self.is_http2() {
+                return Poll::Ready(());
+            }
+            silence.as_mut().poll(context)
+        })
+        .await;
+    }
+
     fn waits_for_head(&self) -> bool {
         !self.used.load(Ordering::Relaxed)
             || (self.in_head.load(Ordering::Relaxed) && self.member.requests() == 0)
@@ -96,6 +142,11 @@ impl Active {
         phase.http2.store(version == Version::HTTP_2, Ordering::Relaxed);
         phase.changed();
         Self(Arc::clone(phase))
+    }
+
+    /// Whether the connection takes no other after it.
+    pub(super) fn is_last(&self, requests_max: u32) -> bool {
+        self.0.is_worn_out(requests_max) || self.0.ending.drain.is_cancelled()
     }
 }
 

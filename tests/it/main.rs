@@ -28,6 +28,7 @@
 //! - `acme`: a certificate that an authority gives, without anybody's doing
 //! - `starts_and_stops`: what keeps it from starting, and the order in which it ends
 //! - `systemd`: what a service manager gives and is told
+//! - `upgrades`: a relay replaced under load, and nobody refused
 //! - `admin`: probes and metrics
 //! - `asks`: what an operator asks of a running relay
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
@@ -41,7 +42,8 @@
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
-//! `RELAY_TEST_SLOW_CONNECTIONS` how many slow ones `scanned` opens. A test whose tool is missing
+//! `RELAY_TEST_SLOW_CONNECTIONS` how many slow ones `scanned` opens, `RELAY_TEST_UPGRADES` how often `upgrades`
+//! replaces it. A test whose tool is missing
 //! fails, unless `RELAY_TEST_MAY_SKIP` is set.
 #![expect(
     clippy::disallowed_methods,
@@ -96,3 +98,4 @@ mod support;
 mod systemd;
 mod tls;
 mod torture;
+mod upgrades;
