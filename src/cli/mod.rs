@@ -14,12 +14,14 @@ pub mod acme;
 pub mod admin;
 pub mod certificate;
 pub mod check;
+pub mod completions;
 pub mod dead_letters;
 pub mod demo;
 pub mod diff;
 pub mod edge;
 pub mod erase;
 pub mod filter;
+pub mod man;
 pub mod output;
 pub mod receive;
 pub mod receiver;
@@ -107,6 +109,12 @@ pub enum Command {
     /// Prove on this machine's own disk that nothing acknowledged is lost
     #[command(long_about = torture::ABOUT)]
     Torture(torture::Args),
+    /// Print completions for a shell
+    #[command(long_about = completions::ABOUT)]
+    Completions(completions::Args),
+    /// Write manual pages into a folder
+    #[command(long_about = man::ABOUT)]
+    Man(man::Args),
 }
 
 /// How a command that could be carried out has ended.
@@ -161,6 +169,8 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),
         Command::Torture(args) => torture::run(args),
+        Command::Completions(args) => Ok(completions::run(args)),
+        Command::Man(args) => man::run(args),
     }
 }
 

@@ -39,6 +39,7 @@
 //! - `sbom`: the bill of materials names all that is compiled into the program
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
+//! - `manuals`: completions and manual pages are of use to what they are for
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
@@ -80,6 +81,7 @@ mod holding;
 mod http2_abuse;
 mod hung_disk;
 mod language;
+mod manuals;
 mod openapi;
 mod rejects;
 mod reload;
