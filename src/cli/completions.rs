@@ -8,7 +8,7 @@ use crate::cli::{Cli, Verdict};
 
 /// The long help of `completions`.
 pub const ABOUT: &str = "\
-Print completions of commands and flags for a shell. The Debian package brings them along.
+Print completions of commands and flags for a shell.
 
 bash: aryeo-relay completions bash > /etc/bash_completion.d/aryeo-relay
 

@@ -10,7 +10,7 @@ use crate::cli::{Cli, Verdict};
 
 /// The long help of `man`.
 pub const ABOUT: &str = "\
-Write manual pages, one for each command, into a folder. The Debian package brings them along.
+Write manual pages, one for each command, into a folder.
 
 aryeo-relay man /usr/local/share/man/man1, and from then on: man aryeo-relay-serve
 
