@@ -156,13 +156,13 @@ impl Context<'_> {
         None
     }
 
-    /// The path of a file, relative to the routes file.
+    /// The path of a file, relative to the routes file or among a service's credentials.
     pub(super) fn path(&mut self, text: &Text, at: Span) -> Option<PathBuf> {
         if text.0.is_empty() {
             self.report.error(at, "the path of the file is empty");
             return None;
         }
-        Some(self.folder.join(&text.0))
+        Some(secret::location(&text.0, self.folder, self.env))
     }
 
     /// Something outside of the file that could not be had.

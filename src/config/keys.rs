@@ -148,7 +148,7 @@ pub(super) static SECRET: Record = Record {
         may("file", PATH)
             .about(
                 "The file that holds the secret, relative to this one; one newline at its end \
-                 is dropped.",
+                 is dropped. With $CREDENTIALS_DIRECTORY/ before it, a credential of systemd.",
             )
             .example(r#""secrets/crm""#),
         may("value", SECRET_TEXT)

@@ -1,7 +1,7 @@
 //! Where secrets and other files come from, and reading them.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -48,6 +48,18 @@ pub enum Secrets {
     /// They are warnings, as for a check where the secrets are not. Something random that proves
     /// nothing to anybody stands in for each.
     Warn,
+}
+
+/// Where a service manager puts a service's credentials: systemd's LoadCredential=.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Where a file is: relative to `folder`, but with `$CREDENTIALS_DIRECTORY/` before it among the credentials of
+/// this service.
+pub(super) fn location(text: &str, folder: &Path, env: &dyn Environment) -> PathBuf {
+    let name = text.strip_prefix('$').and_then(|text| text.strip_prefix(CREDENTIALS));
+    let credential =
+        name.and_then(|text| Some(Path::new(&env.var(CREDENTIALS)?).join(text.strip_prefix('/')?)));
+    credential.unwrap_or_else(|| folder.join(text))
 }
 
 /// The bytes of a secret in a variable.
@@ -134,12 +146,34 @@ pub(super) fn read_file(
     if !files.contains(&read) {
         files.push(read);
     }
-    bytes.map_err(|error| format!("{} {error}", path.display()))
+    bytes.map_err(|error| {
+        let path = path.display().to_string();
+        let unset = path.contains(&format!("${CREDENTIALS}/"));
+        let hint =
+            if unset { ": CREDENTIALS_DIRECTORY is not set: it is for a service" } else { "" };
+        format!("{path} {error}{hint}")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_credential_is_where_the_service_manager_says() {
+        let at = |text: &str, env: &HashMap<String, String>| location(text, Path::new("etc"), env);
+        let none = HashMap::new();
+        let service = HashMap::from([(CREDENTIALS.to_owned(), "/run/credentials/r".to_owned())]);
+        let name = "$CREDENTIALS_DIRECTORY/crm";
+        assert_eq!(at(name, &service), Path::new("/run/credentials/r/crm"));
+        for other in
+            ["crm", "/crm", "$CREDENTIALS_DIRECTORY", "$CREDENTIALS_DIRECTORYcrm", "$HOME/a"]
+        {
+            assert_eq!(at(other, &service), Path::new("etc").join(other));
+        }
+        let error = from_file(&at(name, &none)).unwrap_err();
+        assert!(error.contains("CREDENTIALS_DIRECTORY is not set"), "{error}");
+    }
 
     #[test]
     fn one_newline_at_the_end_of_a_file_is_dropped_and_nothing_else() {
