@@ -40,6 +40,7 @@
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
 //! - `manuals`: completions and manual pages are of use to what they are for
+//! - `units`: the units for systemd are good
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
@@ -100,4 +101,5 @@ mod support;
 mod systemd;
 mod tls;
 mod torture;
+mod units;
 mod upgrades;

@@ -1,0 +1,67 @@
+//! The units of `deploy/systemd` are good, and fit the binary.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::relay::{BINARY, command, folder, run};
+use crate::support::tools::has;
+
+const SERVICE: &str = "aryeo-relay.service";
+const SOCKET: &str = "aryeo-relay.socket";
+
+/// Tenths of systemd's exposure level that may be, of 100: what it calls OK ends at 4.4 of 10.
+const EXPOSURE_MAX: &str = "15";
+
+fn unit(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(name);
+    std::fs::read_to_string(file).unwrap()
+}
+
+/// Copies that name the binary of these tests: the one that they name is not installed here.
+fn units(into: &Path) -> [PathBuf; 2] {
+    [SERVICE, SOCKET].map(|name| {
+        let path = into.join(name);
+        std::fs::write(&path, unit(name).replace("/usr/bin/aryeo-relay", BINARY)).unwrap();
+        path
+    })
+}
+
+#[test]
+fn systemd_finds_no_fault_with_them() {
+    if !has("systemd-analyze", "--version") {
+        return;
+    }
+    let into = folder();
+    for path in units(into.path()) {
+        let verified = run(command("systemd-analyze").args(["--man=no", "verify"]).arg(&path));
+        assert_eq!((verified.code, &*verified.stderr), (Some(0), ""), "{verified:?}");
+    }
+}
+
+#[test]
+fn the_service_has_few_rights() {
+    if !has("systemd-analyze", "--version") {
+        return;
+    }
+    let into = folder();
+    let [service, _] = units(into.path());
+    let mut analyze = command("systemd-analyze");
+    analyze.args(["security", "--offline=true", "--threshold", EXPOSURE_MAX]).arg(service);
+    let analyzed = run(&mut analyze);
+    assert_eq!(analyzed.code, Some(0), "{analyzed:?}");
+}
+
+#[test]
+fn they_set_what_serve_reads_and_name_its_socket() {
+    let help = run(command(BINARY).args(["serve", "--help"])).stdout;
+    let service = unit(SERVICE);
+    let set = |line: &str| {
+        let variable = line.strip_prefix("Environment=")?.split('=').next()?;
+        Some(variable.to_owned())
+    };
+    let variables: Vec<String> = service.lines().filter_map(set).collect();
+    assert!(variables.len() >= 4, "{variables:?}");
+    for variable in variables {
+        assert!(help.contains(&format!("[env: {variable}]")), "serve does not read {variable}");
+    }
+    assert!(unit(SOCKET).contains("\nFileDescriptorName=webhooks\n"));
+}
