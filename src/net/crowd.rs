@@ -51,6 +51,13 @@ struct Quiet {
     end: CancellationToken,
 }
 
+impl Quiet {
+    /// It has no request to answer.
+    fn is_idle(&self) -> bool {
+        self.active.load(Ordering::SeqCst) == 0
+    }
+}
+
 impl Crowd {
     /// So many slots.
     pub(super) fn new(connections_max: usize) -> Arc<Self> {
@@ -74,7 +81,7 @@ impl Crowd {
         self.awaited.store(true, Ordering::SeqCst);
         let slot = loop {
             let fell_idle = self.fell_idle.notified();
-            if self.end_longest_idle() {
+            if self.has_one_that_ends() || self.end_longest_idle() {
                 break Arc::clone(&self.slots).acquire_owned().await.ok();
             }
             tokio::select! {
@@ -112,6 +119,12 @@ impl Crowd {
         staying < max || end_longest_idle(group.iter())
     }
 
+    /// Whether one has made room already, for its address, and is not gone yet.
+    fn has_one_that_ends(&self) -> bool {
+        let is_ending = |quiet: &Arc<Quiet>| quiet.end.is_cancelled() && quiet.is_idle();
+        self.lock().all.values().any(is_ending)
+    }
+
     fn end_longest_idle(&self) -> bool {
         end_longest_idle(self.lock().all.values())
     }
@@ -131,7 +144,7 @@ fn end_longest_idle(members: impl ExactSizeIterator<Item: AsRef<Quiet>>) -> bool
     let mut idle: Vec<_> = members
         .filter(|member| {
             let quiet = member.as_ref();
-            quiet.active.load(Ordering::SeqCst) == 0 && !quiet.end.is_cancelled()
+            quiet.is_idle() && !quiet.end.is_cancelled()
         })
         .map(|member| {
             let quiet = member.as_ref();
@@ -323,6 +336,21 @@ mod tests {
         assert!(ended(&proxied).is_empty(), "a proxy's connections are not one client's");
         drop((other, second, hosts, proxied));
         assert!(crowd.lock().by_address.is_empty() && crowd.lock().all.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_one_address_has_all_slots_one_ends_for_each_newcomer() {
+        let (crowd, limits) = (Crowd::new(3), per_address(3));
+        let address = "192.0.2.1".parse().unwrap();
+        let mut members = full(&crowd);
+        members.iter().for_each(|member| member.comes_from(address, &limits));
+        assert!(crowd.make_room(address, &limits));
+        let mut slot = Box::pin(crowd.slot());
+        assert!(at_once(slot.as_mut()).await.is_none());
+        let ended = ended(&members);
+        assert_eq!(ended.len(), 1, "{ended:?}");
+        drop(members.remove(ended[0]));
+        assert!(slot.await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
