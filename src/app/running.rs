@@ -51,6 +51,10 @@ impl App {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let watcher = self.watcher.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let acme = self.acme.take();
+        // Lanes begin in tasks of their own: who scrapes the moment we are ready must find all targets.
+        for target in self.table.borrow().targets.keys() {
+            drop((self.metrics.target(target), self.metrics.lane_state(target)));
+        }
         let running = self.start(listener, watcher);
         if let Some(acme) = acme {
             // What is ordered while it stops would be checked at a listener that closes.
