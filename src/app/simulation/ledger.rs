@@ -32,7 +32,7 @@ pub(super) struct Post {
     pub(super) added_perhaps: usize,
     /// An operator wants it gone, and since when it is.
     pub(super) to_be_erased: bool,
-    pub(super) erased_at: Option<Duration>,
+    pub(super) erased: Option<(WebhookId, Duration)>,
 }
 
 impl Post {
@@ -203,7 +203,7 @@ impl Ledger {
             self.violated(format!("{id} has other bytes"));
         } else if post.refused.contains(&id) {
             self.violated(format!("{id} was refused, and delivered"));
-        } else if post.erased_at.is_some_and(|erased| erased < *begun) {
+        } else if post.erased.is_some_and(|(erased, at)| erased == id && at < *begun) {
             self.violated(format!("{id} was erased, and delivered"));
         } else if post.accepted.is_some_and(|accepted| self.is_same_window(accepted, id))
             && !post.to_be_erased

@@ -93,7 +93,7 @@ impl Play {
             let mut ledger: std::sync::MutexGuard<'_, Ledger> = ledger.lock().unwrap();
             ledger.tell(|| format!("{id}: {erased:?}"));
             if erased.is_ok() {
-                ledger.of(id).erased_at.get_or_insert(time::elapsed());
+                ledger.of(id).erased.get_or_insert((id, time::elapsed()));
             }
         });
     }
