@@ -47,7 +47,14 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::domain::client::Subjects;
+    use crate::domain::route::Unrouted;
+    use crate::domain::source::Source;
+    use crate::ingress::IngressLimits;
+    use crate::ingress::testing::{NOW, ORDER, Rig, post, signed, source};
 
     fn found(clients: &Clients, peer: &str, forwarded: &[&str]) -> [Option<String>; 3] {
         let mut headers = HeaderMap::new();
@@ -75,5 +82,29 @@ mod tests {
         // Something ends TLS, and nobody said what: all may come from there.
         let plain = Clients { trusted: Networks::default(), peers_are_clients: false };
         assert_eq!(found(&plain, "10.0.0.1:1", &lines), [proxy.clone(), proxy, None]);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_expires_while_its_connection_is_open_proves_nothing_any_more() {
+        let source = Source { client_certificate: Some(["a".into()].into()), ..source() };
+        let rig = Rig::with(source, Unrouted::Keep, IngressLimits::default());
+        let subjects: Subjects = ["a".to_owned()].into_iter().collect();
+        let minute = Duration::from_secs(60);
+        let send = async |body: &[u8]| {
+            let certificate =
+                ClientCertificate { subjects: subjects.clone(), not_after: NOW.plus(minute) };
+            rig.send_showing(certificate, signed(body)).await
+        };
+        send(b"1").await.check(202, "accepted");
+        rig.clock.advance(minute);
+        send(b"2").await.check(202, "accepted");
+        rig.clock.advance(Duration::from_secs(1));
+        let refused = send(b"3").await;
+        // As for every other proof that is none.
+        refused.check(401, "unauthorized");
+        assert_eq!(refused.body, Rig::new().send(post(ORDER, "00")).await.body);
+        // On another connection the sender can show another one.
+        assert_eq!(refused.headers["connection"], "close");
+        assert_eq!(rig.committed().len(), 2);
     }
 }

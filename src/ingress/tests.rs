@@ -13,12 +13,10 @@ use tokio::time::{Instant, sleep};
 use super::testing::{
     AHEAD, NOW, ORDER, PATH, Pieces, Rig, SECRET, post, sign, signed, source, table, verification,
 };
-use crate::domain::client::{ClientCertificate, Subjects};
 use crate::domain::limit::{UNREAD_STREAM_WAIT, UNREAD_STREAMS_MAX};
 use crate::domain::proof::Proof;
 use crate::domain::route::Unrouted;
 use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing, TIMESTAMP, Verification};
-use crate::domain::source::Source;
 use crate::domain::target::Rate;
 use crate::domain::webhook::WebhookId;
 use crate::ingress::IngressLimits;
@@ -478,28 +476,4 @@ async fn a_record_from_the_future_does_not_put_the_alert_on_silence_to_sleep() {
     rig.send(signed(ORDER)).await.check(202, "accepted");
     rig.ingress.observe(&health);
     rig.check_metric(r#"relay_last_webhook_timestamp_seconds{source="aryeo"} 1700000120"#);
-}
-
-#[tokio::test]
-async fn a_certificate_that_expires_while_its_connection_is_open_proves_nothing_any_more() {
-    let source = Source { client_certificate: Some(["a".into()].into()), ..source() };
-    let rig = Rig::with(source, Unrouted::Keep, IngressLimits::default());
-    let subjects: Subjects = ["a".to_owned()].into_iter().collect();
-    let minute = Duration::from_secs(60);
-    let send = async |body: &[u8]| {
-        let certificate =
-            ClientCertificate { subjects: subjects.clone(), not_after: NOW.plus(minute) };
-        rig.send_showing(certificate, signed(body)).await
-    };
-    send(b"1").await.check(202, "accepted");
-    rig.clock.advance(minute);
-    send(b"2").await.check(202, "accepted");
-    rig.clock.advance(Duration::from_secs(1));
-    let refused = send(b"3").await;
-    // As for every other proof that is none.
-    refused.check(401, "unauthorized");
-    assert_eq!(refused.body, Rig::new().send(post(ORDER, "00")).await.body);
-    // On another connection the sender can show another one.
-    assert_eq!(refused.headers["connection"], "close");
-    assert_eq!(rig.committed().len(), 2);
 }
