@@ -11,6 +11,27 @@ use crate::store::listing::ReadError;
 
 const TARGET: &str = "crm";
 
+/// Starts again, with no index, while one of the segments can't be read.
+async fn start_without(
+    world: &World,
+    segment: usize,
+    store: EmbeddedStore,
+    mut stepper: Stepper,
+) -> (EmbeddedStore, Stepper, std::path::PathBuf) {
+    drive(&mut stepper, store.close()).await;
+    drop((store, stepper));
+    world.delete_index();
+    let path = segments(world).remove(segment);
+    world.disk.break_reads(&path, HEADER_BYTES..HEADER_BYTES + 512);
+    let (store, mut stepper) = world.open_stepped();
+    stepper.recall();
+    while !stepper.is_caught_up() {
+        tokio::time::advance(world.settings.read_patience).await;
+        stepper.index();
+    }
+    (store, stepper, path)
+}
+
 /// A store that had to start without a part of its log, and one webhook that is in it.
 async fn with_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf, WebhookId) {
     let mut world = World::new();
@@ -19,17 +40,7 @@ async fn with_a_gap() -> (World, EmbeddedStore, Stepper, std::path::PathBuf, Web
     let (store, mut stepper) = world.open_stepped();
     let (before, committed) = drive(&mut stepper, world.commit(&store, b"before", &[TARGET])).await;
     committed.unwrap();
-    drive(&mut stepper, store.close()).await;
-    drop((store, stepper));
-    world.delete_index();
-    let path = segments(&world).remove(0);
-    world.disk.break_reads(&path, HEADER_BYTES..HEADER_BYTES + 512);
-    let (store, mut stepper) = world.open_stepped();
-    stepper.recall();
-    while !stepper.is_caught_up() {
-        tokio::time::advance(world.settings.read_patience).await;
-        stepper.index();
-    }
+    let (store, stepper, path) = start_without(&world, 0, store, stepper).await;
     (world, store, stepper, path, before.id)
 }
 
@@ -105,17 +116,7 @@ async fn on_its_way_while_a_gap_is_filled(
             store.settle(lease, Some(failed), *settlement);
         }
     }
-    drive(&mut stepper, store.close()).await;
-    drop((store, stepper));
-    world.delete_index();
-    let path = segments(&world).remove(1);
-    world.disk.break_reads(&path, HEADER_BYTES..HEADER_BYTES + 512);
-    let (store, mut stepper) = world.open_stepped();
-    stepper.recall();
-    while !stepper.is_caught_up() {
-        tokio::time::advance(world.settings.read_patience).await;
-        stepper.index();
-    }
+    let (store, mut stepper, path) = start_without(&world, 1, store, stepper).await;
     let lease = drive(&mut stepper, store.lease(TARGET, 1, Pick::LongestDue)).await.remove(0);
     assert_eq!(lease.delivery.attempts, 0, "nobody knows better");
     world.disk.mend(&path);
