@@ -30,6 +30,9 @@ const APPLY_WAIT: Duration = Duration::from_millis(250);
 const HOUSEKEEPING_WAIT: Duration = Duration::from_secs(1);
 // Each segment is asked for its size.
 const MEASURING_WAIT: Duration = Duration::from_secs(10);
+// A body that waits in memory for longer is read again when its turn comes.
+const BODY_KEPT: Duration = Duration::from_secs(10);
+const FORGETTING_WAIT: Duration = Duration::from_secs(1);
 const TRIAL_WAIT: Duration = Duration::from_secs(1);
 // As many as the committer keeps.
 const UNLOGGED_MAX: usize = 65_536;
@@ -81,6 +84,7 @@ pub struct Indexer {
     requests: Vec<Request>,
     behind: bool,
     next_housekeeping: Instant,
+    next_forgetting: Instant,
     // Settlements that no segment has yet: an index that is made again must have them too.
     unlogged: BTreeMap<(u64, u16), Settled>,
     unreadable_since: Option<Instant>,
@@ -112,6 +116,7 @@ impl Indexer {
             requests: Vec::new(),
             behind: true,
             next_housekeeping: Instant::now(),
+            next_forgetting: Instant::now(),
             unlogged: BTreeMap::new(),
             unreadable_since: None,
             failed_writes: 0,
@@ -399,11 +404,21 @@ impl Indexer {
         }
     }
 
+    /// A target that is down, paused or slow costs no memory for long.
+    fn forget_bodies(&mut self, now: Instant) {
+        if now >= self.next_forgetting {
+            self.next_forgetting = now + FORGETTING_WAIT;
+            let before = self.clock.now().minus(BODY_KEPT);
+            self.parts.lanes.all().iter().for_each(|lane| lane.forget_bodies(before));
+        }
+    }
+
     fn keep_house(&mut self, closed: bool) {
         let now = Instant::now();
         if closed {
             return;
         }
+        self.forget_bodies(now);
         self.try_file(now);
         if self.behind {
             return;

@@ -205,6 +205,17 @@ impl Lane {
         None
     }
 
+    /// Keeps no body in memory of webhooks that wait and were received before that: the place of a
+    /// backlog is the disk.
+    pub fn forget_bodies(&self, before: Timestamp) {
+        let mut state = self.lock();
+        for entry in state.waiting() {
+            if entry.body.as_ref().is_some_and(|body| body.webhook.received_at < before) {
+                (entry.body, entry.hold) = (None, None);
+            }
+        }
+    }
+
     /// Takes in what the index has from `asked` on; `rest` is where it goes on, if it does.
     pub fn refilled(self: &Arc<Self>, asked: DueKey, rows: Vec<DueRow>, rest: Option<DueKey>) {
         let mut state = self.lock();
@@ -231,6 +242,12 @@ impl Lane {
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Bytes of bodies that it has in memory.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.share.held()
     }
 
     /// A body that was read is kept until its lease ends.

@@ -97,6 +97,12 @@ impl State {
         untried.or_else(|| self.window.first_key_value())
     }
 
+    /// All that wait in memory.
+    pub(super) fn waiting(&mut self) -> impl Iterator<Item = &mut Entry> {
+        let arrived = self.refill.iter_mut().flat_map(|refill| refill.arrived.values_mut());
+        self.window.values_mut().chain(arrived)
+    }
+
     /// Puts a delivery where it belongs; answers whether it is now the first.
     pub(super) fn put(&mut self, entry: Entry) -> bool {
         let key = entry.row.key;

@@ -57,3 +57,33 @@ async fn what_is_due_next_is_in_memory_before_the_window_is_empty() {
     store.flush().await;
     assert_eq!(lane.in_memory(), 600);
 }
+
+#[tokio::test]
+async fn what_waits_for_long_takes_no_memory_and_is_delivered_whole() {
+    let world = World::new();
+    let store = world.open();
+    for n in 0..100_u32 {
+        world.commit(&store, &n.to_be_bytes(), &["crm"]).await.1.unwrap();
+    }
+    // One of them is tried again later.
+    let [failed] = <[Lease; 1]>::try_from(lease(&store, "crm", 1).await).unwrap();
+    let at = world.clock.now().plus(Duration::from_secs(15));
+    store.settle(failed, None, Settlement::Retry { at });
+    let lane = store.lane("crm");
+    assert!(lane.held() > 0);
+    world.clock.advance(Duration::from_secs(15));
+    world.commit(&store, b"new", &["crm"]).await.1.unwrap();
+    until(async || {
+        store.flush().await;
+        lane.held() < 2 * 1024
+    })
+    .await;
+    assert!(lane.held() > 0, "the new one waits in memory");
+    assert_eq!(lane.in_memory(), 101);
+    let mut delivered: Vec<_> = drain(&store, "crm").await;
+    delivered.sort();
+    let mut all: Vec<_> = (0..100_u32).map(|n| n.to_be_bytes().to_vec()).collect();
+    all.push(b"new".to_vec());
+    all.sort();
+    assert_eq!(delivered, all);
+}
