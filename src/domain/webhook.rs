@@ -37,6 +37,20 @@ impl WebhookId {
         (high << 12) | (u64::from(g & 0x0f) << 8) | u64::from(h)
     }
 
+    /// What differs between ids, in 122 bits: the key and the bits of chance.
+    pub fn to_bits(self) -> u128 {
+        let [.., i, j, k, l, m, n, o, p] = self.0;
+        let random = u64::from_be_bytes([i & 0x3f, j, k, l, m, n, o, p]);
+        (u128::from(self.key()) << 62) | u128::from(random)
+    }
+
+    /// The id of these bits; higher ones do not matter.
+    pub fn from_bits(bits: u128) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "60 bits are left, and 62 are taken")]
+        let (key, random) = (((bits << 6) >> 68) as u64, bits as u64);
+        Self::new(key, random)
+    }
+
     /// The id as targets know it: a repeat on purpose has `<webhook_id>.<n>`.
     pub fn known_as(self, again: u32) -> String {
         match again {

@@ -24,28 +24,36 @@ const BARE_KEPT: Duration = Duration::from_secs(3600);
 const CHUNK: usize = 4096;
 
 /// What is remembered of a key: a million of them are most of the memory that the relay takes. Of
-/// the key 80 bits of a digest are enough: that a new webhook is taken for one of a million others has a
-/// chance of less than one in 10^18, which is less than that of the disk misreading it.
+/// the key 70 bits of a digest are enough: that a new webhook is taken for one of a million others has a
+/// chance of less than one in 10^15, which is less than that of the disk misreading it.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    key: [u8; 10],
-    id: WebhookId,
+    key: u64,
+    // Six more bits of the key, then those of the id.
+    rest: [u8; 16],
 }
+
+const ID_BITS: u32 = 122;
 
 impl Entry {
     fn new(key: &DuplicateKey, id: WebhookId) -> Self {
-        Self { key: shortened(key), id }
+        let [a, b, c, d, e, f, g, h, more, ..] = *key.as_bytes();
+        let rest = (u128::from(more) << ID_BITS) | id.to_bits();
+        Self { key: u64::from_le_bytes([a, b, c, d, e, f, g, h]), rest: rest.to_le_bytes() }
+    }
+
+    fn has_key_of(&self, other: &Self) -> bool {
+        let more = |entry: &Self| u128::from_le_bytes(entry.rest) >> ID_BITS;
+        self.key == other.key && more(self) == more(other)
+    }
+
+    fn id(&self) -> WebhookId {
+        WebhookId::from_bits(u128::from_le_bytes(self.rest))
     }
 
     fn hash(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.key;
-        hash_of(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        hash_of(self.key)
     }
-}
-
-fn shortened(key: &DuplicateKey) -> [u8; 10] {
-    let [short @ .., _, _, _, _, _, _] = *key.as_bytes();
-    short
 }
 
 /// Entries in order of arrival, in pieces, so that growing never copies them.
@@ -112,9 +120,9 @@ impl Keys {
 
     fn find(&self, key: &DuplicateKey) -> Option<WebhookId> {
         let entry = Entry::new(key, WebhookId::from_key(0));
-        let is = |low| self.get(low).is_some_and(|other| other.key == entry.key);
+        let is = |low| self.get(low).is_some_and(|other| other.has_key_of(&entry));
         let low = self.slots.find(entry.hash(), is)?;
-        self.get(low).map(|entry| entry.id)
+        self.get(low).map(Entry::id)
     }
 
     fn reserve(&mut self, count: usize) {
@@ -125,7 +133,7 @@ impl Keys {
         let entry = Entry::new(key, id);
         let hash = entry.hash();
         // An earlier one with the same key stays in the ring, but is not found any more.
-        let is = |low| self.get(low).is_some_and(|other| other.key == entry.key);
+        let is = |low| self.get(low).is_some_and(|other| other.has_key_of(&entry));
         if let Some(low) = self.slots.find(hash, is) {
             self.edit(|slots, hash_of| slots.remove(hash, low, hash_of));
         }
@@ -137,7 +145,7 @@ impl Keys {
     fn forget(&mut self, id: WebhookId) {
         let mut number = self.ring.first;
         while number != self.ring.next {
-            if let Some(hash) = self.ring.get(number).filter(|e| e.id == id).map(Entry::hash) {
+            if let Some(hash) = self.ring.get(number).filter(|e| e.id() == id).map(Entry::hash) {
                 self.edit(|slots, hash_of| slots.remove(hash, number, hash_of));
             }
             number = number.wrapping_add(1);
@@ -193,7 +201,7 @@ impl RecentSet {
         }
         let keys = if known.activity_id { &self.activities } else { &self.bare };
         let oldest = keys.ring.oldest().filter(|_| self.len() >= self.max);
-        if oldest.is_some_and(|oldest| known.id.key() < oldest.id.key()) {
+        if oldest.is_some_and(|oldest| known.id.key() < oldest.id().key()) {
             self.dropped |= known.activity_id;
             return;
         }
@@ -209,7 +217,7 @@ impl RecentSet {
     /// How far back activities are known, if some had to be dropped.
     pub fn reach(&self, now: Timestamp) -> Option<Duration> {
         let oldest = self.activities.ring.oldest().filter(|_| self.dropped)?;
-        Some(now.since(oldest.id.timestamp()))
+        Some(now.since(oldest.id().timestamp()))
     }
 
     /// How many keys are known.
@@ -230,7 +238,7 @@ impl RecentSet {
             .bare
             .ring
             .oldest()
-            .is_some_and(|entry| newest.timestamp().since(entry.id.timestamp()) > BARE_KEPT);
+            .is_some_and(|entry| newest.timestamp().since(entry.id().timestamp()) > BARE_KEPT);
         if stale || self.activities.ring.len() * 2 < self.max {
             self.bare.drop_oldest();
         } else {
@@ -264,6 +272,27 @@ impl Recent for RecentSet {
 mod tests {
     use super::*;
     use crate::domain::webhook::WebhookIds;
+
+    #[test]
+    fn an_entry_is_small_and_gives_back_what_it_was_made_of() {
+        assert_eq!(size_of::<Entry>(), 24);
+        let mut random = fastrand::Rng::with_seed(7);
+        let ids = WebhookIds::default();
+        for n in 0..1000 {
+            let key = DuplicateKey::from_bytes(random.u128(..).to_le_bytes());
+            let id =
+                ids.next(Timestamp::from_millis(random.u64(..1 << 48) >> (n % 48)), random.u64(..));
+            let entry = Entry::new(&key, id);
+            assert_eq!(entry.id(), id);
+            assert!(entry.has_key_of(&Entry::new(&key, WebhookId::from_key(0))));
+            // All of the first 70 bits count.
+            for bit in 0..70 {
+                let mut other = *key.as_bytes();
+                other[bit / 8] ^= 1 << (bit % 8);
+                assert!(!entry.has_key_of(&Entry::new(&DuplicateKey::from_bytes(other), id)));
+            }
+        }
+    }
 
     #[test]
     fn the_last_max_keys_are_known_and_none_before_them() {
