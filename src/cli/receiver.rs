@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::signature::{Verification, VerifyError};
 use crate::domain::time::{Clock, Timestamp};
+use crate::net::address::BindError;
 use crate::net::body;
 use crate::net::listener::{
     Backlog, ListenerLimits, ListenerObserver, PeerInfo, Proxies, Server, bind,
@@ -139,7 +140,7 @@ impl Receiver {
         address: SocketAddr,
         tls: Option<Arc<ServerConfig>>,
         behaviour: Behaviour,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, BindError> {
         Ok(Self { listener: bind(address)?, tls, behaviour })
     }
 

@@ -44,9 +44,30 @@ pub enum BindError {
     /// Two are making one at the same time.
     #[error("another process is just making a socket in that folder")]
     Contended,
+    /// Such as port 443, for a user that is not root.
+    #[error(
+        "the system does not let this user: a port below 1024 needs the capability \
+         CAP_NET_BIND_SERVICE, or a socket that a service manager passes"
+    )]
+    PortNotPermitted,
+    /// No interface has it.
+    #[error("no interface of this machine has that address")]
+    NotHere,
     /// The system refused.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl BindError {
+    /// What the system says of an IP address.
+    pub(super) fn of_tcp(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::Taken,
+            io::ErrorKind::PermissionDenied => Self::PortNotPermitted,
+            io::ErrorKind::AddrNotAvailable => Self::NotHere,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 impl Address {
@@ -63,7 +84,7 @@ impl Address {
     pub fn bind(&self) -> Result<Bound, BindError> {
         match self {
             Self::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
+                let listener = TcpListener::bind(address).map_err(BindError::of_tcp)?;
                 listener.set_nonblocking(true)?;
                 let address = Self::Tcp(listener.local_addr()?);
                 Ok(Bound { address, socket: Socket::Tcp(listener) })
@@ -253,6 +274,12 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_port_that_only_root_may_have_comes_with_what_to_do() {
+        let error = BindError::of_tcp(io::ErrorKind::PermissionDenied.into());
+        assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"), "{error}");
+    }
 
     #[test]
     fn an_address_is_read_and_written_alike() {

@@ -21,6 +21,7 @@ use super::connection::{Open, Protocols, ServerConnection};
 use super::crowd::{Crowd, Member};
 use super::phase::Ending;
 use crate::domain::client::{ClientCertificate, Networks};
+use crate::net::address::BindError;
 
 /// Connections that the kernel keeps until we come to accept them.
 const BACKLOG: u32 = 4096;
@@ -35,13 +36,14 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// Binds a listening socket; `[::]` serves IPv4 too, and is 0.0.0.0 where IPv6 is off.
 ///
 /// Call it within a tokio runtime.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    match listen(address) {
+pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bound = match listen(address) {
         Err(error) if address.ip().is_unspecified() && address.is_ipv6() && no_ipv6(&error) => {
             listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         bound => bound,
-    }
+    };
+    bound.map_err(BindError::of_tcp)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -900,7 +902,7 @@ mod tests {
         connected.unwrap();
         assert_eq!(accepted.unwrap().1.ip().to_canonical(), Ipv4Addr::LOCALHOST);
         let error = bind(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(matches!(error, BindError::Taken), "{error}");
     }
 
     #[test]

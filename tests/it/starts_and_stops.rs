@@ -294,13 +294,21 @@ fn a_directory_that_is_not_its_own_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn an_address_in_use_is_refused_with_its_name() {
+fn an_address_that_can_not_be_had_is_refused_with_its_name_and_why() {
     let crm = Receiver::willing();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for flag in ["--listen", "--admin"] {
-        let builder = TestRelay::with(&table(&crm)).override_flag(flag, &address);
-        assert!(builder.refused().stderr.contains(&address), "{flag}");
+    // Set aside for documents (RFC 5737): no machine has it.
+    let addresses = [(address.as_str(), "another process"), ("192.0.2.1:8443", "no interface")];
+    for (flag, (address, why)) in
+        ["--listen", "--admin"].into_iter().flat_map(|flag| addresses.map(|case| (flag, case)))
+    {
+        let refused = TestRelay::with(&table(&crm)).override_flag(flag, address).refused();
+        assert!(
+            refused.stderr.contains(&format!("{flag} {address} can't be bound")),
+            "{refused:?}"
+        );
+        assert!(refused.stderr.contains(why), "{flag} {address}: {refused:?}");
     }
 }
 
