@@ -62,18 +62,28 @@ impl Seen {
     }
 }
 
-/// How a sender posts.
-type Post = fn(&mut Sender, &[u8]) -> io::Result<Answer>;
+/// Posts a body.
+type Post = Box<dyn FnMut(&[u8]) -> io::Result<Answer> + Send>;
+
+/// How each sender posts.
+type How = fn(&TestRelay) -> Post;
 
 /// As Aryeo: on a connection of its own.
-fn on_a_new_connection(sender: &mut Sender, body: &[u8]) -> io::Result<Answer> {
-    let request = sender.request(body);
-    sender.try_connect()?.send(&request)
+fn on_a_new_connection(relay: &TestRelay) -> Post {
+    let sender = Sender::new(relay);
+    Box::new(move |body| sender.try_connect()?.send(&sender.request(body)))
 }
 
 /// As a proxy: on the one that it has, until it is told that it ends.
-fn on_a_kept_connection(sender: &mut Sender, body: &[u8]) -> io::Result<Answer> {
-    sender.try_post(body)
+fn on_a_kept_connection(relay: &TestRelay) -> Post {
+    let mut sender = Sender::new(relay);
+    Box::new(move |body| sender.try_post(body))
+}
+
+/// The same over HTTP/2.
+fn over_http2(relay: &TestRelay) -> Post {
+    let mut sender = Sender::new(relay).over_http2();
+    Box::new(move |body| sender.try_post(body))
 }
 
 /// Two files of the program, as an upgrade has them.
@@ -101,20 +111,20 @@ fn target() -> (Receiver, Arrived) {
 }
 
 /// Posts one after the other until it is over.
-fn keep_posting(mut sender: Sender, number: usize, post: Post, seen: &Seen, over: &AtomicBool) {
+fn keep_posting(mut post: Post, number: usize, seen: &Seen, over: &AtomicBool) {
     for count in 0.. {
         if over.load(Ordering::Relaxed) {
             return;
         }
         let body = activity("ORDER_CREATED", &format!("{number}-{count}"), "ORDER");
         let began = Instant::now();
-        let answer = post(&mut sender, &body);
+        let answer = post(&body);
         seen.note(body, began.elapsed(), answer);
     }
 }
 
 /// Replaces a relay again and again while all senders post; what they saw.
-fn upgraded_under_load(post: Post) -> Seen {
+fn upgraded_under_load(how: How) -> Seen {
     let (crm, arrived) = target();
     let lines = ["concurrency: 64", SOON];
     let routes = Routes::new().target("crm", &crm.url(), &lines).all_to(&["crm"]);
@@ -123,8 +133,8 @@ fn upgraded_under_load(post: Post) -> Seen {
     let (seen, over) = (Seen::default(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         for number in 0..SENDERS {
-            let (sender, seen, over) = (Sender::new(&relay), &seen, &over);
-            scope.spawn(move || keep_posting(sender, number, post, seen, over));
+            let (post, seen, over) = (how(&relay), &seen, &over);
+            scope.spawn(move || keep_posting(post, number, seen, over));
         }
         for round in 0..upgrades() {
             seen.go_on();
@@ -162,5 +172,11 @@ fn no_request_fails_while_it_is_replaced_and_none_is_lost_or_invented() {
 #[test]
 fn connections_that_are_kept_are_told_in_time() {
     let seen = upgraded_under_load(on_a_kept_connection);
+    assert_eq!(*seen.failed.lock().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn connections_over_http2_are_told_in_time() {
+    let seen = upgraded_under_load(over_http2);
     assert_eq!(*seen.failed.lock().unwrap(), Vec::<String>::new());
 }

@@ -3,6 +3,7 @@
 pub(crate) mod certs;
 pub(crate) mod eventually;
 pub(crate) mod http2;
+mod http2_sender;
 pub(crate) mod manager;
 pub(crate) mod metrics;
 pub(crate) mod pebble;

@@ -4,15 +4,13 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use sha2::Sha256;
 
+use super::http2_sender::Http2Sender;
 use super::receiver::RUNTIME;
 use super::relay::TestRelay;
 use super::routes::{PATH, SECRET};
@@ -451,38 +449,18 @@ impl Sender {
         self.connect().send(request).unwrap_or_else(|error| panic!("no answer: {error}"))
     }
 
-    /// Posts a signed body over HTTP/2.
+    /// Posts a signed body over HTTP/2, on a connection of its own.
     #[track_caller]
     pub(crate) fn post_http2(&self, body: &[u8]) -> Answer {
-        RUNTIME.block_on(self.http2(body.to_vec())).unwrap_or_else(|error| panic!("{error}"))
+        self.over_http2().try_post(body).unwrap_or_else(|error| panic!("no answer: {error}"))
     }
 
-    async fn http2(
-        &self,
-        body: Vec<u8>,
-    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    /// The same sender, over HTTP/2.
+    pub(crate) fn over_http2(&self) -> Http2Sender {
         // Whatever it shows otherwise, and HTTP/2 only.
-        let mut config = ClientConfig::clone(self.tls.as_ref().expect("the relay has TLS"));
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let tcp = tokio::net::TcpStream::connect(self.address).await?;
-        let name = ServerName::try_from("localhost")?;
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let (mut client, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
-        let connection = RUNTIME.spawn(connection);
-        let request = http::Request::post(format!("https://localhost{}", self.path))
-            .header("content-type", "application/json")
-            .header("signature", sign(&self.secret, &body))
-            .body(Full::new(Bytes::from(body)))?;
-        let answer = tokio::time::timeout(patience(), client.send_request(request)).await??;
-        let (head, body) = answer.into_parts();
-        let body = tokio::time::timeout(patience(), body.collect()).await??.to_bytes().to_vec();
-        connection.abort();
-        let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into();
-        let headers =
-            head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-        Ok(Answer { status: head.status.as_u16(), headers, body })
+        let mut tls = ClientConfig::clone(self.tls.as_ref().expect("the relay has TLS"));
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Http2Sender::new(self.address, tls, &self.secret, &self.path)
     }
 }
 

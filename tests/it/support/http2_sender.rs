@@ -1,0 +1,91 @@
+//! A sender that speaks HTTP/2, by somebody else's client.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
+use super::patience;
+use super::receiver::RUNTIME;
+use super::sender::{Answer, sign};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// A sender with one connection that it keeps until it is told that it ends.
+#[derive(Debug)]
+pub(crate) struct Http2Sender {
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    secret: String,
+    path: String,
+    client: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Http2Sender {
+    pub(super) fn new(address: SocketAddr, tls: ClientConfig, secret: &str, path: &str) -> Self {
+        let (secret, path) = (secret.to_owned(), path.to_owned());
+        Self { address, tls: Arc::new(tls), secret, path, client: None }
+    }
+
+    /// Posts a signed body.
+    pub(crate) fn try_post(&mut self, body: &[u8]) -> io::Result<Answer> {
+        let body = Bytes::copy_from_slice(body);
+        RUNTIME.block_on(async {
+            let answer = tokio::time::timeout(patience(), self.post(body)).await;
+            answer.map_err(io::Error::other)?.map_err(io::Error::other)
+        })
+    }
+
+    async fn post(&mut self, body: Bytes) -> Result<Answer, Failure> {
+        let mut request = http::Request::post(format!("https://localhost{}", self.path))
+            .header("content-type", "application/json")
+            .header("signature", sign(&self.secret, &body))
+            .body(Full::new(body))?;
+        let answer = loop {
+            match self.client().await?.try_send_request(request).await {
+                Ok(answer) => break answer,
+                Err(mut failed) => {
+                    // Nothing of it was sent: the connection had ended in order.
+                    self.client = None;
+                    let unsent = failed.take_message();
+                    request = unsent.ok_or_else(|| failed.into_error())?;
+                }
+            }
+        };
+        let (head, body) = answer.into_parts();
+        let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into();
+        let headers =
+            head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let body = body.collect().await?.to_bytes().to_vec();
+        Ok(Answer { status: head.status.as_u16(), headers, body })
+    }
+
+    /// The connection, or another one if it has ended.
+    async fn client(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, Failure> {
+        let kept = self.client.take().filter(|client| !client.is_closed());
+        let client = match kept {
+            Some(client) => client,
+            None => self.connect().await?,
+        };
+        Ok(self.client.insert(client))
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        let tcp = tokio::net::TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("localhost")?;
+        let tls = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
+        let tls = tls.connect(name, tcp).await?;
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
+        // It ends with the client.
+        RUNTIME.spawn(connection);
+        Ok(client)
+    }
+}
