@@ -44,19 +44,15 @@ impl Http2Sender {
     }
 
     async fn post(&mut self, body: Bytes) -> Result<Answer, Failure> {
-        let mut request = http::Request::post(format!("https://localhost{}", self.path))
+        let request = http::Request::post(format!("https://localhost{}", self.path))
             .header("content-type", "application/json")
             .header("signature", sign(&self.secret, &body))
             .body(Full::new(body))?;
         let answer = loop {
-            match self.client().await?.try_send_request(request).await {
+            match self.client().await?.send_request(request.clone()).await {
                 Ok(answer) => break answer,
-                Err(mut failed) => {
-                    // Nothing of it was sent: the connection had ended in order.
-                    self.client = None;
-                    let unsent = failed.take_message();
-                    request = unsent.ok_or_else(|| failed.into_error())?;
-                }
+                Err(error) if was_not_taken_in(&error) => self.client = None,
+                Err(error) => return Err(error.into()),
             }
         };
         let (head, body) = answer.into_parts();
@@ -88,4 +84,14 @@ impl Http2Sender {
         RUNTIME.spawn(connection);
         Ok(client)
     }
+}
+
+/// Whether the connection had ended, or was ending in order and the request is not one of those that it
+/// still answers: who sent it may send it again (RFC 9113, section 6.8), and everybody's client does.
+fn was_not_taken_in(error: &hyper::Error) -> bool {
+    if error.is_canceled() {
+        return true;
+    }
+    let reason = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    reason.is_some_and(|error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
 }
