@@ -34,6 +34,7 @@ use crate::net::listener;
 use crate::net::listener::Backlog;
 use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
+use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::metrics::Metrics;
 
 pub mod acme;
@@ -217,6 +218,7 @@ pub struct App {
     admin: AdminThread,
     reloads: Reloads,
     board: Arc<Board>,
+    log_level: LogLevel,
 }
 
 impl std::fmt::Debug for App {
@@ -232,11 +234,12 @@ fn backlog_limits(table: &RoutingTable) -> Vec<(Arc<str>, BacklogLimit)> {
 
 impl App {
     /// Loads, binds and opens everything, in the order in which mistakes are cheapest to find. Sockets
-    /// that are inherited take the places of those of the settings.
+    /// that are inherited take the places of those of the settings; operators change `log_level`.
     pub async fn bind(
         settings: Settings,
         inherited: Inherited,
         environment: Arc<dyn Environment + Send + Sync>,
+        log_level: LogLevel,
     ) -> anyhow::Result<Self> {
         let clock = Arc::new(SystemClock::start());
         let metrics = Arc::new(Metrics::default());
@@ -264,6 +267,7 @@ impl App {
             reloads: reloads.clone(),
             board: Arc::clone(&board),
             measuring: Measuring::default(),
+            log_level: log_level.clone(),
         };
         let admin = Admin {
             store,
@@ -307,6 +311,7 @@ impl App {
             admin,
             reloads,
             board,
+            log_level,
         })
     }
 

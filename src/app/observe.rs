@@ -2,11 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::domain::answer::Answer;
 use crate::ingress::Ingress;
@@ -14,27 +12,60 @@ use crate::net::listener::{HandshakeResult, ListenerObserver, PeerInfo, Refused,
 use crate::store::Pulse;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::embedded::observer::Observer;
-use crate::telemetry::log_limit::LogLimit;
+use crate::telemetry::log_limit::LogLimits;
 use crate::telemetry::metrics::CommitMetrics;
 use crate::telemetry::source::ConnectionMetrics;
-
-/// Refused connections that are logged one by one within a window; the rest is counted.
-const REFUSED_LOGGED: u32 = 10;
-const REFUSED_LOGGED_WINDOW: Duration = Duration::from_secs(10);
 
 /// Listens to the listener.
 #[derive(Debug)]
 pub(super) struct Connections {
     metrics: ConnectionMetrics,
     full: AtomicBool,
-    refused: Mutex<LogLimit>,
+    told: LogLimits<&'static str>,
     ingress: Arc<Ingress<EmbeddedStore>>,
 }
 
+// What strangers can bring about as often as they like, beside the reasons of refused connections.
+const FULL: &str = "full";
+const NOT_ACCEPTED: &str = "not_accepted";
+const HANDSHAKE: &str = "handshake";
+
 impl Connections {
     pub(super) fn new(metrics: ConnectionMetrics, ingress: Arc<Ingress<EmbeddedStore>>) -> Self {
-        let refused = Mutex::new(LogLimit::new(REFUSED_LOGGED, REFUSED_LOGGED_WINDOW));
-        Self { metrics, full: AtomicBool::new(false), refused, ingress }
+        let kinds = [FULL, NOT_ACCEPTED, HANDSHAKE].into_iter().chain(ConnectionMetrics::REFUSED);
+        Self { metrics, full: AtomicBool::new(false), told: LogLimits::new(kinds), ingress }
+    }
+
+    /// Tells how many events of each kind are not in the log: to be called every few seconds.
+    pub(super) fn tell_untold(&self) {
+        self.told.tell_untold(tell_untold);
+    }
+
+    /// The same when no more connections come.
+    pub(super) fn tell_rest(&self) {
+        self.told.tell_rest(tell_untold);
+    }
+
+    /// Whether to log one event of this kind.
+    fn admits(&self, kind: &'static str) -> bool {
+        let admitted = self.told.admit(kind);
+        if let Some(untold @ 1..) = admitted {
+            tell_untold(kind, untold);
+        }
+        admitted.is_some()
+    }
+}
+
+fn tell_untold(kind: &'static str, times: u64) {
+    match kind {
+        FULL => tracing::warn!(times, "All connections were taken more often than is logged."),
+        NOT_ACCEPTED => {
+            tracing::error!(times, "Accepting connections failed more often than is logged.");
+        }
+        HANDSHAKE => tracing::debug!(times, "TLS handshakes failed more often than is logged."),
+        reason => {
+            tracing::warn!(reason, times, "Connections were refused more often than is logged.");
+        }
     }
 }
 
@@ -50,7 +81,7 @@ impl ListenerObserver for Connections {
 
     fn connections_full(&self) {
         // Once for each time that it becomes full, so that a crowd can't fill the log.
-        if !self.full.swap(true, Ordering::Relaxed) {
+        if !self.full.swap(true, Ordering::Relaxed) && self.admits(FULL) {
             tracing::warn!(
                 "All --connections-max connections are taken; those idle for longest end for new ones."
             );
@@ -75,11 +106,9 @@ impl ListenerObserver for Connections {
             }
         };
         self.metrics.refused(reason);
-        let admitted =
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now());
-        if let Some(suppressed) = admitted {
+        if self.admits(reason) {
             let peer = peer.ip().to_canonical();
-            tracing::warn!(%peer, reason, suppressed, "A connection is refused: {said}.");
+            tracing::warn!(%peer, reason, "A connection is refused: {said}.");
         }
     }
 
@@ -93,6 +122,14 @@ impl ListenerObserver for Connections {
         }
     }
 
+    fn handshake_failed(&self, why: &io::Error, peer: SocketAddr) {
+        // Whoever looks for open ports fails all day: it is of interest to who looks for a reason.
+        if self.admits(HANDSHAKE) {
+            let peer = peer.ip().to_canonical();
+            tracing::debug!(%peer, error = %why, "A TLS handshake failed.");
+        }
+    }
+
     fn unreadable(&self, what: Unreadable, peer: &PeerInfo) {
         let answer = match what {
             Unreadable::Malformed => Answer::BadRequest,
@@ -102,7 +139,9 @@ impl ListenerObserver for Connections {
     }
 
     fn accept_error(&self, error: &io::Error) {
-        tracing::error!(%error, "A connection can't be accepted; trying again.");
+        if self.admits(NOT_ACCEPTED) {
+            tracing::error!(%error, "A connection can't be accepted; trying again.");
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::net::listener::{Backlog, LAST_REQUEST_WAIT, ListenerLimits, Proxies, Server};
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
+use crate::telemetry::log_level::LogLevel;
 
 /// Longer than balancers keep idle connections, so that it is they who close them.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
@@ -108,7 +109,9 @@ impl App {
         });
         // Before it is ready: a scrape in between would take every source for silent since 1970.
         ingress.observe(&self.store.health());
+        let metrics = self.metrics.connections();
         let running = Running {
+            observer: Arc::new(Connections::new(metrics, Arc::clone(&ingress))),
             ingress: Arc::clone(&ingress),
             commits,
             connections: TaskTracker::new(),
@@ -136,13 +139,15 @@ impl App {
         let follower = Arc::clone(&ingress);
         watcher.routes.held.follow = Box::new(move || follower.follow());
         running.watching.spawn(watcher.run(running.stop_watching.clone()));
-        running.watching.spawn(watch_over(
-            Arc::clone(&self.readiness),
-            Arc::clone(&self.clock),
-            Arc::clone(&self.store),
+        let watch = Watch {
+            readiness: Arc::clone(&self.readiness),
+            clock: Arc::clone(&self.clock),
+            store: Arc::clone(&self.store),
             ingress,
-            running.stop_watching.clone(),
-        ));
+            observer: Arc::clone(&running.observer),
+            log_level: self.log_level.clone(),
+        };
+        running.watching.spawn(watch.over(running.stop_watching.clone()));
         if let Some(timeout) = systemd::watchdog() {
             let (store, stop) = (Arc::clone(&self.store), running.stop_watching.clone());
             running.watching.spawn(systemd::keep_alive(timeout, store, stop));
@@ -172,10 +177,7 @@ impl App {
                 header_timeout: self.settings.header_timeout,
                 idle_timeout: IDLE_TIMEOUT.max(self.settings.body_timeout * 2),
             },
-            observer: Arc::new(Connections::new(
-                self.metrics.connections(),
-                Arc::clone(&running.ingress),
-            )),
+            observer: Arc::clone(&running.observer),
             stop_accepting: running.stop_accepting.clone(),
             drain: running.drain.clone(),
             tracker: running.connections.clone(),
@@ -190,6 +192,7 @@ impl App {
 
 /// The tasks of a relay and how to end them.
 struct Running {
+    observer: Arc<Connections>,
     ingress: Arc<Ingress<EmbeddedStore>>,
     // What was taken in and no sender may cancel.
     commits: TaskTracker,
@@ -239,6 +242,8 @@ impl Running {
             tracing::warn!("Some requests could not be answered within --shutdown-timeout.");
         }
         finish(&self.commits, budget.until(REFUSALS_UNTIL)).await;
+        self.ingress.tell_rest();
+        self.observer.tell_rest();
         self.stop_watching.cancel();
         finish(&self.watching, budget.until(REFUSALS_UNTIL)).await;
     }
@@ -250,25 +255,34 @@ async fn finish(tasks: &TaskTracker, until: Instant) -> bool {
     timeout_at(until, tasks.wait()).await.is_ok()
 }
 
-/// Shows that the data path moves, and keeps the gauges that nobody else sets.
-async fn watch_over(
+/// What is looked at every second.
+struct Watch {
     readiness: Arc<Readiness>,
     clock: Arc<SystemClock>,
     store: Arc<EmbeddedStore>,
     ingress: Arc<Ingress<EmbeddedStore>>,
-    stop: CancellationToken,
-) {
-    let mut beat = tokio::time::interval(HEARTBEAT);
-    let mut hold_ups = HoldUps::default();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = beat.tick() => {
-                clock.look();
-                readiness.moved(clock.now());
-                // First, because a disk that hangs may keep its sizes to itself.
-                hold_ups.look(store.pulse());
-                ingress.observe(&store.health());
+    observer: Arc<Connections>,
+    log_level: LogLevel,
+}
+
+impl Watch {
+    /// Shows that the data path moves, and does what nobody else does as time goes by.
+    async fn over(self, stop: CancellationToken) {
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut hold_ups = HoldUps::default();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = beat.tick() => {
+                    self.clock.look();
+                    self.readiness.moved(self.clock.now());
+                    self.log_level.look(self.clock.now());
+                    self.ingress.tell_untold();
+                    self.observer.tell_untold();
+                    // First, because a disk that hangs may keep its sizes to itself.
+                    hold_ups.look(self.store.pulse());
+                    self.ingress.observe(&self.store.health());
+                }
             }
         }
     }

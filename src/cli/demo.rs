@@ -31,6 +31,7 @@ use crate::domain::signature::{SIGNATURE, Scheme, Secret, Verification};
 use crate::domain::time::Clock;
 use crate::net::address::Address;
 use crate::net::inherited::Inherited;
+use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::logging;
 
 /// What `help` says first.
@@ -160,7 +161,7 @@ async fn relay(
         },
         ..Settings::default()
     };
-    App::bind(settings, Inherited::default(), Arc::new(environment)).await
+    App::bind(settings, Inherited::default(), Arc::new(environment), LogLevel::default()).await
 }
 
 fn routes(targets: &[(&str, SocketAddr)]) -> String {

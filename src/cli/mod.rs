@@ -21,6 +21,7 @@ pub mod diff;
 pub mod edge;
 pub mod erase;
 pub mod filter;
+pub mod log_level;
 pub mod man;
 pub mod output;
 pub mod receive;
@@ -94,6 +95,9 @@ pub enum Command {
     DeadLetters(dead_letters::Args),
     /// What waits for each target
     Targets(targets::Args),
+    /// Show or change the level at which a running relay logs
+    #[command(name = "log-level", long_about = log_level::ABOUT)]
+    LogLevel(log_level::Args),
     /// Check, count or copy a data directory while no relay runs on it
     #[command(long_about = store::ABOUT)]
     Store(store::Args),
@@ -164,6 +168,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Webhooks(args) => webhooks::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
         Command::Targets(args) => targets::run(args),
+        Command::LogLevel(args) => log_level::run(args),
         Command::Store(args) => store::run(args),
         Command::Send(args) => send::run(args),
         Command::Receive(args) => receive::run(args),

@@ -19,10 +19,11 @@ use crate::app::{App, Settings, StoreSettings, TlsFiles, systemd};
 use crate::cli::acme::AcmeArgs;
 use crate::cli::edge::EdgeArgs;
 use crate::cli::signal::{Hangups, StopSignals};
-use crate::cli::{Usage, Verdict, value};
+use crate::cli::{Usage, Verdict, log_level, value};
 use crate::config::ProcessEnvironment;
 use crate::net::address::Address;
 use crate::net::inherited::{self, Inherited};
+use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::logging;
 
 /// What `help` says first.
@@ -141,7 +142,7 @@ pub struct Args {
         help_heading = "Logs"
     )]
     pub log_format: LogFormat,
-    /// The least severe level that is logged
+    /// The least severe level that is logged; `log-level` changes it while it runs
     #[arg(
         long,
         env = "RELAY_LOG_LEVEL", hide_env_values = true,
@@ -313,8 +314,7 @@ pub enum LogFormat {
 }
 
 fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
-    PossibleValuesParser::new(["error", "warn", "info", "debug", "trace", "off"])
-        .try_map(|level| level.parse::<LevelFilter>())
+    PossibleValuesParser::new(log_level::NAMES).try_map(|level| level.parse::<LevelFilter>())
 }
 
 /// Runs the relay until it is told to stop.
@@ -335,10 +335,10 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         LogFormat::Text => logging::Format::Text,
         LogFormat::Json => logging::Format::Json,
     };
-    let _logging = logging::install(format, args.log_level);
+    let logging = logging::install(format, args.log_level);
     keep_out_of_dumps();
     let (stop_signals, hangups) = signals;
-    let ended = runtime.block_on(serve(args, inherited, stop_signals, hangups));
+    let ended = runtime.block_on(serve(args, inherited, logging.level(), stop_signals, hangups));
     // Whatever still runs has had its time.
     runtime.shutdown_background();
     ended
@@ -359,13 +359,14 @@ const BLOCKING_THREADS_MAX: usize = 16;
 async fn serve(
     args: &Args,
     inherited: Inherited,
+    log_level: LogLevel,
     mut stop_signals: StopSignals,
     hangups: Hangups,
 ) -> anyhow::Result<Verdict> {
     let bound = tokio::select! {
         biased;
         signal = stop_signals.next() => Err(signal),
-        bound = App::bind(args.settings()?, inherited, Arc::new(ProcessEnvironment)) => Ok(bound?),
+        bound = App::bind(args.settings()?, inherited, Arc::new(ProcessEnvironment), log_level) => Ok(bound?),
     };
     let app = match bound {
         Ok(app) => app,

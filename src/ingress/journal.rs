@@ -1,21 +1,16 @@
 //! One event and one count per request.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::domain::answer::Answer;
 use crate::ingress::answer::{Outcome, Refusal, Taken};
 use crate::ingress::sources::SourceState;
-use crate::telemetry::log_limit::LogLimit;
+use crate::telemetry::log_limit::LogLimits;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::source::AnswerMetrics;
-
-/// Refusals of one kind that are logged one by one within [`LOG_WINDOW`]; the rest is counted.
-const LOGGED_PER_WINDOW: u32 = 10;
-const LOG_WINDOW: Duration = Duration::from_secs(10);
 
 /// Of a path without a source, so much is logged.
 const PATH_CHARS_MAX: usize = 200;
@@ -57,29 +52,27 @@ impl Exchange {
 }
 
 /// Records how requests ended.
+///
+/// What was taken in is told one by one; what was refused only as far as the disk can bear it, whatever
+/// the log's level is, and then by its number.
 #[derive(Debug)]
 pub(super) struct Journal {
     no_source: AnswerMetrics,
-    /// For each answer, so that a flood of one hides no other.
-    limits: [LogLimits; Answer::ALL.len()],
+    refused: LogLimits<(Answer, Gravity)>,
 }
 
-#[derive(Debug)]
-struct LogLimits {
-    alarms: Mutex<LogLimit>,
-    others: Mutex<LogLimit>,
-}
-
-impl LogLimits {
-    fn new() -> Self {
-        let limit = || Mutex::new(LogLimit::new(LOGGED_PER_WINDOW, LOG_WINDOW));
-        Self { alarms: limit(), others: limit() }
-    }
+/// Whether someone must look at a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gravity {
+    Alarm,
+    Usual,
 }
 
 impl Journal {
     pub(super) fn new(metrics: &Metrics) -> Self {
-        Self { no_source: metrics.no_source(), limits: Answer::ALL.map(|_| LogLimits::new()) }
+        let of = |gravity| Answer::ALL.into_iter().map(move |answer| (answer, gravity));
+        let kinds = of(Gravity::Alarm).chain(of(Gravity::Usual));
+        Self { no_source: metrics.no_source(), refused: LogLimits::new(kinds) }
     }
 
     /// A request was answered.
@@ -109,12 +102,14 @@ impl Journal {
     }
 
     fn log_refusal(&self, exchange: &Exchange, refusal: &Refusal) {
-        let position = Answer::ALL.iter().position(|known| *known == refusal.answer);
-        let Some(limits) = position.and_then(|position| self.limits.get(position)) else { return };
-        let now = Instant::now();
+        let gravity = if refusal.alarm.is_some() { Gravity::Alarm } else { Gravity::Usual };
+        let Some(untold) = self.refused.admit((refusal.answer, gravity)) else { return };
+        if untold > 0 {
+            tell_untold((refusal.answer, gravity), untold);
+        }
         let Exchange { peer, path, bytes, .. } = exchange;
         macro_rules! log {
-            ($level:ident, $suppressed:ident, $message:expr) => {
+            ($level:ident, $message:expr) => {
                 tracing::$level!(
                     source = exchange.source_name(),
                     answer = refusal.answer.name(),
@@ -123,19 +118,41 @@ impl Journal {
                     bytes,
                     duration_ms = exchange.duration_ms(),
                     peer = peer.map(tracing::field::display),
-                    suppressed = $suppressed,
                     "{}",
                     $message
                 )
             };
         }
-        if let Some(alarm) = refusal.alarm
-            && let Some(suppressed) = admit(&limits.alarms, now)
-        {
-            log!(error, suppressed, alarm);
-        } else if let Some(suppressed) = admit(&limits.others, now) {
-            log!(warn, suppressed, "request refused");
+        match refusal.alarm {
+            Some(alarm) => log!(error, alarm),
+            None => log!(warn, "request refused"),
         }
+    }
+
+    /// Tells how many refusals were not told one by one, once no more of them can come.
+    pub(super) fn tell_untold(&self) {
+        self.refused.tell_untold(tell_untold);
+    }
+
+    /// The same at the end.
+    pub(super) fn tell_rest(&self) {
+        self.refused.tell_rest(tell_untold);
+    }
+}
+
+fn tell_untold((answer, gravity): (Answer, Gravity), requests: u64) {
+    let answer = answer.name();
+    match gravity {
+        Gravity::Alarm => tracing::error!(
+            answer,
+            requests,
+            "more requests were refused than are logged one by one, and someone must look at them"
+        ),
+        Gravity::Usual => tracing::warn!(
+            answer,
+            requests,
+            "more requests were refused than are logged one by one"
+        ),
     }
 }
 
@@ -151,8 +168,4 @@ fn log_taken(exchange: &Exchange, taken: &Taken, message: &'static str) {
         peer = exchange.peer.map(tracing::field::display),
         "{message}"
     );
-}
-
-fn admit(limit: &Mutex<LogLimit>, now: Instant) -> Option<u64> {
-    limit.lock().unwrap_or_else(PoisonError::into_inner).admit(now)
 }

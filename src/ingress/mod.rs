@@ -254,6 +254,16 @@ impl<S: Store> Ingress<S> {
         self.snapshot().observe(health, self.started);
     }
 
+    /// Tells how many requests were refused that are not in the log: to be called every few seconds.
+    pub fn tell_untold(&self) {
+        self.journal.tell_untold();
+    }
+
+    /// The same when no more requests come.
+    pub fn tell_rest(&self) {
+        self.journal.tell_rest();
+    }
+
     /// The table in force and what goes with it.
     fn snapshot(&self) -> Arc<Snapshot> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);

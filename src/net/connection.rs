@@ -200,6 +200,7 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let (result, stream) = match ended {
             Ok(Ok(stream)) => (HandshakeResult::Ok, Some(stream)),
             Ok(Err(error)) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
+                self.open.observer.handshake_failed(&error, self.peer.addr);
                 (HandshakeResult::Failed, None)
             }
             Ok(Err(_)) => (HandshakeResult::Closed, None),

@@ -151,6 +151,8 @@ pub trait ListenerObserver: Send + Sync + 'static {
     fn connection_refused(&self, _why: Refused, _peer: SocketAddr) {}
     /// A TLS handshake ended.
     fn handshake(&self, _result: HandshakeResult) {}
+    /// A TLS handshake ended as [`HandshakeResult::Failed`], for this reason.
+    fn handshake_failed(&self, _why: &io::Error, _peer: SocketAddr) {}
     /// A request's head could not be understood; it was answered already, or nobody listens.
     fn unreadable(&self, _what: Unreadable, _peer: &PeerInfo) {}
     /// Accepting failed, for want of file descriptors perhaps; it goes on after a wait.

@@ -11,10 +11,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use serde_json::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::domain::time::Timestamp;
+use crate::telemetry::log_level::{Gate, LogLevel};
 
 /// Lines that wait for stderr.
 const LINES_MAX: usize = 8192;
@@ -36,30 +42,44 @@ pub enum Format {
 #[must_use = "dropped, it waits for the last lines"]
 pub fn install(format: Format, level: LevelFilter) -> Logging {
     let lines = start(io::stderr(), format);
-    let builder = tracing_subscriber::fmt()
+    let gate = Gate::new(level);
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(lines.clone())
-        .with_max_level(level)
         .with_target(false)
         // It would write to the very place that can't be written to.
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry().with(gate.clone());
     // A second subscriber in one process can only come from a test: it may keep the first.
     let _already = match format {
-        Format::Text => builder.try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Text => registry.with(layer).try_init(),
+        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
-    Logging(lines)
+    let mut told = lines.clone();
+    let level =
+        LogLevel::new(gate, move |level, until| told_level(&mut told, format, level, until));
+    Logging { lines, level }
 }
 
 /// The logging of the process. Dropped, it waits a moment for the last lines.
 #[derive(Debug)]
-pub struct Logging(Lines);
+pub struct Logging {
+    lines: Lines,
+    level: LogLevel,
+}
+
+impl Logging {
+    /// Its level, to be changed while it runs.
+    pub fn level(&self) -> LogLevel {
+        self.level.clone()
+    }
+}
 
 impl Drop for Logging {
     fn drop(&mut self) {
         let (written, done) = sync_channel(1);
         // A queue that is full, or nobody behind it: there is nothing to wait for.
-        if self.0.queue.try_send(Entry::Flush(written)).is_ok() {
+        if self.lines.queue.try_send(Entry::Flush(written)).is_ok() {
             let _in_time = done.recv_timeout(FLUSH_WAIT);
         }
     }
@@ -136,27 +156,48 @@ fn write_lines(entries: &Receiver<Entry>, dropped: &AtomicU64, format: Format, o
 }
 
 fn write_lost(dropped: &AtomicU64, format: Format, out: &mut impl Write) {
+    const MESSAGE: &str = "Log lines were dropped: whoever reads them was too slow.";
     match dropped.swap(0, Ordering::Relaxed) {
         0 => {}
-        lost => drop(writeln!(out, "{}", notice(format, lost))),
+        lost => {
+            let line = notice(format, "WARN", MESSAGE, &[("log_lines_dropped", lost.to_string())]);
+            drop(out.write_all(line.as_bytes()));
+        }
     }
 }
 
-/// That lines were dropped, as the lines around it look.
-fn notice(format: Format, lost: u64) -> String {
-    const MESSAGE: &str = "Log lines were dropped: whoever reads them was too slow.";
+/// Says at which level is logged from here on. It is a line at every level: without it nobody who reads
+/// the log could tell quiet from silence.
+fn told_level(lines: &mut Lines, format: Format, level: LevelFilter, until: Option<Timestamp>) {
+    const MESSAGE: &str = "The log has another level from here on.";
+    let mut fields = vec![("log_level", level.to_string())];
+    fields.extend(until.map(|until| ("until", until.to_string())));
+    let line = notice(format, "INFO", MESSAGE, &fields);
+    // It is counted where there is no room.
+    drop(lines.write_all(line.as_bytes()));
+}
+
+/// A line of our own, as the lines around it look.
+fn notice(format: Format, level: &str, message: &str, fields: &[(&str, String)]) -> String {
     let mut time = String::new();
     // Without the time it is still a notice.
     SystemTime.format_time(&mut Writer::new(&mut time)).unwrap_or_default();
     match format {
-        Format::Text => format!("{time}  WARN {MESSAGE} log_lines_dropped={lost}"),
-        Format::Json => serde_json::json!({
-            "timestamp": time,
-            "level": "WARN",
-            "message": MESSAGE,
-            "log_lines_dropped": lost,
-        })
-        .to_string(),
+        Format::Text => {
+            let fields: String =
+                fields.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+            format!("{time} {level:>5} {message}{fields}\n")
+        }
+        Format::Json => {
+            let head =
+                [("timestamp", time.into()), ("level", level.into()), ("message", message.into())];
+            let value = |text: &String| {
+                text.parse::<u64>().map_or_else(|_| text.as_str().into(), Value::from)
+            };
+            let fields = fields.iter().map(|(name, text)| (*name, value(text)));
+            let all = head.into_iter().chain(fields).map(|(name, value)| (name.to_owned(), value));
+            format!("{}\n", Value::Object(all.collect()))
+        }
     }
 }
 
@@ -224,12 +265,12 @@ mod tests {
 
     /// A stderr that nobody reads until it is opened.
     #[derive(Clone, Default)]
-    struct Gate(Arc<(Mutex<Opened>, Condvar)>);
+    struct Sluice(Arc<(Mutex<Opened>, Condvar)>);
 
     /// Whether it is open, and what was written.
     type Opened = (bool, Vec<u8>);
 
-    impl Write for Gate {
+    impl Write for Sluice {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let state = self.0.0.lock().unwrap();
             let mut state = self.0.1.wait_while(state, |state| !state.0).unwrap();
@@ -263,7 +304,7 @@ mod tests {
         assert!(rest.starts_with("Log lines were dropped"), "{notice}");
         let json = stalled(Format::Json);
         let notice = json.lines().find(|line| line.contains("log_lines_dropped")).unwrap();
-        let notice: serde_json::Value = serde_json::from_str(notice).unwrap();
+        let notice: Value = serde_json::from_str(notice).unwrap();
         assert_eq!(notice["level"], "WARN");
         assert!(notice["log_lines_dropped"].as_u64() > Some(0), "{notice}");
         assert!(notice["message"].is_string(), "{notice}");
@@ -272,15 +313,15 @@ mod tests {
 
     /// All that a reader finds who was away for long.
     fn stalled(format: Format) -> String {
-        let gate = Gate::default();
-        let mut lines = start(gate.clone(), format);
+        let sluice = Sluice::default();
+        let mut lines = start(sluice.clone(), format);
         for _ in 0..3 * LINES_MAX {
             lines.write_all(b"line\n").unwrap();
         }
         let lost = lines.dropped.load(Ordering::Relaxed);
         assert!(lost > 0);
-        gate.0.0.lock().unwrap().0 = true;
-        gate.0.1.notify_all();
+        sluice.0.0.lock().unwrap().0 = true;
+        sluice.0.1.notify_all();
         // Room appears as the lines are written.
         while lines.queue.try_send(Entry::Line(b"last\n".to_vec())).is_err() {
             std::thread::yield_now();
@@ -288,7 +329,7 @@ mod tests {
         let (written, done) = sync_channel(1);
         lines.queue.send(Entry::Flush(written)).unwrap();
         done.recv().unwrap();
-        let text = String::from_utf8(gate.0.0.lock().unwrap().1.clone()).unwrap();
+        let text = String::from_utf8(sluice.0.0.lock().unwrap().1.clone()).unwrap();
         assert!(text.contains("last\n"));
         text
     }
@@ -299,6 +340,26 @@ mod tests {
         for _ in 0..100 {
             lines.write_all(b"line\n").unwrap();
         }
-        drop(Logging(lines));
+        drop(Logging { lines, level: LogLevel::default() });
+    }
+
+    #[test]
+    fn a_change_of_level_is_told_as_the_lines_around_it_look() {
+        let until = Some(Timestamp::from_millis(1_700_000_000_000));
+        for (format, wanted) in [
+            (
+                Format::Text,
+                "INFO The log has another level from here on. log_level=debug until=2023",
+            ),
+            (Format::Json, "\"log_level\":\"debug\""),
+        ] {
+            let sluice = Sluice::default();
+            let mut lines = start(sluice.clone(), format);
+            sluice.0.0.lock().unwrap().0 = true;
+            told_level(&mut lines, format, LevelFilter::DEBUG, until);
+            drop(Logging { lines, level: LogLevel::default() });
+            let text = String::from_utf8(sluice.0.0.lock().unwrap().1.clone()).unwrap();
+            assert!(text.contains(wanted) && text.ends_with('\n'), "{text}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The names of metrics and log fields: an API that dashboards hold on to.
 
+pub mod log_level;
 pub mod log_limit;
 pub mod logging;
 pub mod metrics;

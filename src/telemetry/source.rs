@@ -113,8 +113,7 @@ pub struct ConnectionMetrics {
 
 impl ConnectionMetrics {
     /// Why a connection is closed before anything is read of it.
-    pub(super) const REFUSED: [&str; 4] =
-        ["address", "not_a_proxy", "proxy_header", "proxy_timeout"];
+    pub const REFUSED: [&str; 4] = ["address", "not_a_proxy", "proxy_header", "proxy_timeout"];
 
     /// A connection was closed before anything was read of it, for one of these reasons: `address`,
     /// `not_a_proxy`, `proxy_header` or `proxy_timeout`.

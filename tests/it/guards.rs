@@ -135,6 +135,7 @@ fn every_command_that_asks_a_relay_brings_the_token_of_a_file() {
         &["dead-letters", "list"],
         &["targets", "list"],
         &["targets", "pause", "crm"],
+        &["log-level", "warn"],
         &["diff", "routes.yaml"],
         &["route", "body.json"],
     ] {

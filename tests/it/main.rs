@@ -30,6 +30,7 @@
 //! - `systemd`: what a service manager gives and is told
 //! - `upgrades`: a relay replaced under load, and nobody refused
 //! - `admin`: probes and metrics
+//! - `logs`: what strangers can write into it, and its level
 //! - `asks`: what an operator asks of a running relay
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
 //! - `openapi`: what is answered is what the document of the API says
@@ -82,6 +83,7 @@ mod holding;
 mod http2_abuse;
 mod hung_disk;
 mod language;
+mod logs;
 mod manuals;
 mod openapi;
 mod rejects;

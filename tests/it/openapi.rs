@@ -157,6 +157,9 @@ fn what_is_answered_is_what_the_document_says() {
     assert_eq!(api.post("/dead-letters/redrive", "", &redrive).json()["redriven"], 1);
     let discard = api.post("/dead-letters/discard", "", &json!({ "all": true }));
     assert_eq!(discard.json()["discarded"], 3);
+    let level = api.post("/log-level", "", &json!({ "level": "debug", "for": "1h" })).json();
+    assert_eq!((&level["level"], &level["configured"]), (&json!("debug"), &json!("info")));
+    assert_eq!(api.get("/log-level", "", "").json(), level);
     assert_eq!(api.post("/reload", "", &json!({})).json()["status"], "unchanged");
     let other = routes.replace("ORDER_*", "ORDER_X");
     let diff = api.post("/routes/diff", "", &json!({ "routes": other, "since": "24h" })).json();

@@ -27,9 +27,11 @@ use crate::domain::time::Clock;
 use crate::store::Store as _;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::marks::Word;
+use crate::telemetry::log_level::LogLevel;
 
 mod choice;
 mod erase;
+mod log_level;
 mod openapi;
 mod replay;
 mod store;
@@ -71,6 +73,8 @@ pub(super) struct Answers {
     pub(super) board: Arc<Board>,
     /// Asks how large the store is.
     pub(super) measuring: Measuring,
+    /// The least severe level that is logged.
+    pub(super) log_level: LogLevel,
 }
 
 /// All that can be asked.
@@ -99,6 +103,8 @@ pub(super) fn endpoints(answers: &Answers) -> Vec<Endpoint> {
         post("dead-letters/redrive", DECISION_BYTES_MAX, call(answers, Answers::redrive)),
         post("dead-letters/discard", DECISION_BYTES_MAX, call(answers, Answers::discard)),
         get("openapi.json", bytes_or_json(answers, Answers::openapi)),
+        get("log-level", bytes_or_json(answers, Answers::log_level)),
+        post("log-level", 1024, call(answers, Answers::set_log_level)),
         post("reload", 1024, call(answers, Answers::reload)),
         post("routes/diff", ROUTES_REQUEST_BYTES_MAX, call(answers, Answers::diff)),
         post("routes/explain", BODY_REQUEST_BYTES_MAX, call(answers, Answers::explain)),
@@ -223,6 +229,16 @@ impl Answers {
         let (pulse, health, lanes) = (store.pulse(), store.health(), store.lanes());
         let sizes = self.measuring.sizes(store).await;
         Ok(Answer::Json(store::shown(&store::Known { pulse, health, lanes, sizes })))
+    }
+
+    #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
+    async fn log_level(self, _: Asked) -> Result<Answer, Problem> {
+        Ok(Answer::Json(log_level::shown(self.log_level.known())))
+    }
+
+    #[expect(clippy::unused_async, reason = "an answer may have to wait; this one has not")]
+    async fn set_log_level(self, body: Bytes) -> Result<Value, Problem> {
+        log_level::set(&self.log_level, &body, self.clock.now())
     }
 
     async fn pause(self, asked: Asked) -> Result<Answer, Problem> {

@@ -30,6 +30,7 @@ mod tests {
     use crate::app::clock::SystemClock;
     use crate::app::watcher::Reloads;
     use crate::domain::route::{RoutingTable, Rules};
+    use crate::telemetry::log_level::LogLevel;
 
     fn answers() -> Answers {
         Answers {
@@ -39,6 +40,7 @@ mod tests {
             reloads: Reloads::channel().0,
             board: Arc::default(),
             measuring: Measuring::default(),
+            log_level: LogLevel::default(),
         }
     }
 
