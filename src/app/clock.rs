@@ -117,10 +117,14 @@ impl fmt::Debug for SystemClock {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 fn machine_time() -> Timestamp {
-    let now = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::default().plus(now)
+    Timestamp::default().plus(since_1970())
+}
+
+/// What the machine's clock shows, as exactly as it goes: milliseconds are too coarse for spans.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+pub(super) fn since_1970() -> Duration {
+    std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

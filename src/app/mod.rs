@@ -20,6 +20,7 @@ use crate::app::followed::Followed;
 use crate::app::observe::Commits;
 use crate::app::reload::{Changes, Tables};
 use crate::app::token::Tokens;
+use crate::app::traces::{Exporting, TraceSettings};
 use crate::app::watcher::{Reloads, Watcher};
 use crate::config::Environment;
 use crate::delivery::board::Board;
@@ -36,6 +37,7 @@ use crate::store::embedded::log::Limit;
 use crate::store::embedded::{self, EmbeddedStore};
 use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 
 pub mod acme;
 mod api;
@@ -55,6 +57,7 @@ mod simulation;
 pub mod systemd;
 mod tls;
 mod token;
+pub mod traces;
 pub mod watcher;
 
 /// Everything that `serve` can be told, already checked for its form.
@@ -79,6 +82,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Who is at the other end.
     pub edge: EdgeSettings,
+    /// Where webhooks are traced; nowhere without.
+    pub traces: Option<TraceSettings>,
     /// Connections at once.
     pub connections_max: usize,
     /// Requests in flight.
@@ -174,6 +179,7 @@ impl Default for Settings {
             client_ca: None,
             store: StoreSettings::default(),
             edge: EdgeSettings::default(),
+            traces: None,
             connections_max: 10_000,
             in_flight_max: 1024,
             in_flight_bytes_max: 256 * 1024 * 1024,
@@ -209,6 +215,8 @@ pub struct App {
     watcher: Option<Watcher>,
     tls: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
     acme: Option<Acme>,
+    traces: Traces,
+    exporting: Option<Exporting>,
     table: watch::Sender<Arc<RoutingTable>>,
     store: Arc<EmbeddedStore>,
     ids: Arc<WebhookIds>,
@@ -242,8 +250,7 @@ impl App {
         log_level: LogLevel,
     ) -> anyhow::Result<Self> {
         let clock = Arc::new(SystemClock::start());
-        let metrics = Arc::new(Metrics::default());
-        metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
+        let metrics = begin_metrics(&clock);
         prepare_process();
 
         let routes = load_tables(&settings, environment, &clock, &metrics)?;
@@ -251,14 +258,13 @@ impl App {
         let readiness = Arc::new(Readiness::default());
         let tls::Tls { certificates, acme, client_ca, config } =
             tls::prepare(&settings, &clock, &metrics, &readiness)?;
-        let tokens = settings.admin_token.as_deref();
-        let tokens = tokens.map(|path| load_token(path, &metrics)).transpose()?;
+        let tokens = load_token(settings.admin_token.as_deref(), &metrics)?;
+        let (traces, exporting) = traces::prepare(settings.traces.as_ref(), &metrics)?;
         let (reloads, requests) = Reloads::channel();
 
         let listener = bind_webhooks(settings.listen, inherited.webhooks)?;
         let address = listener.0.local_addr()?;
         let (opened, store) = watch::channel(None);
-        let socket = inherited.admin.map_or_else(|| bind_admin(&settings.admin), Ok)?;
         let board = Arc::<Board>::default();
         let answers = Answers {
             store: store.clone(),
@@ -277,8 +283,8 @@ impl App {
             clock: clock.clone(),
             targets: Arc::new(move || backlog_limits(&targets.borrow())),
             token: tokens.as_ref().map(|tokens| tokens.held.subscribe()),
-        };
-        let admin = admin.spawn(socket)?;
+        }
+        .spawn(inherited.admin.map_or_else(|| bind_admin(&settings.admin), Ok)?)?;
 
         say_bound(&settings, address, admin.address(), config.is_some(), &table.borrow());
         routes.held.warn();
@@ -302,6 +308,8 @@ impl App {
             }),
             tls: config,
             acme,
+            traces,
+            exporting,
             table,
             store,
             ids,
@@ -329,6 +337,12 @@ impl App {
     pub const fn admin_address(&self) -> &Address {
         self.admin.address()
     }
+}
+
+fn begin_metrics(clock: &SystemClock) -> Arc<Metrics> {
+    let metrics = Arc::new(Metrics::default());
+    metrics.started(env!("CARGO_PKG_VERSION"), clock.wall());
+    metrics
 }
 
 fn load_tables(
@@ -374,11 +388,16 @@ fn say_bound(
     );
 }
 
-fn load_token(path: &Path, metrics: &Arc<Metrics>) -> anyhow::Result<Followed<Tokens>> {
-    Followed::<Tokens>::begin(token::reader(path.to_owned()), |outcome| {
+fn load_token(
+    path: Option<&Path>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Option<Followed<Tokens>>> {
+    let Some(path) = path else { return Ok(None) };
+    let held = Followed::<Tokens>::begin(token::reader(path.to_owned()), |outcome| {
         let token = outcome.map_err(|error| anyhow!("--admin-token-file: {error}"))?;
-        Ok(Tokens::new(token, Arc::clone(metrics)))
-    })
+        Ok::<_, anyhow::Error>(Tokens::new(token, Arc::clone(metrics)))
+    });
+    held.map(Some)
 }
 
 fn bind_webhooks(

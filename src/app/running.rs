@@ -51,7 +51,7 @@ impl App {
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = self.listener.take().ok_or_else(|| anyhow!("the relay has run already"))?;
         let watcher = self.watcher.take().ok_or_else(|| anyhow!("the relay has run already"))?;
-        let acme = self.acme.take();
+        let (acme, exporting) = (self.acme.take(), self.exporting.take());
         // Lanes begin in tasks of their own: who scrapes the moment we are ready must find all targets.
         for target in self.table.borrow().targets.keys() {
             drop((self.metrics.target(target), self.metrics.lane_state(target)));
@@ -60,6 +60,9 @@ impl App {
         if let Some(acme) = acme {
             // What is ordered while it stops would be checked at a listener that closes.
             running.watching.spawn(acme.run(running.stop_leasing.clone()));
+        }
+        if let Some(exporting) = exporting {
+            running.exporting.spawn(exporting.run(running.stop_exporting.clone()));
         }
         // Who scrapes the moment we are ready must not take a silent source for one that never spoke.
         running.ingress.observe(&self.store.health());
@@ -74,7 +77,11 @@ impl App {
         let budget = Budget { began: Instant::now(), total: self.settings.shutdown_timeout };
         running.end(budget).await;
         // Whatever happened before: what was taken in is written down.
-        let closed = timeout_at(budget.until(CLOSE_UNTIL), self.store.close()).await;
+        let closing = timeout_at(budget.until(CLOSE_UNTIL), self.store.close());
+        // Nobody is left who could tell more of a trace.
+        running.stop_exporting.cancel();
+        let exported = finish(&running.exporting, budget.until(CLOSE_UNTIL));
+        let (closed, _) = tokio::join!(closing, exported);
         self.admin.join();
         closed.map_err(|_| {
             anyhow!("the store could not be closed in time; nothing acknowledged is lost")
@@ -106,6 +113,7 @@ impl App {
                 peers_are_clients: self.settings.peers_are_clients(),
             },
             trusted_proxies: self.settings.edge.trusted_proxies.clone(),
+            traces: self.traces.clone(),
         });
         // Before it is ready: a scrape in between would take every source for silent since 1970.
         ingress.observe(&self.store.health());
@@ -122,20 +130,10 @@ impl App {
             stop_accepting: CancellationToken::new(),
             drain: CancellationToken::new(),
             stop_watching: CancellationToken::new(),
+            exporting: TaskTracker::new(),
+            stop_exporting: CancellationToken::new(),
         };
-        let dispatcher = Dispatcher::new(
-            Parts {
-                store: Arc::clone(&self.store),
-                table: self.table.subscribe(),
-                clock: self.clock.clone(),
-                metrics: Arc::clone(&self.metrics),
-                random: || fastrand::u64(..),
-                memory_bytes_max: self.settings.store.delivery_memory / 2,
-                board: Arc::clone(&self.board),
-            },
-            Clients::default(),
-        );
-        running.delivering.spawn(dispatcher.run(running.stop_leasing.clone()));
+        running.delivering.spawn(self.dispatcher().run(running.stop_leasing.clone()));
         let follower = Arc::clone(&ingress);
         watcher.routes.held.follow = Box::new(move || follower.follow());
         running.watching.spawn(watcher.run(running.stop_watching.clone()));
@@ -154,6 +152,20 @@ impl App {
         }
         self.listen(listener, &running);
         running
+    }
+
+    fn dispatcher(&self) -> Dispatcher<EmbeddedStore> {
+        let parts = Parts {
+            store: Arc::clone(&self.store),
+            table: self.table.subscribe(),
+            clock: self.clock.clone(),
+            metrics: Arc::clone(&self.metrics),
+            random: || fastrand::u64(..),
+            memory_bytes_max: self.settings.store.delivery_memory / 2,
+            board: Arc::clone(&self.board),
+            traces: self.traces.clone(),
+        };
+        Dispatcher::new(parts, Clients::default())
     }
 
     fn listen(&self, (listener, backlog): (TcpListener, Backlog), running: &Running) {
@@ -204,6 +216,8 @@ struct Running {
     stop_accepting: CancellationToken,
     drain: CancellationToken,
     stop_watching: CancellationToken,
+    exporting: TaskTracker,
+    stop_exporting: CancellationToken,
 }
 
 /// The time that a stop may take.

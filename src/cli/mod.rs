@@ -40,6 +40,7 @@ pub mod story;
 pub mod targets;
 pub mod test;
 pub mod torture;
+pub mod traces;
 pub mod value;
 pub mod webhooks;
 

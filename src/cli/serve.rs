@@ -19,6 +19,7 @@ use crate::app::{App, Settings, StoreSettings, TlsFiles, systemd};
 use crate::cli::acme::AcmeArgs;
 use crate::cli::edge::EdgeArgs;
 use crate::cli::signal::{Hangups, StopSignals};
+use crate::cli::traces::TraceArgs;
 use crate::cli::{Usage, Verdict, log_level, value};
 use crate::config::ProcessEnvironment;
 use crate::net::address::Address;
@@ -152,6 +153,9 @@ pub struct Args {
         help_heading = "Logs"
     )]
     pub log_level: LevelFilter,
+    /// Where webhooks are traced.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 /// What is kept and for how long.
@@ -448,6 +452,7 @@ impl Args {
                 limit: self.storage.store_limit,
             },
             edge: self.edge.settings(),
+            traces: self.traces.settings(),
             connections_max: self.limits.connections_max.get(),
             in_flight_max: self.limits.in_flight_max.get(),
             in_flight_bytes_max: bytes(self.limits.in_flight_bytes_max, "--in-flight-bytes-max")?,
@@ -474,6 +479,7 @@ mod tests {
     use super::*;
     use crate::app::EdgeSettings;
     use crate::domain::client::Network;
+    use crate::domain::trace::Sampling;
     use clap::{Args as _, CommandFactory as _, FromArgMatches as _};
     use std::path::Path;
 
@@ -536,7 +542,8 @@ mod tests {
                     --trusted-proxies 10.0.0.0/8,::1 \
                     --proxy-protocol --connections-per-address-max 15 --unverified-rate 16/m \
                     --requests-per-connection-max 17 \
-                    --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn";
+                    --shutdown-timeout 14s --store-limit 1GiB --log-format json --log-level warn \
+                    --otlp-endpoint http://otel:4318 --otlp-sample 0.5";
         let flags: Vec<&str> = line.split_whitespace().collect();
         let args = parsed(&flags).unwrap();
         assert_eq!((args.log_format, args.log_level), (LogFormat::Json, LevelFilter::WARN));
@@ -557,6 +564,7 @@ mod tests {
             client_ca,
             store,
             edge,
+            traces,
             connections_max,
             in_flight_max,
             in_flight_bytes_max,
@@ -566,22 +574,14 @@ mod tests {
             shutdown_timeout,
         } = args.settings().unwrap();
         assert_eq!((routes, listen.port()), (PathBuf::from("a"), 1));
+        let traces = traces.unwrap();
+        assert_eq!(traces.endpoint.to_string(), "http://otel:4318/v1/traces");
+        assert_eq!(Some(traces.sampling), Sampling::share(0.5));
         assert_eq!((admin.to_string().as_str(), acme), ("127.0.0.1:2", None));
         assert_eq!([admin_token, client_ca], ["t", "ca"].map(|path| Some(PathBuf::from(path))));
         let [TlsFiles { certificate, key }] = &*tls else { panic!("{tls:?}") };
         assert_eq!((&**certificate, &**key), (Path::new("b"), Path::new("c")));
-        let EdgeSettings {
-            trusted_proxies,
-            proxy_protocol,
-            connections_per_address_max,
-            requests_per_connection_max,
-            unverified_rate,
-        } = edge;
-        assert_eq!(requests_per_connection_max.map(u32::from), Some(17));
-        assert_eq!(unverified_rate, crate::config::rate("16/m").ok());
-        assert_eq!((proxy_protocol, connections_per_address_max), (true, Some(15)));
-        let networks = ["10.0.0.0/8", "::1/128"].map(|text| text.parse::<Network>().unwrap());
-        assert_eq!(trusted_proxies, networks.into_iter().collect());
+        check_edge(edge);
         let StoreSettings {
             data,
             allow_volatile,
@@ -599,6 +599,22 @@ mod tests {
         assert_eq!((connections_max, in_flight_max, in_flight_bytes_max), (7, 8, 9));
         let timeouts = [handshake_timeout, header_timeout, body_timeout, shutdown_timeout];
         assert_eq!(timeouts, [11, 12, 13, 14].map(secs));
+    }
+
+    #[track_caller]
+    fn check_edge(edge: EdgeSettings) {
+        let EdgeSettings {
+            trusted_proxies,
+            proxy_protocol,
+            connections_per_address_max,
+            requests_per_connection_max,
+            unverified_rate,
+        } = edge;
+        assert_eq!(requests_per_connection_max.map(u32::from), Some(17));
+        assert_eq!(unverified_rate, crate::config::rate("16/m").ok());
+        assert_eq!((proxy_protocol, connections_per_address_max), (true, Some(15)));
+        let networks = ["10.0.0.0/8", "::1/128"].map(|text| text.parse::<Network>().unwrap());
+        assert_eq!(trusted_proxies, networks.into_iter().collect());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::Random;
 use super::client::{Outgoing, SendRequest};
 use super::journal::{self, Journal};
+use super::spans::Told;
 use crate::domain::delivery::{Progress, Settlement, settle};
 use crate::domain::limit::ANSWER_EXCERPT_BYTES_MAX;
 use crate::domain::outcome::{Attempt, Outcome, holds_lane, retry_after};
@@ -23,10 +24,12 @@ use crate::domain::redaction;
 use crate::domain::request::{self, Content};
 use crate::domain::target::Target;
 use crate::domain::time::{Clock, Timestamp};
+use crate::domain::trace::TraceContext;
 use crate::domain::webhook::WebhookId;
 use crate::net::client::{Answer, SendFailure};
 use crate::store::{Delivery, Lease, Store};
 use crate::telemetry::target::TargetMetrics;
+use crate::telemetry::traces::Traces;
 
 /// After a panic a delivery waits so long: it neither spins nor keeps the others from their turn.
 const PANIC_WAIT: Duration = Duration::from_secs(60);
@@ -43,6 +46,8 @@ pub(super) struct Tools<S> {
     pub(super) metrics: TargetMetrics,
     /// Where attempts are told.
     pub(super) journal: Journal,
+    /// Where they are traced.
+    pub(super) traces: Traces,
 }
 
 /// An attempt that ended, as its lane has to know of it.
@@ -66,8 +71,12 @@ pub(super) async fn run<S: Store, C: SendRequest>(
     probe: bool,
 ) -> Ended {
     let began = Began::now(tools);
+    // Of the request that brought the webhook, and of this attempt.
+    let parent = tools.traces.of_webhook(lease.delivery.webhook.id);
+    let context = parent.map(|parent| parent.with_span((tools.random)()));
     let exchanged = {
-        let mut exchange = pin!(exchange(tools, client, target, &lease.delivery, began.instant));
+        let what = Exchanged { target, delivery: &lease.delivery, trace: context };
+        let mut exchange = pin!(exchange(tools, client, what, began.instant));
         // One delivery that makes us panic must not stand in the way of the others for ever.
         poll_fn(|context| {
             match catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(context))) {
@@ -105,6 +114,21 @@ pub(super) async fn run<S: Store, C: SendRequest>(
     tools.metrics.attempted(attempt.outcome, attempt.duration);
     tools.metrics.settled(settlement, now.since(lease.delivery.webhook.received_at));
     tools.journal.attempted(&lease.delivery, &attempt, attempts, settlement);
+    if let Some(((parent, context), times)) = parent.zip(context).zip(tools.traces.times())
+        && context.sampled
+    {
+        let told = Told {
+            context,
+            parent,
+            began: began.instant,
+            target,
+            delivery: &lease.delivery,
+            number: attempts,
+            attempt: &attempt,
+            settlement,
+        };
+        tools.traces.record([told.span(&times)]);
+    }
     tools.store.settle(lease, Some(attempt.clone()), settlement);
     Ended { webhook, attempt: Some(attempt), hold: came_to.hold, probe }
 }
@@ -129,14 +153,22 @@ impl Drop for Began<'_> {
     }
 }
 
+/// What an exchange is about.
+#[derive(Clone, Copy)]
+struct Exchanged<'a> {
+    target: &'a Target,
+    delivery: &'a Delivery,
+    trace: Option<TraceContext>,
+}
+
 async fn exchange<S, C: SendRequest>(
     tools: &Tools<S>,
     client: &C,
-    target: &Target,
-    delivery: &Delivery,
+    what: Exchanged<'_>,
     began: Instant,
 ) -> Result<Answer, SendFailure> {
-    let request = build(tools, target, delivery);
+    let target = what.target;
+    let request = build(tools, what);
     let values = request.headers().values();
     let sent: Vec<HeaderValue> = values.filter(|value| value.is_sensitive()).cloned().collect();
     let answer = client.send(request, began + target.timeout).await?;
@@ -147,7 +179,8 @@ async fn exchange<S, C: SendRequest>(
 }
 
 /// The request of the delivery's next attempt; its signature is compared with the target's clock.
-fn build<S>(tools: &Tools<S>, target: &Target, delivery: &Delivery) -> Outgoing {
+fn build<S>(tools: &Tools<S>, what: Exchanged<'_>) -> Outgoing {
+    let Exchanged { target, delivery, trace } = what;
     let webhook = &delivery.webhook;
     let content = Content {
         webhook_id: webhook.id,
@@ -160,6 +193,7 @@ fn build<S>(tools: &Tools<S>, target: &Target, delivery: &Delivery) -> Outgoing 
         route_headers: &delivery.headers,
         body: &webhook.body,
         attempt: delivery.attempts.saturating_add(1),
+        trace,
     };
     let mut request = Request::new(Full::new(webhook.body.clone()));
     *request.method_mut() = Method::POST;

@@ -112,7 +112,7 @@ pub(super) fn id(delivery: &Delivery) -> String {
 }
 
 /// Why there was no answer, in our own words: never what the target wrote.
-fn reason(attempt: &Attempt) -> Option<&str> {
+pub(super) fn reason(attempt: &Attempt) -> Option<&str> {
     if attempt.status.is_some() {
         return None;
     }

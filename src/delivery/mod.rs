@@ -18,6 +18,7 @@ use crate::domain::time::Clock;
 use crate::store::Store;
 use crate::store::marks::MarkKeeper;
 use crate::telemetry::metrics::SharedMetrics;
+use crate::telemetry::traces::Traces;
 
 use self::attempt::Tools;
 use self::backlog::Backlogs;
@@ -45,6 +46,7 @@ mod memory;
 mod pace;
 #[cfg(test)]
 mod sockets;
+mod spans;
 mod standing;
 mod sweep;
 #[cfg(test)]
@@ -71,6 +73,8 @@ pub struct Parts<S> {
     pub memory_bytes_max: usize,
     /// Where lanes say how they are.
     pub board: Arc<Board>,
+    /// Where attempts are traced.
+    pub traces: Traces,
 }
 
 impl<S> fmt::Debug for Parts<S> {
@@ -212,6 +216,7 @@ impl<S: Store + MarkKeeper, N: Network> Running<S, N> {
             random: parts.random,
             metrics: parts.metrics.target(name),
             journal: Journal::new(Arc::clone(name)),
+            traces: parts.traces.clone(),
         };
         let standing = Standing::new(
             name,

@@ -29,6 +29,7 @@ use crate::net::client::{Answer, SendFailure};
 use crate::store::Delivery;
 use crate::store::marks::Marks;
 use crate::telemetry::metrics::SharedMetrics;
+use crate::telemetry::traces::Traces;
 
 /// What a target does with a request.
 pub(super) enum Reply {
@@ -198,6 +199,7 @@ impl World {
             random: || u64::MAX,
             memory_bytes_max: 64 << 20,
             board: Arc::default(),
+            traces: Traces::default(),
         };
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();

@@ -278,6 +278,7 @@ fn content<'a>(subject: &Subject<'a>, route_headers: &'a [Header]) -> Content<'a
         route_headers,
         body: subject.body,
         attempt: 1,
+        trace: None,
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`condition`] and [`mod@pointer`] if it must, [`target`] and [`template`] how, [`question`] and
 //! [`explain`] why; [`delivery`], [`outcome`], [`redaction`] and [`retry`] what becomes of it, [`lane`]
 //! when it is tried at all; [`comparison`] is what another table would do; [`limit`] names the bounds.
-//! [`renewal`] is of the listener's certificate.
+//! [`renewal`] is of the listener's certificate, [`trace`] for those who follow webhooks from machine to machine.
 
 pub mod activity;
 pub mod answer;
@@ -38,4 +38,5 @@ pub mod source;
 pub mod target;
 pub mod template;
 pub mod time;
+pub mod trace;
 pub mod webhook;

@@ -8,6 +8,7 @@ use crate::domain::route::set_header;
 use crate::domain::target::Target;
 use crate::domain::template::{HeaderRule, Values, carried};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::domain::webhook::{Header, Resource, WebhookId};
 
 /// What a request says of its webhook.
@@ -33,6 +34,8 @@ pub struct Content<'a> {
     pub body: &'a [u8],
     /// This attempt, from 1.
     pub attempt: u32,
+    /// Where it is in a trace, if there are traces.
+    pub trace: Option<TraceContext>,
 }
 
 const AGENT: &str = concat!("aryeo-relay/", env!("CARGO_PKG_VERSION"));
@@ -44,6 +47,8 @@ const RELAY_ACTIVITY: HeaderName = HeaderName::from_static("relay-activity");
 const RELAY_RESOURCE: HeaderName = HeaderName::from_static("relay-resource");
 const RELAY_RECEIVED_AT: HeaderName = HeaderName::from_static("relay-received-at");
 const RELAY_ATTEMPT: HeaderName = HeaderName::from_static("relay-attempt");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The headers of an attempt.
 #[derive(Debug)]
@@ -80,6 +85,11 @@ pub fn headers(target: &Target, content: &Content<'_>, now: Timestamp) -> Built 
         if let Some(value) = inbound(name) {
             map.insert(name.clone(), value);
         }
+    }
+    if let Some(trace) = &content.trace {
+        // The sender's own trace has ended with its answer, and what it says of it is not of this one.
+        map.insert(TRACEPARENT, trace.traceparent());
+        map.remove(TRACESTATE);
     }
     let (operator, left_out) = operators(target, content);
     for (name, value) in operator {
@@ -159,6 +169,7 @@ mod tests {
     use crate::domain::signature::{SIGNATURE, Scheme, Secret, Signing};
     use crate::domain::target::{BacklogLimit, TargetTls};
     use crate::domain::template::HeaderText;
+    use crate::domain::trace::Sampling;
     use std::time::Duration;
 
     fn target() -> Target {
@@ -207,6 +218,7 @@ mod tests {
             route_headers,
             body: br#"{"a":1}"#,
             attempt: 3,
+            trace: None,
         };
         headers(target, &content, Timestamp::from_millis(1_700_000_000_000)).headers
     }
@@ -260,6 +272,7 @@ mod tests {
                 route_headers: &[header("webhook-id", "x"), header("webhook-signature", "x")],
                 body: b"{}",
                 attempt: 1,
+                trace: None,
             };
             let map = headers(&target, &content, Timestamp::from_millis(1_700_000_000_999)).headers;
             assert_eq!(map["webhook-id"], id);
@@ -288,5 +301,34 @@ mod tests {
         assert_ne!(map["signature"], "x");
         assert_eq!(map["relay-attempt"], "3");
         assert!(!map.contains_key("host"));
+    }
+
+    #[test]
+    fn where_there_are_traces_the_attempt_s_is_told_and_not_the_sender_s() {
+        let mut target = target();
+        let names = ["traceparent", "tracestate"].map(HeaderName::from_static);
+        target.forward_headers.extend(names);
+        let inbound = [header("traceparent", "theirs"), header("tracestate", "theirs")];
+        let webhook_id = WebhookId::parse("018f0000-0000-7000-8000-000000000001").unwrap();
+        let of_webhook = TraceContext::of_webhook(webhook_id, Sampling::ALL);
+        let content = Content {
+            webhook_id,
+            again: 0,
+            source: "aryeo",
+            activity: None,
+            resource: &Resource::default(),
+            received_at: Timestamp::default(),
+            inbound: &inbound,
+            route_headers: &[],
+            body: b"{}",
+            attempt: 1,
+            trace: None,
+        };
+        let map = headers(&target, &content, Timestamp::default()).headers;
+        assert_eq!((&map["traceparent"], &map["tracestate"]), (&inbound[0].1, &inbound[1].1));
+        let content = Content { trace: Some(of_webhook.with_span(5)), ..content };
+        let map = headers(&target, &content, Timestamp::default()).headers;
+        assert_eq!(map["traceparent"], "00-018f0000000070008000000000000001-0000000000000005-01");
+        assert!(!map.contains_key("tracestate"));
     }
 }

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use crate::domain::answer::Answer;
 use crate::domain::signature::VerifyError;
 use crate::domain::webhook::WebhookId;
+use crate::ingress::spans::Traced;
 use crate::net::body::BodyError;
 use crate::store::CommitError;
 
@@ -21,6 +22,8 @@ pub(super) struct Taken {
     pub(super) activity: Option<Box<str>>,
     /// The names of its targets, for the log.
     pub(super) deliveries: String,
+    /// What its trace is to tell, if it is recorded.
+    pub(super) traced: Option<Traced>,
 }
 
 /// A request that was not taken in.

@@ -8,9 +8,11 @@ use tokio::time::Instant;
 use crate::domain::answer::Answer;
 use crate::ingress::answer::{Outcome, Refusal, Taken};
 use crate::ingress::sources::SourceState;
+use crate::ingress::spans;
 use crate::telemetry::log_limit::LogLimits;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::source::AnswerMetrics;
+use crate::telemetry::traces::Traces;
 
 /// Of a path without a source, so much is logged.
 const PATH_CHARS_MAX: usize = 200;
@@ -18,7 +20,7 @@ const PATH_CHARS_MAX: usize = 200;
 /// A request, as far as its log line is concerned.
 #[derive(Debug, Clone)]
 pub(super) struct Exchange {
-    began: Instant,
+    pub(super) began: Instant,
     peer: Option<IpAddr>,
     /// Once it is known.
     pub(super) source: Option<Arc<SourceState>>,
@@ -41,7 +43,7 @@ impl Exchange {
         self.path = Some(path.chars().take(PATH_CHARS_MAX).collect());
     }
 
-    fn source_name(&self) -> &str {
+    pub(super) fn source_name(&self) -> &str {
         self.source.as_ref().map_or("none", |state| &*state.source.name)
     }
 
@@ -59,6 +61,7 @@ impl Exchange {
 pub(super) struct Journal {
     no_source: AnswerMetrics,
     refused: LogLimits<(Answer, Gravity)>,
+    traces: Traces,
 }
 
 /// Whether someone must look at a refusal.
@@ -69,10 +72,10 @@ enum Gravity {
 }
 
 impl Journal {
-    pub(super) fn new(metrics: &Metrics) -> Self {
+    pub(super) fn new(metrics: &Metrics, traces: Traces) -> Self {
         let of = |gravity| Answer::ALL.into_iter().map(move |answer| (answer, gravity));
         let kinds = of(Gravity::Alarm).chain(of(Gravity::Usual));
-        Self { no_source: metrics.no_source(), refused: LogLimits::new(kinds) }
+        Self { no_source: metrics.no_source(), refused: LogLimits::new(kinds), traces }
     }
 
     /// A request was answered.
@@ -87,7 +90,10 @@ impl Journal {
             None => self.no_source.answered(answer, duration),
         }
         match outcome {
-            Ok(taken) => log_taken(exchange, taken, "webhook"),
+            Ok(taken) => {
+                log_taken(exchange, taken, "webhook");
+                spans::record(&self.traces, exchange, taken, answer);
+            }
             Err(refusal) => self.log_refusal(exchange, refusal),
         }
     }
@@ -96,7 +102,10 @@ impl Journal {
     /// too long.
     pub(super) fn ended_late(&self, exchange: &Exchange, outcome: &Outcome) {
         match outcome {
-            Ok(taken) => log_taken(exchange, taken, "webhook, after its sender was told 503"),
+            Ok(taken) => {
+                log_taken(exchange, taken, "webhook, after its sender was told 503");
+                spans::record(&self.traces, exchange, taken, Answer::StoreUnavailable);
+            }
             Err(refusal) => self.log_refusal(exchange, refusal),
         }
     }

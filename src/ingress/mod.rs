@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`receive`] is the way of a webhook, step by step; [`client`] says from whom, [`budget`]
 //! what is let in, [`strangers`] who is not, [`turns`] how fast, [`sources`] what is remembered of each source, [`headers`] what is kept of a
-//! request, [`answer`] what the sender is told, [`journal`] what the operator is.
+//! request, [`answer`] what the sender is told, [`journal`] what the operator is, [`spans`] what those are
+//! who follow its trace.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -38,6 +39,7 @@ use crate::ingress::strangers::Strangers;
 use crate::net::body;
 use crate::store::{Health, Store};
 use crate::telemetry::metrics::SharedMetrics;
+use crate::telemetry::traces::Traces;
 
 mod answer;
 mod budget;
@@ -46,6 +48,7 @@ mod headers;
 mod journal;
 mod receive;
 mod sources;
+mod spans;
 mod strangers;
 mod turns;
 
@@ -76,6 +79,8 @@ pub struct Setting<S> {
     pub limits: IngressLimits,
     /// The proxies that are believed when they say whose requests they forward.
     pub trusted_proxies: Networks,
+    /// Where webhooks are traced.
+    pub traces: Traces,
 }
 
 impl<S> fmt::Debug for Setting<S> {
@@ -127,6 +132,7 @@ pub struct Ingress<S> {
     started: Timestamp,
     ids: Arc<WebhookIds>,
     metrics: SharedMetrics,
+    traces: Traces,
     journal: Journal,
     tracker: TaskTracker,
     limits: IngressLimits,
@@ -146,13 +152,14 @@ impl<S> fmt::Debug for Ingress<S> {
 impl<S: Store> Ingress<S> {
     /// An ingress that takes webhooks in at once; all its metrics are at zero.
     pub fn new(setting: Setting<S>) -> Arc<Self> {
-        let Setting { store, tables, clock, ids, metrics, tracker, limits, trusted_proxies } =
-            setting;
+        let Setting { store, tables, clock, ids, metrics, tracker, limits, .. } = setting;
+        let Setting { trusted_proxies, traces, .. } = setting;
         let peers_are_clients = limits.peers_are_clients;
         let table = Arc::clone(&tables.borrow());
         Arc::new(Self {
             current: Mutex::new(Arc::new(Snapshot::new(table, &metrics, None))),
-            journal: Journal::new(&metrics),
+            journal: Journal::new(&metrics, traces.clone()),
+            traces,
             clients: Clients { trusted: trusted_proxies, peers_are_clients },
             strangers: Strangers::new(limits.unverified_rate),
             budget: Budget::new(limits.in_flight_max, limits.in_flight_bytes_max),

@@ -26,6 +26,7 @@ use crate::ingress::client::Client;
 use crate::ingress::headers;
 use crate::ingress::journal::Exchange;
 use crate::ingress::sources::{Snapshot, SourceState};
+use crate::ingress::spans::Traced;
 use crate::net::body::{self, BodyError};
 use crate::store::Store;
 use crate::store::claims::Claim;
@@ -104,10 +105,13 @@ impl<S: Store> Ingress<S> {
                 body: bytes,
                 deliveries,
             };
+            let taken = Taken::accepted(&webhook);
+            let recorded = ingress.traces.recorded(id);
+            let traced = recorded.map(|context| Traced::commits(context, &head.headers));
             // The connection's read buffer need not stay for as long as the disk takes.
             drop(head);
-            let taken = Taken::accepted(&webhook);
             ingress.store.commit(webhook, claimed).await?;
+            let taken = Taken { traced: traced.map(Traced::committed), ..taken };
             state.count_accepted(&taken, unrouted, ingress.clock.wall());
             left_out.iter().for_each(|target| ingress.metrics.headers_left_out(target, 1));
             Ok(taken)
@@ -227,11 +231,13 @@ impl Taken {
             webhook_id: Some(webhook.id),
             activity: webhook.activity.clone(),
             deliveries: join_targets(&webhook.deliveries),
+            traced: None,
         }
     }
 
     fn dropped(activity: Option<Box<str>>) -> Self {
-        Self { answer: Answer::Dropped, webhook_id: None, activity, deliveries: String::new() }
+        let deliveries = String::new();
+        Self { answer: Answer::Dropped, webhook_id: None, activity, deliveries, traced: None }
     }
 
     fn duplicate(first: WebhookId) -> Self {
@@ -240,6 +246,7 @@ impl Taken {
             webhook_id: Some(first),
             activity: None,
             deliveries: String::new(),
+            traced: None,
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::store::claims::{Claim, Claimed, Claims, Recent};
 use crate::store::{CommitError, Health, LaneCounts, Lease, Pick, Pulse, Relieved, Sizes, Store};
 use crate::telemetry::metrics::{Metrics, SharedMetrics};
+use crate::telemetry::traces::Traces;
 
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 pub(super) const PATH: &str = "/webhooks/aryeo";
@@ -227,6 +228,7 @@ impl Rig {
             tracker: tracker.clone(),
             limits,
             trusted_proxies: Networks::default(),
+            traces: Traces::default(),
         });
         Self { ingress, store, clock, metrics, tracker, tables }
     }

@@ -12,6 +12,7 @@ mod connection;
 mod crowd;
 pub mod inherited;
 pub mod listener;
+pub mod otlp;
 mod phase;
 mod proxied;
 pub mod resolve;

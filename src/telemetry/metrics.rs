@@ -24,6 +24,7 @@ use crate::telemetry::reference::{BUCKETS, Kind, REFERENCE};
 use crate::telemetry::series::Series;
 use crate::telemetry::source::{AnswerMetrics, ConnectionMetrics, SourceMetrics};
 use crate::telemetry::target::{LaneMetrics, TargetMetrics};
+use crate::telemetry::traces::SpanMetrics;
 
 const METADATA: Metadata<'static> = Metadata::new("relay", Level::INFO, None);
 
@@ -64,6 +65,7 @@ impl Default for Metrics {
         };
         metrics.describe();
         SavedFile::ALL.iter().for_each(|file| metrics.files_refused(*file).set(0.0));
+        drop(metrics.spans());
         metrics
     }
 }
@@ -277,6 +279,14 @@ impl Metrics {
         CommitMetrics {
             duration: self.histogram("relay_commit_duration_seconds", &[]),
             batch: self.histogram("relay_commit_batch_webhooks", &[]),
+        }
+    }
+
+    /// The metrics of spans.
+    pub fn spans(&self) -> SpanMetrics {
+        SpanMetrics {
+            exported: self.counter("relay_spans_exported_total", &[]),
+            dropped: self.counter("relay_spans_dropped_total", &[]),
         }
     }
 

@@ -9,3 +9,4 @@ pub mod reference;
 mod series;
 pub mod source;
 pub mod target;
+pub mod traces;

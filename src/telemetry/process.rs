@@ -25,6 +25,12 @@ pub fn usage() -> Usage {
     }
 }
 
+/// What this machine, or this container, is called.
+pub fn host_name() -> Option<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim_end().to_owned()).filter(|name| !name.is_empty())
+}
+
 #[expect(clippy::cast_precision_loss, reason = "ticks of CPU time stay far below 2^53")]
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;

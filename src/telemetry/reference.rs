@@ -178,6 +178,13 @@ pub const REFERENCE: &[(&str, Kind, Option<Unit>, &str)] = &[
         "Differences between lanes and index that should not be.",
     ),
     ("relay_connections", Kind::Gauge, Some(Unit::Count), "Open inbound connections."),
+    ("relay_spans_exported_total", Kind::Counter, None, "Spans of traces that a receiver took."),
+    (
+        "relay_spans_dropped_total",
+        Kind::Counter,
+        None,
+        "Spans of traces that were lost: no room to wait for the receiver, or it did not want them.",
+    ),
     ("relay_build_info", Kind::Gauge, None, "1, with the version."),
     ("process_cpu_seconds_total", Kind::Counter, Some(Unit::Seconds), "User and system CPU time."),
     ("process_resident_memory_bytes", Kind::Gauge, Some(Unit::Bytes), "Resident memory."),

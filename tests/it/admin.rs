@@ -52,6 +52,8 @@ const METRICS: &[(&str, &[&str])] = &[
     ("relay_store_damaged_records_total", &[]),
     ("relay_store_sweep_findings_total", &[]),
     ("relay_connections", &[]),
+    ("relay_spans_exported_total", &[]),
+    ("relay_spans_dropped_total", &[]),
     ("relay_build_info", &["version"]),
     ("process_cpu_seconds_total", &[]),
     ("process_resident_memory_bytes", &[]),

@@ -31,6 +31,7 @@
 //! - `upgrades`: a relay replaced under load, and nobody refused
 //! - `admin`: probes and metrics
 //! - `logs`: what strangers can write into it, and its level
+//! - `traces`: what a webhook's trace tells, and a receiver of traces that is away
 //! - `asks`: what an operator asks of a running relay
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
 //! - `openapi`: what is answered is what the document of the API says
@@ -103,5 +104,6 @@ mod support;
 mod systemd;
 mod tls;
 mod torture;
+mod traces;
 mod units;
 mod upgrades;

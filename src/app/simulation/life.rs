@@ -25,6 +25,7 @@ use crate::store::embedded::sim::SimDisk;
 use crate::store::embedded::stepping::Stepper;
 use crate::store::embedded::{EmbeddedStore, OpenError, Settings};
 use crate::store::{CommitError, Store};
+use crate::telemetry::traces::Traces;
 
 /// What outlives a relay: its directory, its disk, its settings.
 pub(super) struct Place {
@@ -105,6 +106,7 @@ impl Place {
             random: time::chance,
             memory_bytes_max: 64 << 20,
             board: Arc::default(),
+            traces: Traces::default(),
         };
         let stop = CancellationToken::new();
         let mut dispatcher = JoinSet::new();

@@ -6,6 +6,7 @@ pub(crate) mod http2;
 mod http2_sender;
 pub(crate) mod manager;
 pub(crate) mod metrics;
+pub(crate) mod otlp;
 pub(crate) mod pebble;
 pub(crate) mod receiver;
 pub(crate) mod relay;

@@ -17,9 +17,21 @@ pub(crate) fn can_go_on(is_there: bool, what: &str) -> bool {
     is_there
 }
 
+/// The reference library of Standard Webhooks.
+const STANDARD_WEBHOOKS: &str = "standardwebhooks";
+
+/// What OpenTelemetry publishes to read what is exported.
+pub(crate) const TRACES: &str = "opentelemetry.proto.collector.trace.v1.trace_service_pb2";
+
 /// Python with the reference library of Standard Webhooks, if both are there.
 #[track_caller]
 pub(crate) fn python() -> Option<Command> {
+    python_with(STANDARD_WEBHOOKS)
+}
+
+/// Python with a library, if both are there.
+#[track_caller]
+pub(crate) fn python_with(library: &str) -> Option<Command> {
     // The folder in which all that cargo makes is; cargo's own for tests is below it.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let python = || {
@@ -27,10 +39,10 @@ pub(crate) fn python() -> Option<Command> {
         command.env("PYTHONPATH", target.join("tools/python"));
         command
     };
-    let import = python().args(["-c", "import standardwebhooks"]).output();
+    let import = python().args(["-c", &format!("import {library}")]).output();
     let is_there = import.is_ok_and(|output| output.status.success());
-    let what = "Python's standardwebhooks is missing: `tests/all --prepare` installs it";
-    can_go_on(is_there, what).then(python)
+    let what = format!("Python's {library} is missing: `tests/all --prepare` installs it");
+    can_go_on(is_there, &what).then(python)
 }
 
 /// The same for a program, which is asked for with an argument that ends it at once.
