@@ -55,6 +55,8 @@ mod turns;
 #[cfg(test)]
 mod log_tests;
 #[cfg(test)]
+mod span_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -207,7 +207,16 @@ impl Rig {
         Self::with(source(), Unrouted::Keep, IngressLimits::default())
     }
 
+    /// Whose webhooks are traced.
+    pub(super) fn traced(traces: Traces) -> Self {
+        Self::build(source(), Unrouted::Keep, IngressLimits::default(), traces)
+    }
+
     pub(super) fn with(source: Source, unrouted: Unrouted, limits: IngressLimits) -> Self {
+        Self::build(source, unrouted, limits, Traces::default())
+    }
+
+    fn build(source: Source, unrouted: Unrouted, limits: IngressLimits, traces: Traces) -> Self {
         let clock = Arc::new(StandingClock(AtomicU64::new(NOW.as_millis())));
         let store = Arc::new(FakeStore {
             claims: Claims::new(FakeRecent::default(), Arc::clone(&clock) as Arc<dyn Clock>),
@@ -228,7 +237,7 @@ impl Rig {
             tracker: tracker.clone(),
             limits,
             trusted_proxies: Networks::default(),
-            traces: Traces::default(),
+            traces,
         });
         Self { ingress, store, clock, metrics, tracker, tables }
     }

@@ -13,6 +13,9 @@ use crate::support::{Receiver, Request, Routes, Sender, TestRelay, eventually, p
 /// No address is refused unseen.
 const UNBOUNDED: [&str; 2] = ["--unverified-rate", "1000000/s"];
 
+/// Another address of this machine than the others'.
+const OTHER: [u8; 4] = [127, 0, 0, 9];
+
 fn relay(flags: &[&str]) -> (TestRelay, Receiver) {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
@@ -77,6 +80,31 @@ fn a_flood_of_what_is_refused_writes_few_lines_and_every_webhook_has_its_own() {
         assert_eq!(told, ids, "{word}");
     }
     assert!(log.all().iter().all(|line| !line.contains("handshake")), "of scanners not a word");
+}
+
+#[test]
+fn a_flood_of_refused_connections_is_told_by_its_number() {
+    const CONNECTIONS: usize = 60;
+    let (mut relay, crm) =
+        relay(&["--connections-max", "40", "--connections-per-address-max", "1"]);
+    let sender = Sender::new(&relay);
+    // Busy: its body does not come yet.
+    let mut busy = sender.connect_from(OTHER);
+    let request = Request::signed(&listing_delivered("1")).header("Expect", "100-continue");
+    busy.write(&request.head()).unwrap();
+    assert_eq!(busy.read_head().unwrap().status, 100);
+    (0..CONNECTIONS).for_each(|_| drop(sender.connect_behind(OTHER, b"").unwrap_err()));
+    busy.write(&request.body).unwrap();
+    busy.read_answer().unwrap().accepted();
+    crm.wait_for(1);
+    let log = relay.log();
+    relay.terminate();
+    let events = events(&log);
+    let of_it = || events.iter().filter(|event| event["reason"] == "address");
+    let left_out: u64 = of_it().filter_map(|event| event["times"].as_u64()).sum();
+    let told = of_it().filter(|event| event.get("times").is_none()).count();
+    assert_eq!(told as u64 + left_out, CONNECTIONS as u64, "each is told, or counted");
+    assert!(told * 2 < CONNECTIONS, "{told} lines");
 }
 
 #[test]
