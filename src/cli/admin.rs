@@ -33,11 +33,17 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Which relay is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Relay {
-    /// The relay's admin address; unix:PATH for a socket
-    #[arg(long = "admin", value_name = "URL", default_value = DEFAULT_URL)]
+    /// The relay's admin address: a URL, or what its `serve` is told; unix:PATH for a socket
+    #[arg(
+        long = "admin",
+        env = "RELAY_ADMIN",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = DEFAULT_URL
+    )]
     pub url: String,
     /// The file of its admin token, where it wants one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "RELAY_ADMIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 }
 
@@ -61,9 +67,13 @@ impl Place {
         if let Some(path) = text.strip_prefix(UNIX) {
             return Ok(Self::Unix(path.into()));
         }
+        // What listens on all addresses is reached by that one too: the system makes loopback of it.
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self::Http(format!("http://{address}").parse()?));
+        }
         let url: Uri = text.parse().with_context(|| format!("--admin {text} is not a URL"))?;
         if url.scheme_str() != Some("http") || url.host().is_none_or(str::is_empty) {
-            bail!("--admin takes a URL such as {DEFAULT_URL}, or unix:PATH");
+            bail!("--admin takes a URL such as {DEFAULT_URL}, ADDRESS:PORT, or unix:PATH");
         }
         Ok(Self::Http(url))
     }
@@ -151,6 +161,19 @@ impl AdminClient {
     /// Gets bytes as they are.
     pub async fn get_bytes(&self, path: &str) -> anyhow::Result<Result<Bytes, Refusal>> {
         self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Asks a probe: the status, and what it says. An answer that comes later is none.
+    pub async fn probe(
+        &self,
+        path: &str,
+        within: Duration,
+    ) -> anyhow::Result<(StatusCode, String)> {
+        let exchange = self.exchange(Method::GET, path, Bytes::new());
+        let (status, body) = timeout(within, exchange).await.with_context(|| {
+            format!("{} did not answer within {} s", self.place, within.as_secs())
+        })??;
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
     async fn ask(

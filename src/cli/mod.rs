@@ -21,6 +21,7 @@ pub mod diff;
 pub mod edge;
 pub mod erase;
 pub mod filter;
+pub mod health;
 pub mod log_level;
 pub mod man;
 pub mod output;
@@ -114,6 +115,9 @@ pub enum Command {
     /// Prove on this machine's own disk that nothing acknowledged is lost
     #[command(long_about = torture::ABOUT)]
     Torture(torture::Args),
+    /// Whether the running relay is well, by the exit status
+    #[command(long_about = health::ABOUT)]
+    Health(health::Args),
     /// Print completions for a shell
     #[command(long_about = completions::ABOUT)]
     Completions(completions::Args),
@@ -175,6 +179,7 @@ fn run(command: &Command) -> anyhow::Result<Verdict> {
         Command::Receive(args) => receive::run(args),
         Command::Certificate(args) => certificate::run(args),
         Command::Torture(args) => torture::run(args),
+        Command::Health(args) => health::run(args),
         Command::Completions(args) => Ok(completions::run(args)),
         Command::Man(args) => man::run(args),
     }

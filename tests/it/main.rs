@@ -33,6 +33,7 @@
 //! - `logs`: what strangers can write into it, and its level
 //! - `traces`: what a webhook's trace tells, and a receiver of traces that is away
 //! - `asks`: what an operator asks of a running relay
+//! - `health`: what a container's health check asks
 //! - `guards`: who may ask that: the token, and what a request must and must not bring
 //! - `openapi`: what is answered is what the document of the API says
 //! - `stories`: what became of a webhook, and dead letters brought back
@@ -80,6 +81,7 @@ mod full_disk;
 mod guards;
 mod hang_up;
 mod hardening;
+mod health;
 mod holding;
 mod http2_abuse;
 mod hung_disk;
