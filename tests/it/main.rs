@@ -44,6 +44,7 @@
 //! - `command_line`: what an operator types, and exit statuses
 //! - `manuals`: completions and manual pages are of use to what they are for
 //! - `units`: the units for systemd are good
+//! - `containers`: the image, built without a registry and run as it says
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
@@ -69,6 +70,7 @@ mod broken_disk;
 mod certificates;
 mod client_certificates;
 mod command_line;
+mod containers;
 mod crowds;
 mod damage;
 mod delivers;

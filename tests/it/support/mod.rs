@@ -1,6 +1,7 @@
 //! The kit: a relay, senders and targets that tests can order about.
 
 pub(crate) mod certs;
+pub(crate) mod container;
 pub(crate) mod eventually;
 pub(crate) mod http2;
 mod http2_sender;

@@ -79,7 +79,7 @@ fn finish(mut child: Child, what: &Command) -> Ended {
 
 /// A command that runs until it is dropped.
 pub(crate) struct Background {
-    _process: Guard,
+    process: Guard,
     stdout: Logs,
 }
 
@@ -87,7 +87,12 @@ impl Background {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let (stdout, _) = Logs::of(child.stdout.take().unwrap());
-        Self { _process: Guard(child), stdout }
+        Self { process: Guard(child), stdout }
+    }
+
+    /// The process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.0.id()
     }
 
     /// What it printed so far.
