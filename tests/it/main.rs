@@ -45,6 +45,7 @@
 //! - `manuals`: completions and manual pages are of use to what they are for
 //! - `units`: the units for systemd are good
 //! - `containers`: the image, built without a registry and run as it says
+//! - `kubernetes`: what is described there is what Kubernetes takes and the binary is
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
@@ -87,6 +88,7 @@ mod health;
 mod holding;
 mod http2_abuse;
 mod hung_disk;
+mod kubernetes;
 mod language;
 mod logs;
 mod manuals;
