@@ -46,6 +46,7 @@
 //! - `units`: the units for systemd are good
 //! - `containers`: the image, built without a registry and run as it says
 //! - `kubernetes`: what is described there is what Kubernetes takes and the binary is
+//! - `debian`: the package, what is in it, and what it leaves behind
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
@@ -74,6 +75,7 @@ mod command_line;
 mod containers;
 mod crowds;
 mod damage;
+mod debian;
 mod delivers;
 mod durability;
 mod edge;
