@@ -47,12 +47,13 @@
 //! - `containers`: the image, built without a registry and run as it says
 //! - `kubernetes`: what is described there is what Kubernetes takes and the binary is
 //! - `debian`: the package, what is in it, and what it leaves behind
+//! - `deployed`: what `deploy` names exists in the binary
 //!
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
 //! `RELAY_TEST_SLOW_CONNECTIONS` how many slow ones `scanned` opens, `RELAY_TEST_UPGRADES` how often `upgrades`
-//! replaces it. A test whose tool is missing
-//! fails, unless `RELAY_TEST_MAY_SKIP` is set.
+//! replaces it, `RELAY_TEST_STATIC_PROGRAM` which program `containers` and `kubernetes` put into their image. A test
+//! whose tool is missing fails, unless `RELAY_TEST_MAY_SKIP` is set.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -77,6 +78,7 @@ mod crowds;
 mod damage;
 mod debian;
 mod delivers;
+mod deployed;
 mod durability;
 mod edge;
 mod erases;
