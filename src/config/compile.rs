@@ -204,6 +204,7 @@ impl Context<'_> {
                 Some((self.secret_of(scheme, secret, spot)?, spot.at))
             })
             .collect();
+        lint::key_length(scheme, &found, self);
         lint::secrets(&found, self);
         found.into_iter().map(|(secret, _)| secret).collect()
     }

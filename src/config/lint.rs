@@ -20,7 +20,7 @@ use crate::domain::pattern::Pattern;
 use crate::domain::pointer::Pointer;
 use crate::domain::route::Route;
 use crate::domain::shadow::{Shadowed, shadowed};
-use crate::domain::signature::Secret;
+use crate::domain::signature::{Scheme, Secret};
 use crate::domain::source::SourcePath;
 
 /// Comparisons of two patterns, or of two places, in one file. Ten thousand routes take a tenth.
@@ -178,6 +178,22 @@ pub(super) fn conditions(conditions: &[Condition], spot: Spot<'_>, context: &mut
         let message =
             format!("this never holds: nothing is below {} where {above} holds", above.pointer);
         context.report.warning(spot.entry_key(index), message);
+    }
+}
+
+/// The first secret of a list that is not as long as the specification of the scheme wants it: others may
+/// refuse it.
+pub(super) fn key_length(scheme: Scheme, secrets: &[(Secret, Span)], context: &mut Context<'_>) {
+    let Some(bytes) = scheme.key_bytes() else { return };
+    let unfit = secrets.iter().find(|(secret, _)| !secret.has_length_of(scheme));
+    if let Some((_, at)) = unfit {
+        let (from, to, name) = (bytes.start(), bytes.end(), scheme.name());
+        let message = format!(
+            "the key in this secret is not {from} to {to} bytes long, as {name} wants it: make another, for \
+             the target may refuse it"
+        );
+        let reported = context.report.warning(*at, message);
+        reported.help("whsec_$(openssl rand -base64 32), say, at the target too");
     }
 }
 

@@ -28,7 +28,12 @@ impl Environment for TestEnvironment {
             _ if name.starts_with("UNSET_") => None,
             _ if name.starts_with("EMPTY_") => Some(String::new()),
             _ if name.starts_with("WHSEC_") => {
-                Some(format!("whsec_{}", BASE64_STANDARD.encode(name)))
+                let key = match name {
+                    "WHSEC_SHORT" => "x".repeat(23),
+                    "WHSEC_LONG" => "x".repeat(65),
+                    _ => format!("{name:->32}"),
+                };
+                Some(format!("whsec_{}", BASE64_STANDARD.encode(key)))
             }
             _ => Some(format!("value of {name}")),
         }
@@ -260,7 +265,7 @@ fn each_scheme_of_a_target_has_its_header_and_the_secrets_that_sign() {
         assert!(sign.secrets().map(|secret| secret.label()).eq(labels.iter().copied()), "{target}");
     }
     // The file's is "whsec_" and base64 of these bytes.
-    let key = crate::domain::signature::Secret::new("s", b"from a file as base64").unwrap();
+    let key = crate::domain::signature::Secret::new("s", b"from a file, and as base64").unwrap();
     assert!(table.targets["partner"].sign.secrets().nth(1).unwrap().signs_as(&key));
 }
 
@@ -269,6 +274,15 @@ fn a_secret_that_is_not_there_has_no_form_that_could_be_wrong() {
     let path = Path::new("tests/data/routes/good/schemes.yaml");
     let problems = check(path, &HashMap::new(), Secrets::Warn);
     assert_eq!((problems.errors(), problems.warnings()), (0, 7), "{problems}");
+}
+
+#[test]
+fn how_long_a_secret_is_that_is_not_there_is_not_known() {
+    let path = Path::new("tests/data/routes/warn/key-lengths.yaml");
+    let problems = check(path, &HashMap::new(), Secrets::Warn);
+    assert!(problems.iter().all(|problem| problem.message.ends_with("is not set")), "{problems}");
+    let ignored = check(path, &HashMap::new(), Secrets::Ignore);
+    assert_eq!(ignored.iter().count(), 0, "{ignored}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Proof over the exact bytes: how it is verified and how it is made.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
@@ -21,6 +22,7 @@ pub use verify::{Verification, Verified, VerifyError};
 #[derive(Clone)]
 pub struct Secret {
     label: Box<str>,
+    bytes: usize,
     // With the key already absorbed: two compressions less for each signature.
     keyed: Hmac<Sha256>,
 }
@@ -34,7 +36,7 @@ impl Secret {
             return None;
         }
         let keyed = Hmac::new_from_slice(bytes).ok()?;
-        Some(Self { label: label.into(), keyed })
+        Some(Self { label: label.into(), bytes: bytes.len(), keyed })
     }
 
     /// A secret as it is written for `scheme`: the bytes themselves, or those that they stand for.
@@ -59,6 +61,11 @@ impl Secret {
     /// Where it came from: never the secret itself.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// Whether it is as long as the scheme's specification wants it.
+    pub fn has_length_of(&self, scheme: Scheme) -> bool {
+        scheme.key_bytes().is_none_or(|bytes| bytes.contains(&self.bytes))
     }
 
     /// Whether these bytes are the secret, in constant time.
@@ -159,6 +166,15 @@ impl Scheme {
         }
     }
 
+    /// How many bytes a key has to have, where the scheme's specification says so. It is not for us to
+    /// refuse others, for the one at the other end may have been given one.
+    pub const fn key_bytes(self) -> Option<RangeInclusive<usize>> {
+        match self {
+            Self::Aryeo | Self::AryeoTimestamped | Self::Github => None,
+            Self::StandardWebhooks => Some(24..=64),
+        }
+    }
+
     /// The headers beside that one, with what is signed along.
     pub fn beside(self) -> &'static [HeaderName] {
         static STAMP: [HeaderName; 1] = [TIMESTAMP];
@@ -227,6 +243,20 @@ mod tests {
         ] {
             assert_eq!(read(written), Err(SecretError::NotBase64), "{written}");
         }
+    }
+
+    #[test]
+    fn only_standard_webhooks_says_how_long_a_key_is() {
+        for (bytes, is_good) in [(1, false), (23, false), (24, true), (64, true), (65, false)] {
+            let secret = Secret::new("s", &vec![b'x'; bytes]).unwrap();
+            assert_eq!(secret.has_length_of(Scheme::StandardWebhooks), is_good, "{bytes}");
+            for scheme in [Scheme::Aryeo, Scheme::AryeoTimestamped, Scheme::Github] {
+                assert!(secret.has_length_of(scheme));
+            }
+        }
+        // It is the key that counts, not its base64.
+        let written = Secret::written(Scheme::StandardWebhooks, "s", &[b'A'; 24]).unwrap();
+        assert!(!written.has_length_of(Scheme::StandardWebhooks));
     }
 
     #[test]
