@@ -18,6 +18,8 @@ pub(super) struct Client<'a> {
     pub(super) shown: Option<IpAddr>,
     /// Whom to count its requests with. Nobody, where its address may be that of a proxy.
     pub(super) counted: Option<IpAddr>,
+    /// It says that it forwards for somebody else, and is none that is believed.
+    pub(super) forwards: bool,
     /// The certificate that was shown on its connection.
     pub(super) certificate: Option<&'a ClientCertificate>,
 }
@@ -41,7 +43,9 @@ impl Clients {
         let forwarded = headers.get_all(FORWARDED_FOR).iter();
         let address = peer.and_then(|peer| client::address(peer, &self.trusted, forwarded));
         let counted = address.filter(|_| self.peers_are_clients);
-        Client { address, shown: address.or(peer), counted, certificate }
+        let forwards = headers.contains_key(FORWARDED_FOR)
+            && peer.is_some_and(|peer| !self.trusted.contains(peer));
+        Client { address, shown: address.or(peer), counted, forwards, certificate }
     }
 }
 

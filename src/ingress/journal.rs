@@ -1,7 +1,8 @@
 //! One event and one count per request.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -9,10 +10,13 @@ use crate::domain::answer::Answer;
 use crate::ingress::answer::{Outcome, Refusal, Taken};
 use crate::ingress::sources::SourceState;
 use crate::ingress::spans;
-use crate::telemetry::log_limit::LogLimits;
+use crate::telemetry::log_limit::{LogLimit, LogLimits};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::source::AnswerMetrics;
 use crate::telemetry::traces::Traces;
+
+/// What may be a balancer that nobody has named is told once within this, for strangers can look like one.
+const UNBELIEVED_WINDOW: Duration = Duration::from_secs(60);
 
 /// Of a path without a source, so much is logged.
 const PATH_CHARS_MAX: usize = 200;
@@ -61,6 +65,7 @@ impl Exchange {
 pub(super) struct Journal {
     no_source: AnswerMetrics,
     refused: LogLimits<(Answer, Gravity)>,
+    unbelieved: Mutex<LogLimit>,
     traces: Traces,
 }
 
@@ -75,7 +80,27 @@ impl Journal {
     pub(super) fn new(metrics: &Metrics, traces: Traces) -> Self {
         let of = |gravity| Answer::ALL.into_iter().map(move |answer| (answer, gravity));
         let kinds = of(Gravity::Alarm).chain(of(Gravity::Usual));
-        Self { no_source: metrics.no_source(), refused: LogLimits::new(kinds), traces }
+        Self {
+            no_source: metrics.no_source(),
+            refused: LogLimits::new(kinds),
+            unbelieved: Mutex::new(LogLimit::new(1, UNBELIEVED_WINDOW)),
+            traces,
+        }
+    }
+
+    /// A source's `allow_from` does not have who says that it forwards for somebody, whom it may have: who
+    /// was told so, in vain, wonders why nobody gets in.
+    pub(super) fn unbelieved(&self, exchange: &Exchange) {
+        let mut limit = self.unbelieved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = limit.admit(Instant::now()) {
+            tracing::warn!(
+                source = exchange.source_name(),
+                peer = exchange.peer.map(tracing::field::display),
+                suppressed,
+                "allow_from is held against an address that forwards for another (X-Forwarded-For) and is not \
+                 in --trusted-proxies: if it is your proxy, name it there"
+            );
+        }
     }
 
     /// A request was answered.

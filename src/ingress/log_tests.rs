@@ -1,8 +1,13 @@
 //! What is written of webhooks and of what was refused.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use super::testing::{ORDER, Rig, SECRET, post, sign, signed};
+use super::testing::{ORDER, Rig, SECRET, post, sign, signed, source};
+use crate::domain::client::Network;
+use crate::domain::route::Unrouted;
+use crate::domain::source::Source;
+use crate::ingress::IngressLimits;
 
 /// The log lines of this thread while it lives.
 fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
@@ -75,4 +80,38 @@ async fn each_webhook_is_one_event_without_secrets_and_a_flood_is_only_counted()
     for secret in [SECRET, "query-secret", "header-secret", "o1", &signature, &sign(ORDER)] {
         assert!(all.iter().all(|line| !line.contains(secret)), "{secret}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_nobody_has_named_is_told_of_once_in_a_minute() {
+    let (log, _guard) = log();
+    let told = || {
+        let lines = String::from_utf8(std::mem::take(&mut *log.lock().unwrap())).unwrap();
+        let lines = lines.lines().filter(|line| line.contains("--trusted-proxies"));
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let senders: Network = "198.51.100.0/24".parse().unwrap();
+    let source = Source { allow_from: Some([senders].into_iter().collect()), ..source() };
+    let rig = Rig::with(source, Unrouted::Keep, IngressLimits::default());
+    let forwarded = || {
+        let mut request = signed(ORDER);
+        request.headers_mut().insert("x-forwarded-for", "198.51.100.7".parse().unwrap());
+        request
+    };
+    // Who forwards for nobody is where he seems to be.
+    rig.send(signed(ORDER)).await.check(403, "forbidden");
+    assert_eq!(told(), [""; 0]);
+    for _ in 0..50 {
+        rig.send(forwarded()).await.check(403, "forbidden");
+    }
+    let [line] = &told()[..] else { panic!("one line") };
+    for part in ["WARN", "source=\"aryeo\"", "peer=192.0.2.7", "suppressed=0"] {
+        assert!(line.contains(part), "{part} not in {line}");
+    }
+    tokio::time::advance(Duration::from_secs(60)).await;
+    rig.send(forwarded()).await.check(403, "forbidden");
+    assert!(told()[0].contains("suppressed=49"));
+    // Who is let in, as a proxy, forwards for whom it likes.
+    rig.send_from("198.51.100.1", forwarded()).await.check(202, "accepted");
+    assert_eq!(told(), [""; 0]);
 }

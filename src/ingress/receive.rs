@@ -138,7 +138,11 @@ impl<S: Store> Ingress<S> {
         }
         let (state, named) = found?;
         only_post(&head.method)?;
-        only_from(client, &state.source, &head.headers)?;
+        only_from(client, &state.source, &head.headers).inspect_err(|_| {
+            if client.forwards {
+                self.journal.unbelieved(exchange);
+            }
+        })?;
         only_certified(client, &state.source, &head.headers, self.clock.wall())?;
         Ok((state, named))
     }
