@@ -1,32 +1,48 @@
 //! The same over HTTP/1.1 as it is on the wire.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::testing::{ORDER, PATH, Rig, sign};
 use crate::domain::route::Unrouted;
 use crate::ingress::IngressLimits;
+use crate::net::listener::{ListenerLimits, ListenerObserver, PeerInfo, Proxies};
+use crate::net::memory::MemoryServer;
+
+struct Unobserved;
+
+impl ListenerObserver for Unobserved {}
 
 /// A connection to the ingress.
 fn connect(rig: &Rig) -> DuplexStream {
     let (client, server) = duplex(64 * 1024);
+    let minute = Duration::from_secs(60);
+    let listener = MemoryServer {
+        limits: ListenerLimits {
+            connections_max: 1,
+            connections_per_address_max: 1,
+            proxies: Proxies::default(),
+            requests_per_connection_max: u32::MAX,
+            handshake_timeout: minute,
+            header_timeout: minute,
+            idle_timeout: minute,
+        },
+        observer: Arc::new(Unobserved),
+        drain: CancellationToken::new(),
+        tracker: rig.tracker.clone(),
+    };
     let ingress = Arc::clone(&rig.ingress);
-    let service = service_fn(move |request: http::Request<Incoming>| {
+    let service = move |request, peer: PeerInfo| {
         let ingress = Arc::clone(&ingress);
-        async move { Ok::<_, Infallible>(ingress.serve(request, None, None).await) }
-    });
-    // As the listener does: else hyper drops a request whose sender has closed already.
-    let connection =
-        http1::Builder::new().half_close(true).serve_connection(TokioIo::new(server), service);
-    drop(rig.tracker.spawn(async move { drop(connection.await) }));
+        async move { ingress.serve(request, Some(peer.addr), peer.certificate).await }
+    };
+    drop(rig.tracker.spawn(async move {
+        listener.serve(server, "192.0.2.7:4711".parse().unwrap(), service).await;
+    }));
     client
 }
 

@@ -58,7 +58,7 @@ pub(super) struct Protocols {
     http1: auto::Builder<TrackedExecutor>,
     http2: auto::Builder<TrackedExecutor>,
     /// Told apart by the first bytes: without TLS, or without ALPN.
-    either: auto::Builder<TrackedExecutor>,
+    pub(super) either: auto::Builder<TrackedExecutor>,
 }
 
 impl Protocols {
@@ -210,7 +210,8 @@ impl<O: ListenerObserver> ServerConnection<O> {
         stream
     }
 
-    async fn http<I, S, F, B>(
+    /// Serves HTTP to the connection's end.
+    pub(super) async fn http<I, S, F, B>(
         &self,
         stream: I,
         protocol: &auto::Builder<TrackedExecutor>,

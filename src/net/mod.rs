@@ -12,6 +12,8 @@ mod connection;
 mod crowd;
 pub mod inherited;
 pub mod listener;
+#[cfg(any(test, feature = "test-util"))]
+pub mod memory;
 pub mod otlp;
 mod phase;
 mod proxied;
