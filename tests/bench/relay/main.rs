@@ -37,6 +37,7 @@ use target::Target;
 mod beside;
 #[path = "../body.rs"]
 mod body;
+mod flood;
 mod idle;
 mod million;
 mod overload;

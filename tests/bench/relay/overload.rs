@@ -4,8 +4,9 @@
 //! It is held to a share of one core by a control group, as containers are; the bench itself has all of
 //! the machine. First as many senders as usual post as fast as they are answered: what is accepted then is
 //! the capacity. Then five times as much is offered, by as many connections as it takes: senders whose
-//! answer does not come within their time-out hang up and connect again. Last, strangers send requests
-//! that nobody signed, as fast as they can, beside senders who post a quarter of the capacity.
+//! answer does not come within their time-out hang up and connect again. Last, strangers offer 20,000
+//! requests a second that nobody signed, beside senders who post a quarter of the capacity: they wait for
+//! no answer, and have a thread of their own, so that it is the relay that sets the bound if there is one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::flood::Flood;
 use super::process::{self, Process};
 use super::sender::{Connection, Relay, Webhooks};
 use super::target::Target;
@@ -28,9 +30,8 @@ const SIZE: usize = 4096;
 const PART: Duration = Duration::from_secs(10);
 const WARM_UP: Duration = Duration::from_secs(1);
 const HONEST: usize = 16;
-/// Connections that offer too much, and those of strangers.
+/// Connections that offer too much.
 const CROWD: usize = 1000;
-const STRANGERS: usize = 200;
 /// How many webhooks are signed beforehand for each part.
 const SIGNED: usize = 200_000;
 
@@ -57,10 +58,10 @@ pub(crate) async fn run(args: &Args, percent: u32) -> anyhow::Result<()> {
     drain(&process).await?;
 
     let webhooks = sign()?;
-    let flood = Flood::start(&process.relay, &sign()?);
+    let flood = Flood::start(&process.relay, &webhooks)?;
     let honest = offer(&process.relay, &webhooks, HONEST, Some(capacity / 4.0)).await?;
-    let refused = flood.end().await;
-    println!("beside {STRANGERS} connections with {refused:.0}/s that nobody signed: {honest}");
+    let flooded = flood.end()?;
+    println!("beside {flooded}: {honest}");
     println!("memory: at most {}", super::megabytes(process.memory()?.peak));
     process.is_alive()?;
     drain(&process).await?;
@@ -165,39 +166,6 @@ async fn exchange(
     let status = connection.ask(request, left).await?;
     *kept = Some(connection);
     Ok(status)
-}
-
-/// Strangers, who go on until they are told to stop.
-struct Flood {
-    tasks: JoinSet<()>,
-    answered: Arc<AtomicUsize>,
-    begun: Instant,
-}
-
-impl Flood {
-    fn start(relay: &Relay, webhooks: &Arc<Webhooks>) -> Self {
-        let answered = Arc::new(AtomicUsize::new(0));
-        let mut tasks = JoinSet::new();
-        for index in 0..STRANGERS {
-            let (relay, answered) = (relay.clone(), Arc::clone(&answered));
-            let request = webhooks.forged(index);
-            tasks.spawn(async move {
-                let mut connection = None;
-                loop {
-                    if exchange(&relay, &mut connection, &request).await.is_ok() {
-                        answered.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-        Self { tasks, answered, begun: Instant::now() }
-    }
-
-    /// Ends it; how many a second were answered.
-    async fn end(mut self) -> f64 {
-        self.tasks.shutdown().await;
-        self.answered.load(Ordering::Relaxed) as f64 / self.begun.elapsed().as_secs_f64()
-    }
 }
 
 /// A control group that holds a process to a share of a core. Gone when dropped.

@@ -157,6 +157,11 @@ impl Connection {
         Ok(())
     }
 
+    /// What is written to it, and what comes.
+    pub(crate) fn into_stream(self) -> TlsStream<TcpStream> {
+        self.stream
+    }
+
     /// Sends a request and waits so long for its answer; the status.
     pub(crate) async fn ask(&mut self, request: &[u8], patience: Duration) -> anyhow::Result<u16> {
         let exchange = async {
