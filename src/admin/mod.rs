@@ -222,6 +222,7 @@ impl<S: Store> Admin<S> {
 
     fn scrape(&self) -> Response<Full<Bytes>> {
         let now = self.clock.now();
+        self.metrics.unready(&self.readiness.reasons(self.pulse()));
         let store = self.store.borrow().clone();
         if let Some(store) = store {
             // What is not in the store any more has nothing, be it in the table or gone from it.

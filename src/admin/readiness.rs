@@ -79,6 +79,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(30);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::reference::UNREADY_REASONS;
 
     fn failing(error: CommitError) -> Pulse {
         Pulse { failing: Some(error), ..Pulse::default() }
@@ -103,6 +104,14 @@ mod tests {
         assert!(readiness.reasons(fine).is_empty());
         readiness.stopping();
         assert_eq!(readiness.reasons(fine), ["shutting_down"]);
+        readiness.without_certificate(true);
+        let all = [
+            Readiness::default().reasons(failing(CommitError::DiskFull)),
+            readiness.reasons(failing(CommitError::Unavailable)),
+        ];
+        let mut all: Vec<&str> = all.concat();
+        all.sort_by_key(|reason| UNREADY_REASONS.iter().position(|known| known == reason));
+        assert_eq!(all, UNREADY_REASONS, "each has its series");
     }
 
     #[test]

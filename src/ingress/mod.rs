@@ -53,6 +53,8 @@ mod strangers;
 mod turns;
 
 #[cfg(test)]
+mod label_tests;
+#[cfg(test)]
 mod log_tests;
 #[cfg(test)]
 mod span_tests;

@@ -1,5 +1,6 @@
 //! An ingress with everything around it in memory.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -51,16 +52,15 @@ pub(super) struct FakeStore {
 }
 
 #[derive(Default)]
-pub(super) struct FakeRecent(Vec<(DuplicateKey, WebhookId, bool)>);
+pub(super) struct FakeRecent(HashMap<DuplicateKey, (WebhookId, bool)>);
 
 impl Recent for FakeRecent {
     fn find(&self, key: &DuplicateKey) -> Option<(WebhookId, bool)> {
-        let found = self.0.iter().rev().find(|(known, ..)| known == key);
-        found.map(|(_, id, activity_id)| (*id, *activity_id))
+        self.0.get(key).copied()
     }
 
     fn insert(&mut self, key: DuplicateKey, id: WebhookId, activity_id: bool) {
-        self.0.push((key, id, activity_id));
+        self.0.insert(key, (id, activity_id));
     }
 }
 

@@ -1,4 +1,5 @@
-//! Every metric: its name, labels and meaning. The names are an API, documented in the README.
+//! Every metric, as it is made and touched. What they mean is in
+//! [`reference`](crate::telemetry::reference); names and labels are an API.
 //!
 //! Handles are made once per source and target and then only touched; nothing here is global, so
 //! that two relays in one process (tests) do not mix.
@@ -20,8 +21,8 @@ use crate::domain::outcome::Outcome;
 use crate::domain::signature::VerifyError;
 use crate::domain::time::Timestamp;
 use crate::telemetry::process;
-use crate::telemetry::reference::{BUCKETS, Kind, REFERENCE};
-use crate::telemetry::series::Series;
+use crate::telemetry::reference::{BUCKETS, Kind, REFERENCE, UNREADY_REASONS};
+use crate::telemetry::series::{self, Series};
 use crate::telemetry::source::{AnswerMetrics, ConnectionMetrics, SourceMetrics};
 use crate::telemetry::target::{LaneMetrics, TargetMetrics};
 use crate::telemetry::traces::SpanMetrics;
@@ -72,12 +73,12 @@ impl Default for Metrics {
 
 impl Metrics {
     fn describe(&self) {
-        for (name, kind, unit, help) in REFERENCE {
-            let (name, help) = ((*name).into(), SharedString::const_str(help));
-            match kind {
-                Kind::Counter => self.recorder.describe_counter(name, *unit, help),
-                Kind::Gauge => self.recorder.describe_gauge(name, *unit, help),
-                Kind::Histogram => self.recorder.describe_histogram(name, *unit, help),
+        for metric in REFERENCE {
+            let (name, help) = (metric.name.into(), SharedString::const_str(metric.help));
+            match metric.kind {
+                Kind::Counter => self.recorder.describe_counter(name, metric.unit, help),
+                Kind::Gauge => self.recorder.describe_gauge(name, metric.unit, help),
+                Kind::Histogram => self.recorder.describe_histogram(name, metric.unit, help),
             }
         }
     }
@@ -97,16 +98,12 @@ impl Metrics {
     /// The page that Prometheus reads.
     pub fn render(&self) -> String {
         let usage = process::usage();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "CPU time is positive; the counter takes whole seconds"
-        )]
-        self.counter("process_cpu_seconds_total", &[]).absolute(usage.cpu_seconds as u64);
         self.gauge("process_resident_memory_bytes", &[]).set(usage.resident_bytes);
         self.gauge("process_open_fds", &[]).set(usage.open_fds);
         self.gauge("process_max_fds", &[]).set(usage.max_fds);
         let mut page = self.handle.render();
+        // A counter of the recorder's takes whole numbers, and a second is long for an idle relay.
+        series::plain(&mut page, "process_cpu_seconds_total", usage.cpu_seconds);
         self.tables.render(&mut page);
         self.certificates.render(&mut page);
         page
@@ -294,7 +291,7 @@ impl Metrics {
     pub fn connections(&self) -> ConnectionMetrics {
         ConnectionMetrics {
             open: self.gauge("relay_connections", &[]),
-            handshakes: ["ok", "failed", "timeout"].map(|result| {
+            handshakes: ConnectionMetrics::HANDSHAKES.map(|result| {
                 (result, self.counter("relay_tls_handshakes_total", &[("result", result)]))
             }),
             refused: ConnectionMetrics::REFUSED.map(|reason| {
@@ -347,6 +344,14 @@ impl Metrics {
         self.gauge("relay_files_refused", &[("file", file.as_str())])
     }
 
+    /// Says why the relay is not ready, if it is not: some of [`UNREADY_REASONS`].
+    pub fn unready(&self, reasons: &[&str]) {
+        for reason in UNREADY_REASONS {
+            let is_so = f64::from(u8::from(reasons.contains(&reason)));
+            self.gauge("relay_unready", &[("reason", reason)]).set(is_so);
+        }
+    }
+
     /// Says which version this is and when it started.
     pub fn started(&self, version: &str, at: Timestamp) {
         self.gauge("relay_build_info", &[("version", version)]).set(1.0);
@@ -366,9 +371,9 @@ pub enum SavedFile {
 }
 
 impl SavedFile {
-    const ALL: [Self; 3] = [Self::Certificate, Self::ClientCa, Self::AdminToken];
+    pub(super) const ALL: [Self; 3] = [Self::Certificate, Self::ClientCa, Self::AdminToken];
 
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Certificate => "certificate",
             Self::ClientCa => "client_ca",

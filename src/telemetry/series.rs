@@ -32,17 +32,27 @@ impl Series {
             return;
         }
         let Self { name, label, .. } = self;
-        let entry = REFERENCE.iter().find(|(known, ..)| known == name);
-        let help = entry.map_or("", |(.., help)| *help);
-        let mut write = || {
-            writeln!(page, "# HELP {name} {help}\n# TYPE {name} gauge")?;
-            for (text, value) in &*values {
-                writeln!(page, "{name}{{{label}=\"{}\"}} {value}", escaped(text))?;
-            }
-            writeln!(page)
-        };
-        write().expect("a String takes everything");
+        describe(page, name);
+        for (text, value) in &*values {
+            writeln!(page, "{name}{{{label}=\"{}\"}} {value}", escaped(text)).expect(INFALLIBLE);
+        }
+        page.push('\n');
     }
+}
+
+/// Adds a metric without labels to a page.
+pub(super) fn plain(page: &mut String, name: &'static str, value: f64) {
+    describe(page, name);
+    writeln!(page, "{name} {value}\n").expect(INFALLIBLE);
+}
+
+const INFALLIBLE: &str = "a String takes everything";
+
+fn describe(page: &mut String, name: &str) {
+    let metric = REFERENCE.iter().find(|metric| metric.name == name);
+    let metric = metric.expect("every metric is in the reference");
+    let (help, kind) = (metric.help, metric.kind.name());
+    writeln!(page, "# HELP {name} {help}\n# TYPE {name} {kind}").expect(INFALLIBLE);
 }
 
 fn escaped(text: &str) -> String {
@@ -65,5 +75,14 @@ mod tests {
         let (described, sample) = page.split_once("gauge\n").unwrap();
         assert!(described.starts_with("# HELP relay_routes_info 1 for the SHA-256"), "{page}");
         assert_eq!(sample, "relay_routes_info{sha256=\"a\\\\b\\\"c\\nd\"} 0.5\n\n");
+    }
+
+    #[test]
+    fn a_counter_may_have_a_fraction() {
+        let mut page = String::new();
+        plain(&mut page, "process_cpu_seconds_total", 0.25);
+        let samples =
+            "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total 0.25\n\n";
+        assert!(page.starts_with("# HELP ") && page.ends_with(samples), "{page}");
     }
 }

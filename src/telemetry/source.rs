@@ -107,13 +107,16 @@ fn record_answer(
 /// The metrics of connections.
 pub struct ConnectionMetrics {
     pub(super) open: Gauge,
-    pub(super) handshakes: [(&'static str, Counter); 3],
+    pub(super) handshakes: [(&'static str, Counter); Self::HANDSHAKES.len()],
     pub(super) refused: [(&'static str, Counter); Self::REFUSED.len()],
 }
 
 impl ConnectionMetrics {
     /// Why a connection is closed before anything is read of it.
     pub const REFUSED: [&str; 4] = ["address", "not_a_proxy", "proxy_header", "proxy_timeout"];
+
+    /// How a handshake ends.
+    pub(super) const HANDSHAKES: [&str; 3] = ["ok", "failed", "timeout"];
 
     /// A connection was closed before anything was read of it, for one of these reasons: `address`,
     /// `not_a_proxy`, `proxy_header` or `proxy_timeout`.

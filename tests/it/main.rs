@@ -42,6 +42,7 @@
 //! - `sbom`: the bill of materials names all that is compiled into the program
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
+//! - `reference`: the page that Prometheus reads is what is written of it
 //! - `manuals`: completions and manual pages are of use to what they are for
 //! - `units`: the units for systemd are good
 //! - `containers`: the image, built without a registry and run as it says
@@ -97,6 +98,7 @@ mod language;
 mod logs;
 mod manuals;
 mod openapi;
+mod reference;
 mod rejects;
 mod reload;
 mod reload_load;

@@ -6,7 +6,7 @@ use crate::support::relay::{BINARY, command, run};
 use crate::support::routes::SECRET;
 use crate::support::{Sender, TestRelay};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 

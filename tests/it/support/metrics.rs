@@ -1,6 +1,6 @@
 //! The page that Prometheus reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A scraped page.
 #[derive(Debug, Clone)]
@@ -61,6 +61,18 @@ impl Metrics {
         values.sort();
         values.dedup();
         values
+    }
+
+    /// The names of all samples.
+    pub(crate) fn names(&self) -> BTreeSet<String> {
+        self.samples.iter().map(|sample| sample.name.clone()).collect()
+    }
+
+    /// Each set of labels, by their names, that samples with this name have.
+    pub(crate) fn label_names(&self, name: &str) -> Vec<Vec<&str>> {
+        let samples = self.samples.iter().filter(|sample| sample.name == name);
+        let names = samples.map(|sample| sample.labels.keys().map(String::as_str).collect());
+        names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether `# TYPE` and `# HELP` are there for it.
