@@ -42,6 +42,7 @@
 //! - `sbom`: the bill of materials names all that is compiled into the program
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
+//! - `alerts`: each fires, keeps still, and leads to what to do
 //! - `reference`: the page that Prometheus reads is what is written of it
 //! - `manuals`: completions and manual pages are of use to what they are for
 //! - `units`: the units for systemd are good
@@ -68,6 +69,7 @@
 mod accepts;
 mod acme;
 mod admin;
+mod alerts;
 mod asks;
 mod backlogs;
 mod broken_disk;
