@@ -73,6 +73,11 @@ fn labels(series: &str) -> Option<BTreeMap<&'static str, Option<Vec<&'static str
     if series == "up" {
         return Some(labels);
     }
+    if series == "ALERTS" {
+        // And those of what it is about.
+        labels.extend(["alertname", "alertstate", "severity", "source"].map(|label| (label, None)));
+        return Some(labels);
+    }
     if let Some(rule) = rules().into_iter().find(|rule| rule.name == series) {
         let names = asked(&rule.expression).selectors;
         names.iter().for_each(|selector| labels.extend(self::labels(&selector.metric).unwrap()));

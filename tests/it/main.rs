@@ -43,6 +43,7 @@
 //! - `shipped`: the files in the repository are good
 //! - `command_line`: what an operator types, and exit statuses
 //! - `alerts`: each fires, keeps still, and leads to what to do
+//! - `dashboards`: what it asks for is found by a real Prometheus that scrapes a real relay
 //! - `reference`: the page that Prometheus reads is what is written of it
 //! - `manuals`: completions and manual pages are of use to what they are for
 //! - `units`: the units for systemd are good
@@ -54,8 +55,9 @@
 //! `RELAY_TEST_PATIENCE` is how many seconds a test waits for what must happen, `RELAY_TEST_ROUNDS`
 //! how often `restarts` kills the relay, `RELAY_TEST_RELOADS` how often `reload_load` reloads it,
 //! `RELAY_TEST_SLOW_CONNECTIONS` how many slow ones `scanned` opens, `RELAY_TEST_UPGRADES` how often `upgrades`
-//! replaces it, `RELAY_TEST_STATIC_PROGRAM` which program `containers` and `kubernetes` put into their image. A test
-//! whose tool is missing fails, unless `RELAY_TEST_MAY_SKIP` is set.
+//! replaces it, `RELAY_TEST_STATIC_PROGRAM` which program `containers` and `kubernetes` put into their image,
+//! `RELAY_TEST_PICTURE` for how many seconds of load `dashboards` draws its picture anew. A test whose tool is missing
+//! fails, unless `RELAY_TEST_MAY_SKIP` is set.
 #![expect(
     clippy::disallowed_methods,
     clippy::indexing_slicing,
@@ -79,6 +81,7 @@ mod command_line;
 mod containers;
 mod crowds;
 mod damage;
+mod dashboards;
 mod debian;
 mod delivers;
 mod deployed;

@@ -9,6 +9,8 @@ pub(crate) mod manager;
 pub(crate) mod metrics;
 pub(crate) mod otlp;
 pub(crate) mod pebble;
+pub(crate) mod picture;
+pub(crate) mod prometheus;
 pub(crate) mod promql;
 pub(crate) mod receiver;
 pub(crate) mod relay;

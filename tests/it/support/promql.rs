@@ -49,7 +49,10 @@ pub(crate) fn asked(expression: &str) -> Asked {
                 let labels = labels.split(',').map(str::trim).filter(|label| !label.is_empty());
                 asked.labels.extend(labels.map(str::to_owned));
                 rest = after;
-            } else if opens.is_none() && !WORDS.contains(&name) && !AGGREGATIONS.contains(&name) {
+            } else if opens.is_none()
+                && !WORDS.contains(&&*name.to_lowercase())
+                && !AGGREGATIONS.contains(&name)
+            {
                 let (matchers, after) = matchers(after);
                 let text = rest[..rest.len() - after.len()].to_owned();
                 asked.selectors.push(Selector { metric: name.to_owned(), matchers, text });
