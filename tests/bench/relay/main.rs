@@ -8,6 +8,7 @@
 //! cargo bench --bench relay -- --dead-beside       # a target beside one with 1,000,000 pending
 //! cargo bench --bench relay -- --overload          # five times what it can do, and a flood, as root
 //! cargo bench --bench relay -- --idle              # 10,000 idle TLS connections
+//! cargo bench --bench relay -- --scrape            # pages of metrics of 100 targets
 //! cargo bench --bench relay -- --help
 //! ```
 //!
@@ -44,6 +45,7 @@ mod overload;
 mod process;
 mod redrive;
 mod replay;
+mod scrape;
 mod sender;
 mod target;
 
@@ -93,6 +95,9 @@ struct Args {
     /// Measure so many idle TLS connections instead
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10000")]
     idle: Option<usize>,
+    /// Measure pages of metrics of so many targets instead, and webhooks beside them
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "100")]
+    scrape: Option<usize>,
     /// With --million: when the dead target is tried again
     #[arg(long, default_value = "2h")]
     dead_retry: String,
@@ -133,6 +138,8 @@ fn main() -> anyhow::Result<()> {
             overload::run(&args, percent).await
         } else if let Some(connections) = args.idle {
             idle::run(&args, connections).await
+        } else if let Some(targets) = args.scrape {
+            scrape::run(&args, targets).await
         } else {
             compare(&args).await
         }
