@@ -452,7 +452,7 @@ impl Args {
                 limit: self.storage.store_limit,
             },
             edge: self.edge.settings(),
-            traces: self.traces.settings(),
+            traces: self.traces.settings()?,
             connections_max: self.limits.connections_max.get(),
             in_flight_max: self.limits.in_flight_max.get(),
             in_flight_bytes_max: bytes(self.limits.in_flight_bytes_max, "--in-flight-bytes-max")?,
