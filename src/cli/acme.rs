@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use clap::ArgMatches;
 use clap::builder::BoolishValueParser;
+use clap::parser::ValueSource;
 use http::Uri;
 use http::uri::Scheme;
 use rustls::pki_types::DnsName;
@@ -26,8 +28,7 @@ pub struct AcmeArgs {
         env = "RELAY_ACME_DOMAIN", hide_env_values = true,
         value_name = "DOMAIN",
         value_delimiter = ',',
-        value_parser = domain,
-        conflicts_with_all = ["tls_cert", "tls_key"]
+        value_parser = domain
     )]
     pub acme_domain: Vec<String>,
     /// An e-mail address that the authority may write to; repeat it for more
@@ -96,6 +97,22 @@ impl AcmeArgs {
         let (contact, ca) = (self.acme_contact.clone(), self.acme_ca.clone());
         Ok(Some(AcmeSettings { domains, contact, directory, ca }))
     }
+}
+
+/// Files that are typed besides a domain can't be meant. As variables they can: our own unit and image
+/// say where they would be.
+pub(super) fn refuse_files(typed: &ArgMatches) -> Result<(), String> {
+    if typed.value_source("acme_domain").is_none() {
+        return Ok(());
+    }
+    for (id, flag) in [("tls_cert", "--tls-cert"), ("tls_key", "--tls-key")] {
+        if typed.value_source(id) == Some(ValueSource::CommandLine) {
+            return Err(format!(
+                "{flag} and --acme-domain exclude each other: leave one of them out"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn domain(text: &str) -> Result<String, String> {
@@ -179,6 +196,15 @@ mod tests {
     }
 
     #[test]
+    fn where_files_would_be_may_be_said_as_our_own_unit_and_image_do() {
+        for files in ["--tls-cert a.crt --tls-key a.key", "--tls-cert a.crt", ""] {
+            let args = parsed(&format!("--acme-domain a.example {files}")).unwrap();
+            let settings = args.settings().unwrap();
+            assert!(settings.acme.is_some() && settings.tls.is_empty(), "{files}");
+        }
+    }
+
+    #[test]
     fn what_can_t_be_meant_is_refused() {
         for line in [
             "--acme-domain *.example.com",
@@ -189,8 +215,6 @@ mod tests {
             "--acme-domain a.example --acme-contact a@b@c",
             "--acme-domain a.example --acme-directory http://ca.internal/",
             "--acme-domain a.example --acme-directory ca.internal",
-            "--acme-domain a.example --tls-cert a.crt",
-            "--acme-domain a.example --tls-key a.key",
         ] {
             assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");
         }

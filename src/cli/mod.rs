@@ -8,7 +8,8 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub mod acme;
 pub mod admin;
@@ -142,7 +143,7 @@ pub struct Usage(pub String);
 
 /// Runs what the command line asks for.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
@@ -159,6 +160,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    if let Some(("serve", typed)) = matches.subcommand() {
+        acme::refuse_files(typed)
+            .map_err(|text| command.error(ErrorKind::ArgumentConflict, text))?;
+    }
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 fn run(command: &Command) -> anyhow::Result<Verdict> {
@@ -197,7 +208,6 @@ fn block_on<F: Future>(future: F) -> anyhow::Result<F::Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

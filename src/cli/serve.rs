@@ -426,11 +426,17 @@ impl Args {
         Ok(certificates.iter().zip(keys).map(pair).collect())
     }
 
-    fn settings(&self) -> anyhow::Result<Settings> {
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         let bytes = |size: u64, flag: &str| {
             usize::try_from(size).with_context(|| format!("{flag} is larger than this machine"))
         };
         let acme = self.acme.settings(self.plain_http)?;
+        // Our own unit and image say where files would be, and ACME is one more variable there.
+        if acme.is_some() && !(self.tls_cert.is_empty() && self.tls_key.is_empty()) {
+            tracing::info!(
+                "Certificates come by --acme-domain; --tls-cert and --tls-key are not used."
+            );
+        }
         let has_files = !self.plain_http && acme.is_none();
         let tls = if has_files { self.tls_files()? } else { Vec::new() };
         Ok(Settings {

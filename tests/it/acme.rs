@@ -61,6 +61,9 @@ impl World {
             .override_flag("--listen", &format!("127.0.0.1:{port}"))
             .flags(&["--acme-directory", &pebble.directory(), "--acme-contact", "ops@relay.test"])
             .override_flag("--acme-ca", pebble.ca().to_str().unwrap());
+        // As the unit of `deploy/systemd` has them, and the image.
+        let builder = builder.environment("RELAY_TLS_CERT", "/tls.crt");
+        let builder = builder.environment("RELAY_TLS_KEY", "/tls.key");
         domains.iter().fold(builder, |builder, domain| builder.flags(&["--acme-domain", domain]))
     }
 }
