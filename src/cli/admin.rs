@@ -1,7 +1,8 @@
 //! Asks a running relay through its admin address.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,9 +43,17 @@ pub struct Relay {
         default_value = DEFAULT_URL
     )]
     pub url: String,
-    /// The file of its admin token, where it wants one
-    #[arg(long, env = "RELAY_ADMIN_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    /// The file of its admin token, where it wants one. That of the variable `RELAY_ADMIN_TOKEN_FILE` is
+    /// shown to the relay of `RELAY_ADMIN` and to those of this machine, and to nobody else
+    #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
+}
+
+/// The file of the token that the environment has for the relay at that place.
+fn known_token(place: &Place, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let known = variable("RELAY_ADMIN").and_then(|text| Place::new(text.to_str()?).ok());
+    let is_its = known.is_some_and(|known| known == *place) || place.is_on_this_machine();
+    is_its.then(|| variable("RELAY_ADMIN_TOKEN_FILE")).flatten().map(PathBuf::from)
 }
 
 /// A relay's admin address.
@@ -56,7 +65,7 @@ pub struct AdminClient {
 }
 
 /// Where it listens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Place {
     Http(Uri),
     Unix(PathBuf),
@@ -76,6 +85,16 @@ impl Place {
             bail!("--admin takes a URL such as {DEFAULT_URL}, ADDRESS:PORT, or unix:PATH");
         }
         Ok(Self::Http(url))
+    }
+
+    fn is_on_this_machine(&self) -> bool {
+        let Self::Http(url) = self else { return true };
+        let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|address| {
+                let address = address.to_canonical();
+                address.is_loopback() || address.is_unspecified()
+            })
     }
 
     /// A connection, and the host that the relay is to be called: it takes no name but localhost.
@@ -141,8 +160,10 @@ pub struct Refusal {
 impl AdminClient {
     /// Connects to nothing yet. The URL is `http://HOST:PORT`, or `unix:PATH`.
     pub fn new(relay: &Relay) -> anyhow::Result<Self> {
-        let token = relay.admin_token_file.as_deref().map(Token::read).transpose()?;
         let place = Place::new(&relay.url)?;
+        let known = || known_token(&place, |name| std::env::var_os(name));
+        let token = relay.admin_token_file.clone().or_else(known);
+        let token = token.as_deref().map(Token::read).transpose()?;
         Ok(Self { place, token, resolver: Resolver::default() })
     }
 
@@ -241,5 +262,34 @@ impl Refusal {
             Some(detail) => format!("the relay answers {}: {detail}", self.status.as_u16()),
             None => format!("the relay answers {}", self.status),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_of_the_environment_is_for_the_relay_of_the_environment_and_this_machine() {
+        let environment = |name: &str| match name {
+            "RELAY_ADMIN" => Some("10.1.2.3:9464".into()),
+            "RELAY_ADMIN_TOKEN_FILE" => Some("/run/token".into()),
+            _ => None,
+        };
+        let known = |url: &str| known_token(&Place::new(url).unwrap(), environment).is_some();
+        for its in [
+            "10.1.2.3:9464",
+            "http://10.1.2.3:9464",
+            "http://localhost:1",
+            "[::1]:9464",
+            "0.0.0.0:9464",
+            "unix:admin.sock",
+        ] {
+            assert!(known(its), "{its}");
+        }
+        for another in ["http://10.1.2.4:9464", "10.1.2.3:80", "http://localhost.example:9464"] {
+            assert!(!known(another), "{another}");
+        }
+        assert_eq!(known_token(&Place::new("[::1]:9464").unwrap(), |_| None), None);
     }
 }
