@@ -62,7 +62,8 @@ impl App {
             running.watching.spawn(acme.run(running.stop_leasing.clone()));
         }
         if let Some(exporting) = exporting {
-            running.exporting.spawn(exporting.run(running.stop_exporting.clone()));
+            let stop = running.stop_exporting.clone();
+            running.exporting.spawn(exporting.run(stop, self.settings.shutdown_timeout));
         }
         // Who scrapes the moment we are ready must not take a silent source for one that never spoke.
         running.ingress.observe(&self.store.health());

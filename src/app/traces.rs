@@ -40,8 +40,9 @@ const RETRY_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 /// The longest that a receiver may ask for.
 const ASKED_WAIT_MAX: Duration = Duration::from_secs(300);
 
-/// How long a stop waits for the last spans: the next relay may begin only after it.
-const FLUSH_WAIT: Duration = Duration::from_secs(1);
+/// How long a stop waits for the last spans, and at most a tenth of all that it may take: the next relay
+/// may begin only after it, and who connects meanwhile waits.
+const FLUSH_WAIT: Duration = Duration::from_millis(250);
 
 /// Exports spans until it is told to stop.
 pub(super) struct Exporting {
@@ -74,16 +75,17 @@ pub(super) fn prepare(
 }
 
 impl Exporting {
-    /// Exports until `stop`, and then for a moment what is left.
-    pub(super) async fn run(mut self, stop: CancellationToken) {
+    /// Exports until `stop`, and then for a moment what is left; a stop takes `shutdown_timeout` at most.
+    pub(super) async fn run(mut self, stop: CancellationToken, shutdown_timeout: Duration) {
+        let flush_wait = FLUSH_WAIT.min(shutdown_timeout / 10);
         loop {
             let batch = self.gather(&stop).await;
             if stop.is_cancelled() {
-                return self.flush(batch).await;
+                return self.flush(batch, flush_wait).await;
             }
             let body = self.exporter.encode(&batch);
             if !self.deliver(body, batch.len(), &stop).await {
-                return self.flush(batch).await;
+                return self.flush(batch, flush_wait).await;
             }
         }
     }
@@ -157,8 +159,8 @@ impl Exporting {
     }
 
     /// Sends what is left, each once; what is not taken in time is counted.
-    async fn flush(mut self, mut batch: Vec<Span>) {
-        let deadline = Instant::now() + FLUSH_WAIT;
+    async fn flush(mut self, mut batch: Vec<Span>, wait: Duration) {
+        let deadline = Instant::now() + wait;
         self.spans.close();
         loop {
             while batch.len() < BATCH_MAX

@@ -302,7 +302,8 @@ fn a_receiver_that_wants_nothing_or_hangs_holds_up_no_stop() {
     assert_eq!(refuses.receiver().count(), 1, "it is not asked again");
 
     let hangs = Otlp::start(|_| Reply::Hang).unwrap();
-    let mut relay = tracing(&hangs, &routes, &[]);
+    // What is lost is told, however short the stop has to be.
+    let mut relay = tracing(&hangs, &routes, &["--shutdown-timeout", "1s"]);
     Sender::new(&relay).post(&order(2)).accepted();
     crm.wait_for(2);
     hangs.receiver().wait_for(1);
