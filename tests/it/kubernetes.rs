@@ -4,7 +4,7 @@
 //! It is put together by `kubectl kustomize` and held against the schemas of the oldest and the newest Kubernetes that
 //! it is for, without a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
@@ -181,10 +181,7 @@ fn the_parts_fit_each_other() {
             let port = relay(pod)[probe]["httpGet"]["port"].as_str().unwrap();
             named(&relay(pod)["ports"], port);
         }
-        let rules = list(&one(&objects, "NetworkPolicy")["spec"]["ingress"]);
-        for port in rules.flat_map(|rule| list(&rule["ports"])) {
-            named(&relay(pod)["ports"], port["port"].as_str().unwrap());
-        }
+        policed(&one(&objects, "NetworkPolicy")["spec"], pod);
         for mount in list(&relay(pod)["volumeMounts"]) {
             assert_eq!(mount["subPath"], Value::Null, "it is never renewed: {mount}");
         }
@@ -207,6 +204,22 @@ fn the_parts_fit_each_other() {
             assert_eq!(keys, ["interval", "path", "port"], "what the operator knows");
         }
     }
+}
+
+/// A policy holds for all containers of a pod: each of their ports is let in, and nothing else. Only the relay's way
+/// out is known.
+#[track_caller]
+fn policed(policy: &Value, pod: &Value) {
+    let containers = || list(&pod["containers"]);
+    let ports = containers().flat_map(|one| list(&one["ports"])).map(|port| &port["name"]);
+    let ports: BTreeSet<_> = ports.map(|name| name.as_str().unwrap()).collect();
+    let open = list(&policy["ingress"]).flat_map(|rule| list(&rule["ports"]));
+    let open: BTreeSet<_> = open.map(|port| port["port"].as_str().unwrap()).collect();
+    assert_eq!(open, ports);
+    let is_alone = containers().count() == 1;
+    let types = if is_alone { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+    assert_eq!(policy["policyTypes"], types);
+    assert_eq!(policy["egress"].is_array(), is_alone);
 }
 
 #[test]
