@@ -222,6 +222,17 @@ fn policed(policy: &Value, pod: &Value) {
     assert_eq!(policy["egress"].is_array(), is_alone);
 }
 
+/// Rules that are there as comments are good ones, too.
+#[test]
+fn a_collector_on_the_node_needs_only_a_comment_taken_away() {
+    let policy = fs::read_to_string(path("base/networkpolicy.yaml")).unwrap();
+    let policy = &documents(&policy.replace("#-", "-").replace("#    -", "    -"))[0];
+    let mut ports = list(&policy["spec"]["egress"]).flat_map(|rule| list(&rule["ports"]));
+    assert!(ports.any(|port| port["port"] == 4318), "{policy}");
+    let Some(mut definitions) = Definitions::of(VERSIONS[0]) else { return };
+    assert_eq!(definitions.complaint(policy), None);
+}
+
 #[test]
 fn the_tables_are_good_and_their_secrets_are_told() {
     if !has("kubectl", "--help") {
