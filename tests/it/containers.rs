@@ -4,11 +4,13 @@
 //! `tests/all --long` makes it, and then the image is as operators have it.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::delivers::walk;
@@ -141,10 +143,62 @@ fn a_container_with_a_read_only_root_takes_webhooks_in_and_is_well() {
     assert_eq!((store.uid(), store.mode() & 0o777), (USER, 0o700));
 }
 
+/// Behind something that ends TLS a pod has an empty folder where the certificate would be.
+#[test]
+fn without_a_certificate_it_serves_plain_http_or_says_what_is_missing() {
+    let Some(image) = Image::build() else { return };
+    let crm = Options::default().tls(&["http/1.1"], false).start(|_| Reply::Status(200));
+    let mounts = Mounts::new(&table(&crm));
+    for file in ["tls/tls.crt", "tls/tls.key"] {
+        fs::remove_file(mounts.folder.path().join(file)).unwrap();
+    }
+    let refused = image.run(&mounts.all(), &["serve", "--listen", "127.0.0.1:0"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let said = refused.stdout;
+    assert!(said.contains("/tls/tls.crt") && said.contains("--plain-http"), "{said}");
+
+    let mut environment = anywhere();
+    environment.push(("RELAY_PLAIN_HTTP".to_owned(), "true".to_owned()));
+    let container = Container::start(&image, &mounts.all(), &environment);
+    let (listen, _) = container.addresses();
+    let mut sender = Connection::open(listen, None).unwrap();
+    sender.send(&Request::signed(&listing_delivered("1"))).unwrap().accepted();
+    crm.wait_for(1);
+}
+
+/// Without a folder of its own for temporary files, and a root that can't be written.
+#[test]
+fn a_container_looks_at_the_store_of_a_relay_that_is_gone() {
+    let Some(image) = Image::build() else { return };
+    let crm = Options::default().tls(&["http/1.1"], false).start(|_| Reply::Status(200));
+    let mounts = Mounts::new(&table(&crm));
+    let container = Container::start(&image, &mounts.all(), &anywhere());
+    let (listen, _) = container.addresses();
+    let tls = AUTHORITY.client_config(&[&rustls::version::TLS13], &["http/1.1"]);
+    let mut sender = Connection::open(listen, Some(tls)).unwrap();
+    sender.send(&Request::signed(&listing_delivered("1"))).unwrap().accepted();
+    drop(container);
+
+    let data = || mounts.all().into_iter().filter(|mount| mount.at == "/data").collect::<Vec<_>>();
+    let look = |words: &[&str]| -> Value {
+        let ended = image.run(&data(), &[&["store"], words, &["--format", "json"]].concat());
+        assert_eq!(ended.code, Some(0), "{words:?}: {ended:?}");
+        serde_json::from_str(&ended.stdout).unwrap()
+    };
+    for words in [&["check"][..], &["stats"], &["backup", "--to", "/data/copy"]] {
+        assert_eq!(look(words)["webhooks"], 1, "{words:?}");
+    }
+    // What they needed beside the store is gone.
+    let left = fs::read_dir(mounts.folder.path().join("data")).unwrap();
+    let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["copy", "relay"].map(OsString::from).into());
+}
+
 /// What the image sets and exposes is what `serve` reads.
 fn fits_serve(image: &Image) {
     let help = run(command(BINARY).args(["serve", "--help"])).stdout;
-    for (name, _) in image.environment().iter().filter(|(name, _)| *name != "PATH") {
+    let general = ["PATH", "TMPDIR"];
+    for (name, _) in image.environment().iter().filter(|(name, _)| !general.contains(name)) {
         assert!(help.contains(&format!("[env: {name}]")), "serve does not read {name}");
     }
     for port in image.config["ExposedPorts"].as_object().unwrap().keys() {

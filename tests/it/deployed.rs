@@ -18,8 +18,10 @@ const OTHERS: &[&str] = &[
     "--timeout",
     // Of kubectl.
     "--cert",
+    "--for",
     "--from-file",
     "--key",
+    "--replicas",
 ];
 
 /// Everything that tells how the relay is run. Scripts are run by tests of their own.

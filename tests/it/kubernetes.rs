@@ -130,9 +130,10 @@ fn kubernetes_takes_every_object() {
     if !has("kubectl", "--help") {
         return;
     }
-    let secrets = documents(&fs::read_to_string(path("secrets.example.yaml")).unwrap());
     let mut objects: Vec<Value> = OVERLAYS.iter().flat_map(|name| rendered(name)).collect();
-    objects.extend(secrets);
+    for name in ["secrets.example.yaml", "store-check.yaml"] {
+        objects.extend(documents(&fs::read_to_string(path(name)).unwrap()));
+    }
     for version in VERSIONS {
         let Some(mut definitions) = Definitions::of(version) else { return };
         let ours = objects.iter().filter(|object| object["kind"] != "ServiceMonitor");
@@ -142,7 +143,7 @@ fn kubernetes_takes_every_object() {
             assert_eq!(complaint, None, "{version}: {object}");
             count += 1;
         }
-        assert_eq!(count, 2 * 5 + 1, "{objects:?}");
+        assert_eq!(count, 2 * 5 + 2, "{objects:?}");
         // It would say so.
         let mut wrong = one(&rendered("single"), "StatefulSet").clone();
         wrong["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = json!({});
@@ -293,6 +294,33 @@ fn pods_have_no_rights_and_time_to_stop() {
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(relay(pod)["image"], format!("aryeo-relay:{version}"));
     }
+}
+
+/// It has the rights and the volume of the pod that it stands in for.
+#[test]
+fn the_pod_that_looks_at_the_store_is_as_the_relay_s_own() {
+    if !has("kubectl", "--help") {
+        return;
+    }
+    let objects = rendered("single");
+    let set = one(&objects, "StatefulSet");
+    let known = &set["spec"]["template"]["spec"];
+    let look = &documents(&fs::read_to_string(path("store-check.yaml")).unwrap())[0];
+    assert_eq!(look["metadata"]["labels"], Value::Null, "a service would lead to it");
+    let pod = &look["spec"];
+    for key in ["securityContext", "automountServiceAccountToken", "enableServiceLinks"] {
+        assert_eq!(pod[key], known[key], "{key}");
+    }
+    for key in ["image", "securityContext", "resources"] {
+        assert_eq!(relay(pod)[key], relay(known)[key], "{key}");
+    }
+    let data = |pod: &Value| named(&relay(pod)["volumeMounts"], "data").clone();
+    assert_eq!(data(pod), data(known));
+    let claim = &set["spec"]["volumeClaimTemplates"][0]["metadata"]["name"];
+    let claim =
+        format!("{}-{}-0", claim.as_str().unwrap(), set["metadata"]["name"].as_str().unwrap());
+    let volume = named(&pod["volumes"], "data");
+    assert_eq!(volume["persistentVolumeClaim"]["claimName"], claim);
 }
 
 /// A folder as the kubelet fills it from a ConfigMap or a Secret: links that are swapped all at once.

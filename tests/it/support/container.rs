@@ -101,6 +101,12 @@ impl Image {
     pub(crate) fn environment(&self) -> Vec<(&str, &str)> {
         self.words("Env").into_iter().map(|line| line.split_once('=').unwrap()).collect()
     }
+
+    /// What a container comes to that has these arguments instead of the image's own.
+    #[track_caller]
+    pub(crate) fn run(&self, mounts: &[Mount], words: &[&str]) -> Ended {
+        run(runtime(self, mounts, words).envs(self.environment()))
+    }
 }
 
 /// With everything in one folder.
@@ -109,6 +115,20 @@ fn buildah(store: &Path) -> Vec<String> {
     let words =
         ["buildah", "--storage-driver", "vfs", "--root", &at("root"), "--runroot", &at("run")];
     words.map(str::to_owned).to_vec()
+}
+
+/// A container of this image, without variables.
+fn runtime(image: &Image, mounts: &[Mount], words: &[&str]) -> Command {
+    let mut runtime = Command::new("/usr/bin/unshare");
+    runtime.env_clear().stdin(std::process::Stdio::null());
+    runtime.args(["-m", "/bin/sh", "-c", RUNTIME, "sh"]).arg(&image.root);
+    runtime.arg(image.config["User"].as_str().unwrap());
+    for mount in mounts {
+        runtime.arg(&mount.from).arg(&mount.at).arg(if mount.read_only { "ro" } else { "rw" });
+    }
+    runtime.args(["/proc", "/proc", "ro", "--"]);
+    runtime.args(image.words("Entrypoint")).args(words);
+    runtime
 }
 
 /// A container that runs what its image says, until it is dropped.
@@ -128,15 +148,7 @@ impl<'a> Container<'a> {
         let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let mut all: Vec<_> = image.environment().into_iter().map(owned).collect();
         all.extend_from_slice(environment);
-        let mut runtime = Command::new("/usr/bin/unshare");
-        runtime.env_clear().stdin(std::process::Stdio::null());
-        runtime.args(["-m", "/bin/sh", "-c", RUNTIME, "sh"]).arg(&image.root);
-        runtime.arg(image.config["User"].as_str().unwrap());
-        for mount in mounts {
-            runtime.arg(&mount.from).arg(&mount.at).arg(if mount.read_only { "ro" } else { "rw" });
-        }
-        runtime.args(["/proc", "/proc", "ro", "--"]);
-        runtime.args(image.words("Entrypoint")).args(image.words("Cmd"));
+        let mut runtime = runtime(image, mounts, &image.words("Cmd"));
         runtime.envs(all.iter().map(|(name, value)| (name, value)));
         Self { image, environment: all, process: Background::start(&mut runtime) }
     }
