@@ -186,6 +186,8 @@ fn the_parts_fit_each_other() {
         for mount in list(&relay(pod)["volumeMounts"]) {
             assert_eq!(mount["subPath"], Value::Null, "it is never renewed: {mount}");
         }
+        // Behind something that ends TLS there is none.
+        assert_eq!(named(&pod["volumes"], "tls")["secret"]["optional"], true);
         let routes = named(&pod["volumes"], "routes");
         assert_eq!(routes["configMap"]["name"], one(&objects, "ConfigMap")["metadata"]["name"]);
 
