@@ -74,6 +74,33 @@ fn all_help() -> String {
     all
 }
 
+/// A flag is never taken for a tag or a folder, for which a build would begin that takes minutes.
+#[test]
+fn what_builds_a_package_tells_its_flags_and_takes_no_others() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for name in ["container/build", "debian/build"] {
+        let script = deploy.join(name);
+        // A build that begins all the same ends at once.
+        let build = |words: &[&str]| {
+            run(command(&script).args(words).env("RUSTC", "false").env("BUILDER", "false"))
+        };
+        for flag in ["-h", "--help"] {
+            let told = build(&[flag]);
+            assert_eq!((told.code, &*told.stderr), (Some(0), ""), "{name}: {told:?}");
+            assert!(told.stdout.contains(&format!("deploy/{name} [--program FILE] [")), "{told:?}");
+            assert!(told.stdout.lines().all(|line| !line.contains("set -e")), "{told:?}");
+        }
+        let wrong = [&["--tag"][..], &["-x", "a"], &["--program", BINARY, "--x"], &["a", "--help"]];
+        for words in wrong {
+            let refused = build(words);
+            assert_eq!((refused.code, &*refused.stdout), (Some(1), ""), "{name}: {refused:?}");
+            let flag = words.iter().rev().find(|word| word.starts_with('-')).unwrap();
+            let said = &refused.stderr;
+            assert!(said.lines().count() == 1 && said.contains(flag), "{name}: {refused:?}");
+        }
+    }
+}
+
 #[test]
 fn flags_and_variables_are_those_of_the_command_line() {
     let help = all_help();
