@@ -4,6 +4,7 @@
 //! through to, for a package's scripts need a system around them. No service manager runs there.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -14,13 +15,17 @@ use crate::support::tools::{can_go_on, has};
 /// A package of the program under test; it is not compressed, which would take longer than all else.
 #[track_caller]
 fn package(into: &TempDir) -> PathBuf {
-    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/debian/build");
-    let mut build = command(build);
+    package_of(Path::new(env!("CARGO_MANIFEST_DIR")), env!("CARGO_PKG_VERSION"), into)
+}
+
+/// The same of another tree, which comes to this version.
+#[track_caller]
+fn package_of(tree: &Path, version: &str, into: &TempDir) -> PathBuf {
+    let mut build = command(tree.join("deploy/debian/build"));
     build.args(["--program", BINARY]).arg(into.path()).env("DPKG_DEB_COMPRESSOR_TYPE", "none");
     let built = run(&mut build);
     assert_eq!(built.code, Some(0), "{built:?}");
     let architecture = run(command("dpkg").arg("--print-architecture")).stdout;
-    let version = env!("CARGO_PKG_VERSION");
     let name = format!("aryeo-relay_{version}_{}.deb", architecture.trim());
     let package = into.path().join(name);
     assert_eq!(built.stdout.trim(), package.to_str().unwrap());
@@ -94,6 +99,31 @@ fn the_package_has_the_program_its_units_and_what_shells_and_readers_want() {
     let routes = doc.join("examples/routes.yaml");
     relay(&["check", "--no-secrets", routes.to_str().unwrap()]);
     verified(&tree);
+}
+
+#[test]
+fn a_release_candidate_is_older_than_its_release() {
+    if !has("dpkg-shlibdeps", "--version") {
+        return;
+    }
+    // This tree, but for its version.
+    let tree = folder();
+    for entry in fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap() {
+        let entry = entry.unwrap();
+        symlink(entry.path(), tree.path().join(entry.file_name())).unwrap();
+    }
+    let manifest = tree.path().join("Cargo.toml");
+    let version = |version: &str| format!("\nversion = \"{version}\"\n");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let text = text.replacen(&version(env!("CARGO_PKG_VERSION")), &version("1.0.0-rc.1"), 1);
+    fs::remove_file(&manifest).unwrap();
+    fs::write(manifest, text).unwrap();
+
+    let into = folder();
+    let package = package_of(tree.path(), "1.0.0~rc.1", &into);
+    let found = run(command("dpkg-deb").arg("--field").arg(&package).arg("Version")).stdout;
+    let compare = ["--compare-versions", found.trim(), "lt", "1.0.0"];
+    assert_eq!(run(command("dpkg").args(compare)).code, Some(0), "{found}");
 }
 
 /// systemd takes the units as they are in the package.
