@@ -96,9 +96,33 @@ fn the_package_has_the_program_its_units_and_what_shells_and_readers_want() {
     for name in ["copyright", "changelog.gz", "README.md", "deploy/README.md"] {
         assert!(doc.join(name).is_file(), "{name}");
     }
-    let routes = doc.join("examples/routes.yaml");
-    relay(&["check", "--no-secrets", routes.to_str().unwrap()]);
+    secrets_are_credentials(&doc.join("examples/routes.yaml"));
     verified(&tree);
+}
+
+/// The example is good where each secret is what systemd makes of a file in the folder of secrets, and says so.
+#[track_caller]
+fn secrets_are_credentials(routes: &Path) {
+    let without = run(command(BINARY).args(["check", "--no-secrets"]).arg(routes));
+    assert_eq!(without.code, Some(0), "{without:?}");
+    let credentials = folder();
+    let text = fs::read_to_string(routes).unwrap();
+    let code = text.lines().filter(|line| !line.starts_with('#'));
+    let mut count = 0;
+    for line in code {
+        assert!(!line.contains("env:"), "{line}");
+        let Some((_, named)) = line.split_once("file: $CREDENTIALS_DIRECTORY/") else { continue };
+        let name = named.split([',', ' ']).next().unwrap();
+        assert!(name.starts_with("secret_"), "{line}");
+        fs::write(credentials.path().join(name), format!("of-{name}")).unwrap();
+        count += 1;
+    }
+    assert!(count > 5, "{text}");
+    let mut check = command(BINARY);
+    check.env("CREDENTIALS_DIRECTORY", credentials.path()).arg("check").arg(routes);
+    let checked = run(&mut check);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert!(text.contains("secrets/crm is $CREDENTIALS_DIRECTORY/secret_crm"), "{text}");
 }
 
 #[test]
