@@ -65,3 +65,23 @@ fn they_set_what_serve_reads_and_name_its_socket() {
     }
     assert!(unit(SOCKET).contains("\nFileDescriptorName=webhooks\n"));
 }
+
+/// With what the unit sets itself.
+#[test]
+fn the_settings_that_the_package_suggests_are_taken() {
+    let service = unit(SERVICE);
+    let set = service.lines().filter_map(|line| line.strip_prefix("Environment="));
+    let settings = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/debian/default");
+    let settings = std::fs::read_to_string(settings).unwrap();
+    let suggested: Vec<_> = settings
+        .lines()
+        .filter_map(|line| line.strip_prefix('#')?.starts_with("RELAY_").then_some(&line[1..]))
+        .collect();
+    assert!(suggested.len() > 2, "{settings}");
+    let mut serve = command(BINARY);
+    serve.arg("serve").envs(set.chain(suggested).filter_map(|line| line.split_once('=')));
+    // Flags are looked at first: it comes so far, and no farther.
+    let nowhere = folder().path().join("routes.yaml");
+    let ended = run(serve.env("RELAY_ROUTES", nowhere));
+    assert!(ended.code == Some(1) && ended.stderr.contains("routes.yaml"), "{ended:?}");
+}
