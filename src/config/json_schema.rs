@@ -162,7 +162,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::tests::{corpus, load_file, load_text, mutated};
+    use crate::config::random_tests::mutated;
+    use crate::config::tests::{corpus, load_file, load_text};
     use crate::config::{schema, value};
     use crate::domain::pointer::Pointers;
 

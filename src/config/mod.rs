@@ -254,4 +254,6 @@ fn without_mark(bytes: &[u8]) -> &[u8] {
 }
 
 #[cfg(test)]
+mod random_tests;
+#[cfg(test)]
 mod tests;
