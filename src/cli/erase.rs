@@ -6,9 +6,8 @@ use serde_json::{Value, json};
 
 use crate::cli::Verdict;
 use crate::cli::admin::AdminClient;
-use crate::cli::check::Format;
 use crate::cli::filter::Asking;
-use crate::cli::output::{Output, note};
+use crate::cli::output::note;
 use crate::cli::story::text;
 
 /// The flags of `webhooks erase`.
@@ -49,11 +48,7 @@ pub(super) async fn erase(args: &Erase) -> anyhow::Result<Verdict> {
             Err(refusal) => bail!(refusal.detail()),
         }
     };
-    let output = Output::new();
-    match args.asking.format {
-        Format::Json => output.line(&answer),
-        Format::Text => output.line(told(&answer)),
-    }
+    args.asking.print(&answer, told);
     Ok(Verdict::Yes)
 }
 

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::admin::Relay;
 use crate::cli::check::Format;
+use crate::cli::output::Output;
 
 /// Where the relay is, and how it answers.
 #[derive(Debug, Clone, clap::Args)]
@@ -14,6 +15,17 @@ pub struct Asking {
     /// How the result is printed
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub format: Format,
+}
+
+impl Asking {
+    /// Prints an answer: whole for a program, as `told` for a person.
+    pub fn print(&self, answer: &Value, told: impl FnOnce(&Value) -> String) {
+        let output = Output::new();
+        match self.format {
+            Format::Json => output.line(answer),
+            Format::Text => output.line(told(answer)),
+        }
+    }
 }
 
 /// The flags.

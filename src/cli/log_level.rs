@@ -5,9 +5,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::{Value, json};
 
 use crate::cli::admin::AdminClient;
-use crate::cli::check::Format;
 use crate::cli::filter::Asking;
-use crate::cli::output::Output;
 use crate::cli::story::text;
 use crate::cli::{Verdict, block_on, value};
 
@@ -52,11 +50,7 @@ async fn ask(args: &Args) -> anyhow::Result<Verdict> {
         }
     };
     let answer = answer.or_else(|refusal| bail!(refusal.detail()))?;
-    let output = Output::new();
-    match args.asking.format {
-        Format::Json => output.line(&answer),
-        Format::Text => output.line(told(&answer)),
-    }
+    args.asking.print(&answer, told);
     Ok(Verdict::Yes)
 }
 
