@@ -175,14 +175,14 @@ fn verified(tree: &Path) {
 const COPY: &str = "set -e\n\
     mount --make-rprivate /\n\
     mount -t tmpfs none \"$1\"\n\
-    mkdir \"$1/upper\" \"$1/work\" \"$1/root\"\n\
-    mount -t overlay overlay -o lowerdir=/,upperdir=\"$1/upper\",workdir=\"$1/work\" \"$1/root\"\n\
-    touch \"$1/root/only-a-copy\"\n\
-    mount -t proc none \"$1/root/proc\"\n\
-    mount -t tmpfs none \"$1/root/run\"\n\
-    mount -t tmpfs none \"$1/root/tmp\"\n\
-    cp \"$3\" \"$1/root/tmp/package.deb\"\n\
-    exec /usr/sbin/chroot \"$1/root\" /bin/sh -ec \"test -e /only-a-copy; test ! -e /run/systemd; $2\"";
+    mkdir \"$1/upper\" \"$1/work\" \"$1/system\"\n\
+    mount -t overlay overlay -o lowerdir=/,upperdir=\"$1/upper\",workdir=\"$1/work\" \"$1/system\"\n\
+    touch \"$1/system/only-a-copy\"\n\
+    mount -t proc none \"$1/system/proc\"\n\
+    mount -t tmpfs none \"$1/system/run\"\n\
+    mount -t tmpfs none \"$1/system/tmp\"\n\
+    cp \"$3\" \"$1/system/tmp/package.deb\"\n\
+    exec /usr/sbin/chroot \"$1/system\" /bin/sh -ec \"test -e /only-a-copy; test ! -e /run/systemd; $2\"";
 
 /// Runs a script there; the package lies in `/tmp/package.deb`.
 fn in_a_copy(script: &str, package: &Path) -> Ended {
