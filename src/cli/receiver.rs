@@ -200,7 +200,7 @@ impl<H: Fn(&Received)> Target<H> {
         let (head, mut incoming) = request.into_parts();
         let deadline = Instant::now() + BODY_WAIT;
         let room = &mut body::NoSharing;
-        let body = match body::read(&mut incoming, BODY_MAX, deadline, room).await {
+        let body = match body::read(&mut incoming, head.version, BODY_MAX, deadline, room).await {
             Ok(body) => body,
             Err(body::BodyError::TooLarge { .. }) => {
                 return response(StatusCode::PAYLOAD_TOO_LARGE);

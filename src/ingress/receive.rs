@@ -52,7 +52,7 @@ impl<S: Store> Ingress<S> {
         let snapshot = self.snapshot();
         let (state, named) = self.look_at(&head, &snapshot, exchange, client)?;
         let mut place = self.enter(body, &state.source, &head.headers, client)?;
-        let bytes = self.read(body, &state, &head.headers, &mut place, exchange).await?;
+        let bytes = self.read(body, &state, &head, &mut place, exchange).await?;
         let now = self.clock.now();
         let proven = state.verify(&head.headers, &bytes, self.clock.wall())?;
         place.verified(bytes.len());
@@ -170,7 +170,7 @@ impl<S: Store> Ingress<S> {
         &self,
         body: &mut B,
         state: &SourceState,
-        headers: &HeaderMap,
+        head: &Parts,
         place: &mut Place,
         exchange: &mut Exchange,
     ) -> Result<Bytes, Refusal>
@@ -184,7 +184,7 @@ impl<S: Store> Ingress<S> {
         let read = tokio::select! {
             // A body that is complete counts, whoever wants its place.
             biased;
-            read = body::read(body, source.body_bytes_max, deadline, place) => read,
+            read = body::read(body, head.version, source.body_bytes_max, deadline, place) => read,
             _ = ended => Err(BodyError::GaveWay),
             () = self.shutting_down.cancelled() => return Err(Answer::ShuttingDown.into()),
         };
@@ -193,7 +193,7 @@ impl<S: Store> Ingress<S> {
                 exchange.bytes = bytes.len();
                 Ok(bytes)
             }
-            Err(BodyError::TooLarge { .. }) => Err(too_large(source, headers)),
+            Err(BodyError::TooLarge { .. }) => Err(too_large(source, &head.headers)),
             Err(error) => Err(error.into()),
         }
     }

@@ -337,6 +337,7 @@ async fn the_slowest_stranger_gives_way_to_the_sender_and_who_is_verified_goes_o
     for webhook in [verified, second, third] {
         webhook.await.unwrap().check(202, "accepted");
     }
+    pieces.send(Bytes::from_static(b"ten bytes.")).await.unwrap();
     drop(pieces);
     assert_eq!(slow.await.unwrap().status(), 401);
 }

@@ -4,14 +4,12 @@ use std::error::Error;
 use std::io::{self, ErrorKind};
 
 use bytes::{Bytes, BytesMut};
+use http::Version;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
 use super::causes;
-
-/// How much more of a refused body is read and thrown away, so that the answer arrives.
-pub const DRAIN_MAX: usize = 256 * 1024;
 
 /// A body in one piece below this is copied: a slice would keep the connection's whole read
 /// buffer alive for as long as the body is.
@@ -71,9 +69,11 @@ impl Room for NoSharing {
 /// Reads a body whole, at most `limit` bytes and until `deadline`, into memory that `room` grants.
 ///
 /// A body that announces more than `limit` is refused before a byte is read. It is borrowed, so
-/// that the rest of a refused one can go to [`drain`].
+/// that the rest of a refused one can go to [`drain`]. `version` is that of its request: it says how a
+/// body that was cut off is known.
 pub async fn read<B>(
     body: &mut B,
+    version: Version,
     limit: usize,
     deadline: Instant,
     room: &mut impl Room,
@@ -87,9 +87,27 @@ where
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }
-    timeout_at(deadline, read_within(body, announced, limit, room))
-        .await
-        .unwrap_or(Err(BodyError::Timeout))
+    let read = async {
+        let bytes = read_within(body, announced, limit, room).await?;
+        whole(body, version, announced, bytes.len()).map(|()| bytes)
+    };
+    timeout_at(deadline, read).await.unwrap_or(Err(BodyError::Timeout))
+}
+
+/// Whether what was read is all of it. Over HTTP/2 a stream that was reset without an error, by its
+/// sender or because the connection fell silent, looks to hyper like the end of the body.
+fn whole<B: Body>(
+    body: &B,
+    version: Version,
+    announced: Option<usize>,
+    read: usize,
+) -> Result<(), BodyError> {
+    let is_whole = match announced {
+        Some(length) => read == length,
+        // Over HTTP/1.1 hyper never calls this the end, and what is cut off is an error.
+        None => version != Version::HTTP_2 || body.is_end_stream(),
+    };
+    if is_whole { Ok(()) } else { Err(BodyError::Disconnected("it was cut off".into())) }
 }
 
 async fn read_within<B>(
@@ -262,7 +280,7 @@ mod tests {
         body: &mut (impl Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin),
         limit: usize,
     ) -> Result<Bytes, BodyError> {
-        read(body, limit, soon(), &mut NoSharing).await
+        read(body, Version::HTTP_11, limit, soon(), &mut NoSharing).await
     }
 
     #[tokio::test]
@@ -326,21 +344,44 @@ mod tests {
             let mut body = pieces(sizes, END);
             body.announced = announced;
             let mut room = Ledger { has: usize::MAX, ..Ledger::default() };
-            read(&mut body, 1000 * KB, soon(), &mut room).await.unwrap();
+            read(&mut body, Version::HTTP_11, 1000 * KB, soon(), &mut room).await.unwrap();
             assert_eq!(room.reserved, reserved, "{sizes:?} {announced:?}");
             assert_eq!(room.arrived.last(), Some(&sizes.iter().sum()));
         }
         let mut room = Ledger { has: FIRST_ROOM, ..Ledger::default() };
-        let error = read(&mut pieces(&of_100, END), 1000 * KB, soon(), &mut room).await;
+        let error =
+            read(&mut pieces(&of_100, END), Version::HTTP_11, 1000 * KB, soon(), &mut room).await;
         assert!(matches!(error, Err(BodyError::NoRoom)), "{error:?}");
         assert_eq!(room.arrived, [10 * KB, 40 * KB], "nothing more was read");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_cut_off_is_not_taken_for_whole() {
+        for (announced, version, is_whole) in [
+            (None, Version::HTTP_11, true),
+            (None, Version::HTTP_2, false),
+            (Some(30), Version::HTTP_2, true),
+            (Some(40), Version::HTTP_2, false),
+            (Some(40), Version::HTTP_11, false),
+        ] {
+            for sizes in [&[30][..], &[10, 20]] {
+                let mut body = pieces(sizes, END);
+                body.announced = announced;
+                let read = read(&mut body, version, 100, soon(), &mut NoSharing).await;
+                assert_eq!(read.is_ok(), is_whole, "{announced:?} {version:?} {sizes:?}");
+            }
+        }
+        let mut empty = pieces(&[], END);
+        let read = read(&mut empty, Version::HTTP_2, 100, soon(), &mut NoSharing).await;
+        assert!(matches!(read, Err(BodyError::Disconnected(_))), "its end was not told");
     }
 
     #[tokio::test]
     async fn a_hanging_body_times_out() {
         let soon = || Instant::now() + Duration::from_millis(50);
         let mut body = announcing(20, pieces(&[10], None));
-        let error = read(&mut body, 100, soon(), &mut NoSharing).await.unwrap_err();
+        let error =
+            read(&mut body, Version::HTTP_11, 100, soon(), &mut NoSharing).await.unwrap_err();
         assert!(matches!(error, BodyError::Timeout), "{error}");
         assert!(!drain(&mut pieces(&[10], None), 100, soon()).await);
     }

@@ -390,8 +390,8 @@ mod tests {
                     go.notified().await;
                 }
                 let (version, is_last) = (request.version(), request.uri().path() == "/last");
-                let read =
-                    body::read(request.body_mut(), 1 << 20, deadline(), &mut body::NoSharing).await;
+                let room = &mut body::NoSharing;
+                let read = body::read(request.body_mut(), version, 1 << 20, deadline(), room).await;
                 let got = read.map(|bytes| bytes.len());
                 let text = format!("{version:?} tls={} {got:?} {}", peer.tls, peer.addr.ip());
                 let mut answer = Response::new(Full::new(Bytes::from(text)));

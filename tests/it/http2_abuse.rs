@@ -9,6 +9,7 @@ use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Routes, Sender, TestRelay, eventually, sign};
 
 /// As the protocol numbers them.
+const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const REFUSED_STREAM: u32 = 7;
@@ -249,6 +250,26 @@ fn a_body_of_another_length_than_it_says_is_no_webhook() {
         connection.write(&frame(DATA, END_STREAM, 1, &body)).unwrap();
         let reset = connection.wait_for("the stream is reset", |frame| frame.kind == RST_STREAM);
         assert_eq!(reset.error(), Some(PROTOCOL_ERROR), "{length}");
+    }
+    scene.posts(20);
+    scene.ends();
+}
+
+#[test]
+fn a_body_that_was_cut_off_is_no_webhook() {
+    let mut scene = Scene::start();
+    let body = listing_delivered("the first part of it is signed");
+    let part = &body[..body.len() / 2];
+    let signature = sign(SECRET, part);
+    let length = body.len().to_string();
+    for (cut, lines) in [&[("content-length", &*length)][..], &[]].into_iter().enumerate() {
+        let mut connection = RawHttp2::open(&scene.relay, &[]);
+        let head = post(PATH, &[&[("signature", &*signature)], lines].concat());
+        connection.write(&frame(HEADERS, END_HEADERS, 1, &head)).unwrap();
+        connection.write(&frame(DATA, 0, 1, part)).unwrap();
+        connection.write(&frame(RST_STREAM, 0, 1, &NO_ERROR.to_be_bytes())).unwrap();
+        let labels = [("source", "aryeo"), ("answer", "bad_request")];
+        scene.relay.wait_for_metric("relay_webhooks_received_total", &labels, cut as f64 + 1.0);
     }
     scene.posts(20);
     scene.ends();
