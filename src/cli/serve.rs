@@ -18,7 +18,7 @@ use crate::app::watcher::Reloads;
 use crate::app::{App, Settings, StoreSettings, TlsFiles, systemd};
 use crate::cli::acme::AcmeArgs;
 use crate::cli::edge::EdgeArgs;
-use crate::cli::signal::{Hangups, StopSignals};
+use crate::cli::signal::{Hangups, StopSignals, outlive_file_size_limit};
 use crate::cli::traces::TraceArgs;
 use crate::cli::{Usage, Verdict, log_level, value};
 use crate::config::ProcessEnvironment;
@@ -333,6 +333,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     // Before anything else: a signal that nobody listens for ends the process at once.
     let signals = {
         let _entered = runtime.enter();
+        outlive_file_size_limit()?;
         (StopSignals::new()?, Hangups::new()?)
     };
     let format = match args.log_format {

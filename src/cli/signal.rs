@@ -1,7 +1,8 @@
-//! Being asked to stop.
+//! Being asked to stop, and what is not to end the process.
 
 use std::io;
 
+use rustix::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGINT and SIGTERM, from now on.
@@ -45,6 +46,13 @@ impl Hangups {
             std::future::pending().await
         }
     }
+}
+
+/// A write beyond the limit of a file's size (RLIMIT_FSIZE) is an error from now on, as one on a full disk is:
+/// who does not listen for SIGXFSZ is ended by it.
+pub fn outlive_file_size_limit() -> io::Result<()> {
+    // Once somebody has listened, it is never again what the kernel does by itself.
+    signal(SignalKind::from_raw(process::Signal::XFSZ.as_raw())).map(drop)
 }
 
 /// Waits for SIGINT or SIGTERM, and names the one that came.

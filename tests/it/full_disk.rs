@@ -190,3 +190,31 @@ fn a_start_on_a_full_disk_delivers_what_was_accepted_whatever_was_left_of_the_in
         assert_eq!(bodies.len(), total, "{stage}");
     }
 }
+
+#[test]
+fn a_limit_of_the_size_of_files_is_a_full_disk_and_not_the_end() {
+    let crm = Receiver::start(|_| Reply::Status(500));
+    let routes = Routes::new().target("crm", &crm.url(), &[SOON]).all_to(&["crm"]);
+    let mut relay = TestRelay::with(&routes).under(&["prlimit", "--fsize=2097152"]).start();
+    let mut sender = Sender::new(&relay);
+    let body = |n: usize| format!("{n} {}", "x".repeat(700 * 1024)).into_bytes();
+    // Segments are as small as they have to be.
+    for n in 0..8 {
+        sender.post(&body(n)).accepted();
+    }
+    // No segment takes this one.
+    let large = "y".repeat(2000 * 1024).into_bytes();
+    sender.post(&large).problem(503);
+    relay.kill9();
+    relay.launch_again();
+    let mut sender = Sender::new(&relay);
+    sender.post(&body(8)).accepted();
+    crm.set(|_| Reply::Status(200));
+    let settled = [("target", "crm"), ("settlement", "delivered")];
+    relay.wait_for_metric("relay_deliveries_settled_total", &settled, 9.0);
+    let received = crm.received();
+    for n in 0..9 {
+        assert!(received.iter().any(|received| received.body == body(n)), "{n} is lost");
+    }
+    assert!(!received.iter().any(|received| received.body == large), "it was refused");
+}

@@ -58,8 +58,9 @@ pub(super) fn commit_error(error: &io::Error) -> CommitError {
     if is_full(error) { CommitError::DiskFull } else { CommitError::Unavailable }
 }
 
+/// A file that may not grow (RLIMIT_FSIZE) is no different: a smaller segment may fit.
 fn is_full(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT))
+    matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG))
 }
 
 fn reserve(room: u64) -> u64 {
