@@ -3,10 +3,11 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// Outcome of an attempt: how much of a target's answer is kept.
+/// Outcome of an attempt: how much of a target's answer is kept, for the operator to read.
 pub const ANSWER_EXCERPT_BYTES_MAX: usize = 1024;
 
-/// How much of a target's answer is read before the attempt counts as `answer_too_large`.
+/// How much of a target's answer is read before the attempt counts as `answer_too_large`. Nobody needs
+/// it: it is read so that the connection can be kept.
 pub const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// The head of a request, over HTTP/1.1 and HTTP/2: twenty times the sender's, with room for what

@@ -26,12 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::resolve::{self, CONNECT_SLICE, ResolveError, Resolver};
 use super::stream::ReadAhead;
 use super::{TrackedExecutor, body, causes, describe, tls};
-
-/// How much of an answer is kept, for the operator to read.
-pub const EXCERPT_MAX: usize = 1024;
-
-/// How long an answer may be. Nobody needs it: it is read so that the connection can be kept.
-pub const ANSWER_MAX: usize = 1024 * 1024;
+use crate::domain::limit::{ANSWER_BYTES_MAX, ANSWER_EXCERPT_BYTES_MAX};
 
 /// Shorter than the minute after which many servers and balancers close an idle connection.
 const POOL_IDLE: Duration = Duration::from_secs(50);
@@ -70,7 +65,7 @@ pub struct Answer {
     pub status: StatusCode,
     /// The headers as they came.
     pub headers: HeaderMap,
-    /// The first [`EXCERPT_MAX`] bytes of the body, not decompressed; all of it from
+    /// The first [`ANSWER_EXCERPT_BYTES_MAX`] bytes of the body, not decompressed; all of it from
     /// [`fetch`](Client::fetch).
     pub excerpt: Bytes,
 }
@@ -90,7 +85,7 @@ pub enum SendFailure {
     /// The connection broke, or what came over it is not HTTP.
     #[error("{0}")]
     Reset(String),
-    /// The answer is longer than [`ANSWER_MAX`], or its headers are too large.
+    /// The answer is longer than [`ANSWER_BYTES_MAX`], or its headers are too large.
     #[error("the answer is too large")]
     AnswerTooLarge,
 }
@@ -130,17 +125,17 @@ impl Client {
         request: Request<Full<Bytes>>,
         deadline: Instant,
     ) -> Result<Answer, SendFailure> {
-        let exchange = self.exchange(request, EXCERPT_MAX);
+        let exchange = self.exchange(request, ANSWER_EXCERPT_BYTES_MAX);
         timeout_at(deadline, exchange).await.unwrap_or(Err(SendFailure::Timeout))
     }
 
-    /// The same for who wants the answer itself: keeps the whole body, up to [`ANSWER_MAX`].
+    /// The same for who wants the answer itself: keeps the whole body, up to [`ANSWER_BYTES_MAX`].
     pub async fn fetch(
         &self,
         request: Request<Full<Bytes>>,
         deadline: Instant,
     ) -> Result<Answer, SendFailure> {
-        let exchange = self.exchange(request, ANSWER_MAX);
+        let exchange = self.exchange(request, ANSWER_BYTES_MAX);
         timeout_at(deadline, exchange).await.unwrap_or(Err(SendFailure::Timeout))
     }
 
@@ -157,7 +152,7 @@ impl Client {
             classify(&error, extensions.get())
         })?;
         let (parts, mut body) = response.into_parts();
-        let read = body::read_capped(&mut body, keep, ANSWER_MAX)
+        let read = body::read_capped(&mut body, keep, ANSWER_BYTES_MAX)
             .await
             .map_err(|error| classify(&error, parts.extensions.get()))?;
         if read.overflow {
@@ -462,7 +457,10 @@ mod tests {
         let url = target(None);
         let client = client(None);
         let answer = client.send(post(&format!("{url}5000"), "body"), deadline()).await.unwrap();
-        assert_eq!((answer.status, answer.excerpt.len()), (StatusCode::OK, EXCERPT_MAX));
+        assert_eq!(
+            (answer.status, answer.excerpt.len()),
+            (StatusCode::OK, ANSWER_EXCERPT_BYTES_MAX)
+        );
         let answer = client.send(post(&format!("{url}302"), "body"), deadline()).await.unwrap();
         assert_eq!(answer.status, StatusCode::FOUND, "redirects are not followed");
         assert_eq!(answer.headers.get("location").unwrap(), "/elsewhere");
@@ -555,11 +553,11 @@ mod tests {
         assert_eq!(failure(&client(None), &url).await, SendFailure::AnswerTooLarge);
         let url = target(None);
         let client = client(None);
-        let just = client.send(post(&format!("{url}{ANSWER_MAX}"), ""), deadline()).await;
-        assert_eq!(just.unwrap().excerpt.len(), EXCERPT_MAX);
-        let whole = client.fetch(post(&format!("{url}{ANSWER_MAX}"), ""), deadline()).await;
-        assert_eq!(whole.unwrap().excerpt.len(), ANSWER_MAX);
-        let more = format!("{url}{}", ANSWER_MAX + 1);
+        let just = client.send(post(&format!("{url}{ANSWER_BYTES_MAX}"), ""), deadline()).await;
+        assert_eq!(just.unwrap().excerpt.len(), ANSWER_EXCERPT_BYTES_MAX);
+        let whole = client.fetch(post(&format!("{url}{ANSWER_BYTES_MAX}"), ""), deadline()).await;
+        assert_eq!(whole.unwrap().excerpt.len(), ANSWER_BYTES_MAX);
+        let more = format!("{url}{}", ANSWER_BYTES_MAX + 1);
         assert_eq!(failure(&client, &more).await, SendFailure::AnswerTooLarge);
         let head = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "y".repeat(500_000)).leak();
         let url = raw(head.as_bytes(), true).await;

@@ -33,7 +33,8 @@ impl<S> ReadAhead<S> {
     }
 
     /// Bytes of memory that the buffer holds now.
-    pub fn buffered_capacity(&self) -> usize {
+    #[cfg(test)]
+    fn buffered_capacity(&self) -> usize {
         self.buffer.capacity()
     }
 
