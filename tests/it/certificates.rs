@@ -128,9 +128,12 @@ fn a_certificate_whose_file_never_rests_holds_up_no_other_s_renewal() {
             relay.signal(Signal::HUP);
             pause(Duration::from_millis(2));
         }
-        let told = reload(&relay);
-        let text = String::from_utf8_lossy(&told.body);
-        assert!(told.status == 503 && text.contains("keep changing"), "{told:?}");
+        // On a busy machine it may rest for a moment, and is refused.
+        eventually("who asks is told that it does not rest", || {
+            let told = reload(&relay);
+            let text = String::from_utf8_lossy(&told.body).into_owned();
+            if told.status == 503 && text.contains("keep changing") { Ok(()) } else { Err(text) }
+        });
     });
     let renewed = AUTHORITY.server_for(&["b.test"], 1, 60);
     swap(&relay, "b.key", &renewed.key);

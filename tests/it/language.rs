@@ -131,7 +131,8 @@ fn a_required_header_proves_what_a_signature_would() {
     sender.send(&Request::signed(&body).path("/both").header("X-Token", "t0ken")).accepted();
     let received = crm.wait_for(2);
     assert!(received.iter().all(|received| received.header("x-token").is_none()));
-    assert_eq!(received[0].header("x-kept"), Some("kept"));
+    // They were delivered at the same time.
+    assert!(received.iter().any(|received| received.header("x-kept") == Some("kept")));
     let ok = [("source", "token"), ("secret", "none"), ("result", "ok")];
     assert_eq!(relay.metrics().value("relay_signature_verifications_total", &ok), 2.0);
     assert!(!relay.logs().iter().any(|line| line.contains("t0ke")));

@@ -63,7 +63,6 @@ fn slow_strangers_harm_nobody(mode: &[&str]) {
     eprintln!(
         "{mode:?}: {count} slow connections, {posted} webhooks, the slowest answer after {slowest:?}"
     );
-    assert!(posted >= HONEST * 10, "{posted}");
     assert_eq!(crm.wait_for(posted).len(), posted);
 }
 

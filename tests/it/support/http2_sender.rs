@@ -26,12 +26,14 @@ pub(crate) struct Http2Sender {
     secret: String,
     path: String,
     client: Option<SendRequest<Full<Bytes>>>,
+    /// For whoever waits in vain.
+    does: &'static str,
 }
 
 impl Http2Sender {
     pub(super) fn new(address: SocketAddr, tls: ClientConfig, secret: &str, path: &str) -> Self {
         let (secret, path) = (secret.to_owned(), path.to_owned());
-        Self { address, tls: Arc::new(tls), secret, path, client: None }
+        Self { address, tls: Arc::new(tls), secret, path, client: None, does: "" }
     }
 
     /// Posts a signed body.
@@ -39,7 +41,8 @@ impl Http2Sender {
         let body = Bytes::copy_from_slice(body);
         RUNTIME.block_on(async {
             let answer = tokio::time::timeout(patience(), self.post(body)).await;
-            answer.map_err(io::Error::other)?.map_err(io::Error::other)
+            let late = |late| io::Error::other(format!("{late}: {}", self.does));
+            answer.map_err(late)?.map_err(io::Error::other)
         })
     }
 
@@ -48,13 +51,17 @@ impl Http2Sender {
             .header("content-type", "application/json")
             .header("signature", sign(&self.secret, &body))
             .body(Full::new(body))?;
+        let mut is_again = false;
         let answer = loop {
-            match self.client().await?.send_request(request.clone()).await {
+            let answer = self.client().await?.send_request(request.clone());
+            self.does = if is_again { "sent again, no head" } else { "sent, no head" };
+            match answer.await {
                 Ok(answer) => break answer,
-                Err(error) if was_not_taken_in(&error) => self.client = None,
+                Err(error) if was_not_taken_in(&error) => (self.client, is_again) = (None, true),
                 Err(error) => return Err(error.into()),
             }
         };
+        self.does = "a head, no body";
         let (head, body) = answer.into_parts();
         let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into();
         let headers =
@@ -73,12 +80,15 @@ impl Http2Sender {
         Ok(self.client.insert(client))
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        self.does = "connecting";
         let tcp = tokio::net::TcpStream::connect(self.address).await?;
+        self.does = "connected, no TLS";
         let name = ServerName::try_from("localhost")?;
         let tls = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
         let tls = tls.connect(name, tcp).await?;
         assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        self.does = "TLS, no HTTP/2";
         let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
         // It ends with the client.
         RUNTIME.spawn(connection);
