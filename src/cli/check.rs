@@ -26,7 +26,7 @@ pub struct Args {
     /// Warnings count as errors
     #[arg(long)]
     pub strict: bool,
-    /// How problems are printed
+    /// How problems are printed; as text `file:line:column: error: …`
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub format: Format,
 }
@@ -34,10 +34,10 @@ pub struct Args {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people: `file:line:column: error: …`
+    /// For people
     #[default]
     Text,
-    /// For programs
+    /// For programs: one object a line
     Json,
 }
 

@@ -93,7 +93,11 @@ fn the_package_has_the_program_its_units_and_what_shells_and_readers_want() {
         assert_eq!(packed, fs::read_to_string(page.path()).unwrap());
     }
     let doc = tree.join("usr/share/doc/aryeo-relay");
-    for name in ["copyright", "changelog.gz", "README.md", "deploy/README.md"] {
+    let described =
+        ["README.md", "deploy/README.md", "deploy/metrics.md", "deploy/prometheus/alerts.yaml"];
+    for name in
+        ["copyright", "changelog.gz", "deploy/grafana/aryeo-relay.json"].iter().chain(&described)
+    {
         assert!(doc.join(name).is_file(), "{name}");
     }
     secrets_are_credentials(&doc.join("examples/routes.yaml"));

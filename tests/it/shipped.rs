@@ -87,3 +87,38 @@ fn the_shipped_schema_is_what_the_command_prints() {
     let first = format!("# yaml-language-server: $schema={SCHEMA}");
     assert_eq!(yaml.lines().next(), Some(&*first));
 }
+
+/// What the README says that became of the shipped table in an evening, and what `check` says of that.
+const EVENING: [(&str, &str); 7] = [
+    ("CRM_WEBHOOK_SECRET }] }\n", "c3bf-not-a-variable }] }\n"),
+    ("    timeout: 30s\n", "    timeuot: 30s\n"),
+    ("  scheduling:\n", "  calendar:\n"),
+    ("\"!ORDER_VIEWED\"", "!ORDER_VIEWED"),
+    ("    to: [billing]\n", "    to: [billing]\n    final: true\n"),
+    ("\"CUSTOMER_*\"", "\"CUSTOMR_*\""),
+    (
+        "      - APPOINTMENT_CANCELED\n      - APPOINTMENT_DECLINED\n      - ORDER_SYNC_TO_QUICKBOOKS_FAILED\n",
+        "",
+    ),
+];
+
+#[test]
+fn what_the_readme_shows_of_a_table_after_an_evening_is_what_check_says() {
+    let mut yaml = std::fs::read_to_string(root().join("routes.yaml")).unwrap();
+    let names = variables(&yaml);
+    for (as_shipped, after) in EVENING {
+        assert!(yaml.contains(as_shipped), "{as_shipped}");
+        yaml = yaml.replacen(as_shipped, after, 1);
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::write(folder.path().join("routes.yaml"), yaml).unwrap();
+    let mut check = command(BINARY);
+    check.args(["check", "routes.yaml"]).current_dir(folder.path());
+    check.envs(names.iter().map(|name| (name, SECRET)));
+    let said = run(&mut check);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, shown) = readme.split_once("$ aryeo-relay check routes.yaml\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    assert_eq!(shown, said.stdout);
+}

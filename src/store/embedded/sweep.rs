@@ -1,7 +1,7 @@
 //! Compares log, index and lanes, a little of them every minute, and reports what should not be.
 //!
-//! Nothing is mended here: a start counts anew, and makes the index from the log where it has to. What
-//! differs is a bug, or a disk that forgets; an operator hears of it before a delivery is missed.
+//! A lane that differs twice begins anew, from the index, as after a restart. What differs is a bug, or a disk
+//! that forgets; an operator hears of it before a delivery is missed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
