@@ -110,7 +110,12 @@ impl<S: Store, N: Network> Lane<S, N> {
             biased;
             () = self.stop.cancelled() => return ControlFlow::Break(()),
             () = super::changed(&mut self.table) => self.refresh(),
-            () = super::changed(&mut self.standing.marks) => self.standing.follow_marks(),
+            () = super::changed(&mut self.standing.marks) => {
+                if self.standing.follow_marks() {
+                    // Whoever says so knows better than the target did.
+                    self.release();
+                }
+            }
             Some(ended) = self.attempts.join_next(), if !self.attempts.is_empty() => {
                 self.ended(ended);
                 // Those that ended meanwhile make room for one larger lease.
@@ -137,20 +142,25 @@ impl<S: Store, N: Network> Lane<S, N> {
     /// Takes over what the table says now; attempts in flight keep what they began with.
     fn refresh(&mut self) {
         self.target = self.table.borrow_and_update().targets.get(&self.name).cloned();
-        let Some(target) = &self.target else { return };
+        let Some(target) = self.target.clone() else { return };
         self.pace.set(target.rate_limit);
         self.standing.on(Event::Table { paused: target.paused });
-        let from = Connecting::of(target);
+        let from = Connecting::of(&target);
         if self.made.as_ref().is_some_and(|made| made.from == from) {
             return;
         }
         // What another server asked for does not bind this one.
         if self.made.as_ref().is_some_and(|made| !made.from.same_server(&from)) {
-            self.held_until = None;
-            self.standing.held(None);
+            self.release();
             self.standing.on(Event::Moved);
         }
-        self.made = Some(Made { client: Arc::new(self.network.client(target)), from });
+        self.made = Some(Made { client: Arc::new(self.network.client(&target)), from });
+    }
+
+    /// Nobody asks it to hold still any more.
+    fn release(&mut self) {
+        self.held_until = None;
+        self.standing.held(None);
     }
 
     fn begin(&mut self, leases: Vec<Lease>, probe: bool) {

@@ -67,8 +67,8 @@ impl Standing {
         self.state.may()
     }
 
-    /// Takes over what operators said meanwhile.
-    pub(super) fn follow_marks(&mut self) {
+    /// Takes over what operators said meanwhile; whether that was to resume.
+    pub(super) fn follow_marks(&mut self) -> bool {
         let mark = self.marks.borrow_and_update().get(&*self.name).copied();
         let said = mark.and_then(|mark| mark.word).filter(|said| self.word != Some(*said));
         self.word = said.or(self.word);
@@ -77,6 +77,7 @@ impl Standing {
             Some(Word::Resume(_)) => self.on(Event::Resumed),
             None => {}
         }
+        matches!(said, Some(Word::Resume(_)))
     }
 
     /// An attempt ended.

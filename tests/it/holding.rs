@@ -102,3 +102,21 @@ fn a_target_that_keeps_failing_is_suspended_also_after_a_kill_and_resumes_when_i
     relay.wait_for_metric("relay_deliveries_pending", &CRM, 0.0);
     relay.wait_for_metric("relay_target_suspended", &CRM, 0.0);
 }
+
+#[test]
+fn an_operator_ends_what_a_target_asked_for() {
+    let (crm, asked) = (AtomicU16::new(0), "3600".to_owned());
+    let crm = Receiver::start(move |_| match crm.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::With(429, vec![("retry-after", asked.clone())]),
+        _ => Reply::Status(200),
+    });
+    let relay = TestRelay::with(&routes(&crm, &[])).start();
+    post(&relay, "a", 1);
+    eventually("it is left alone", || listed(&relay)["held_until"].is_string());
+    post(&relay, "b", 1);
+    assert_eq!(relay.told(&["targets", "resume", "crm"]), "crm: running\n");
+    // The first is due when it was asked for; all others go.
+    crm.wait_for(2);
+    relay.wait_for_metric("relay_deliveries_pending", &CRM, 1.0);
+    assert!(listed(&relay)["held_until"].is_null());
+}
