@@ -17,6 +17,7 @@ const OTHERS: &[&str] = &[
     "--start-period",
     "--timeout",
     // Of kubectl.
+    "--cascade",
     "--cert",
     "--for",
     "--from-file",

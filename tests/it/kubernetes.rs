@@ -298,6 +298,21 @@ fn pods_have_no_rights_and_time_to_stop() {
     }
 }
 
+/// By default Kubernetes waits until the pod that is broken is ready before it makes it anew.
+#[test]
+fn a_pod_that_can_not_start_is_replaced_by_what_is_applied() {
+    if !has("kubectl", "--help") {
+        return;
+    }
+    for overlay in OVERLAYS {
+        let objects = rendered(overlay);
+        let set = &one(&objects, "StatefulSet")["spec"];
+        assert_eq!(set["podManagementPolicy"], "Parallel", "{overlay}");
+        // Two would share nothing but their name, and each has a store of its own.
+        assert_eq!(set["replicas"], 1, "{overlay}");
+    }
+}
+
 /// It has the rights and the volume of the pod that it stands in for.
 #[test]
 fn the_pod_that_looks_at_the_store_is_as_the_relay_s_own() {
