@@ -66,6 +66,31 @@ fn they_set_what_serve_reads_and_name_its_socket() {
     assert!(unit(SOCKET).contains("\nFileDescriptorName=webhooks\n"));
 }
 
+/// Whoever types a command has neither the unit's variables nor its user.
+#[test]
+fn the_runbook_types_commands_with_what_the_unit_sets() {
+    let service = unit(SERVICE);
+    let set = |key: &str| {
+        let mut lines = service.lines().filter_map(|line| line.strip_prefix(key));
+        lines.next().unwrap_or_else(|| panic!("no {key}")).to_owned()
+    };
+    let (user, data) = (set("User="), set("Environment=RELAY_DATA="));
+    let routes = set("Environment=RELAY_ROUTES=");
+    let runbook = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md");
+    let runbook = std::fs::read_to_string(runbook).unwrap();
+    for typed in [
+        format!("aryeo-relay check --no-secrets {routes}"),
+        format!("sudo -u {user} aryeo-relay store check --data {data}"),
+        format!("sudo -u {user} aryeo-relay store backup --data {data} --to "),
+    ] {
+        assert!(runbook.contains(&typed), "the runbook does not say {typed}");
+    }
+    // The socket alone would start it again.
+    let stops = runbook.lines().filter_map(|line| line.strip_prefix("systemctl stop "));
+    let stops: Vec<_> = stops.collect();
+    assert!(stops.len() > 1 && stops.iter().all(|units| *units == format!("{SOCKET} {SERVICE}")));
+}
+
 /// With what the unit sets itself.
 #[test]
 fn the_settings_that_the_package_suggests_are_taken() {
