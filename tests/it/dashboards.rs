@@ -13,7 +13,7 @@ use crate::alerts::{folder_of_rules, mistakes, rules};
 use crate::shipped::root;
 use crate::support::eventually::pause;
 use crate::support::picture::{Panel, draw};
-use crate::support::prometheus::{Found, Prometheus};
+use crate::support::prometheus::{FOREIGN, Found, Prometheus};
 use crate::support::promql::asked;
 use crate::support::routes::SOON;
 use crate::support::tools::has;
@@ -38,10 +38,15 @@ fn panels(dashboard: &Value) -> Vec<&Value> {
 
 /// An expression as Grafana sends it.
 fn filled(expression: &str) -> String {
+    filled_for("aryeo-relay", expression)
+}
+
+/// The same with these jobs.
+fn filled_for(jobs: &str, expression: &str) -> String {
     [
         ("$__rate_interval", "5s"),
         ("$__range", "1h"),
-        ("$job", "aryeo-relay"),
+        ("$job", jobs),
         ("$source", "aryeo|other"),
         ("$target", ".+"),
     ]
@@ -199,6 +204,7 @@ fn every_query_of_dashboard_and_alerts_finds_data_in_a_real_prometheus() {
             scope.spawn(move || world.load(id, stop));
         }
         check(&prometheus);
+        other_programs_are_not_shown(&prometheus);
         let seconds = std::env::var(DRAW).ok().map(|text| text.parse::<u32>().unwrap());
         // The load is to be seen; nothing is waited for.
         pause(Duration::from_secs(seconds.unwrap_or_default().into()));
@@ -241,6 +247,40 @@ fn check(prometheus: &Prometheus) {
     let firing =
         "ALERTS{alertstate=\"firing\",alertname=\"RelaySignaturesRejected\",source=\"other\"}";
     finds(prometheus, firing, "the sender has another secret");
+}
+
+/// What Grafana puts in the place of a variable of which all is chosen.
+fn all_of(variable: &Value, prometheus: &Prometheus) -> String {
+    if let Some(fixed) = variable["allValue"].as_str() {
+        return fixed.to_owned();
+    }
+    let query = variable["query"]["query"].as_str().unwrap();
+    let inner = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
+    let (series, label) = inner.and_then(|rest| rest.rsplit_once(", ")).unwrap();
+    let found = prometheus.query(&filled(series)).unwrap();
+    let values: BTreeSet<&str> = found.iter().map(|series| series.label(label)).collect();
+    values.into_iter().collect::<Vec<_>>().join("|")
+}
+
+/// Whatever else Prometheus looks at.
+fn other_programs_are_not_shown(prometheus: &Prometheus) {
+    for known in ["up", "process_cpu_seconds_total"] {
+        finds(prometheus, &format!("{known}{{job=\"{FOREIGN}\"}}"), "another program is there");
+    }
+    let dashboard = dashboard();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let jobs = variables.iter().find(|variable| variable["name"] == "job").unwrap();
+    let jobs = all_of(jobs, prometheus);
+    for panel in panels(&dashboard) {
+        for target in panel["targets"].as_array().unwrap() {
+            let query = filled_for(&jobs, target["expr"].as_str().unwrap());
+            for selector in asked(&query).selectors {
+                let found = prometheus.query(&selector.text).unwrap();
+                let is_ours = found.iter().all(|series| series.label("job") != FOREIGN);
+                assert!(is_ours, "{}: {query}: {found:?}", panel["title"]);
+            }
+        }
+    }
 }
 
 /// The dashboard with what its queries find, of the last seconds.

@@ -14,6 +14,9 @@ use super::sender::get;
 /// How often it looks, and follows its rules.
 const EVERY: &str = "500ms";
 
+/// The job of a program that is no relay.
+pub(crate) const FOREIGN: &str = "warehouse";
+
 /// It runs until it is dropped.
 pub(crate) struct Prometheus {
     address: SocketAddr,
@@ -50,7 +53,8 @@ impl Found {
 }
 
 impl Prometheus {
-    /// Looks at what is at this address as the job `aryeo-relay`.
+    /// Looks at what is at this address as the job `aryeo-relay`. Another program is its job [`FOREIGN`]: it answers
+    /// without a series of a relay, and another instance of it does not.
     pub(crate) fn of(admin: SocketAddr, rules: &Path) -> Self {
         let folder = folder();
         let settings = format!(
@@ -58,7 +62,11 @@ impl Prometheus {
              rule_files: [\"{}\"]\n\
              scrape_configs:\n  \
              - job_name: aryeo-relay\n    \
-             static_configs: [{{ targets: [\"{admin}\"], labels: {{ instance: \"relay-0:9464\" }} }}]\n",
+             static_configs: [{{ targets: [\"{admin}\"], labels: {{ instance: \"relay-0:9464\" }} }}]\n  \
+             - job_name: {FOREIGN}\n    \
+             static_configs: [{{ targets: [\"{admin}\", \"127.0.0.1:1\"] }}]\n    \
+             metric_relabel_configs:\n      \
+             - {{ source_labels: [__name__], regex: \"relay_.*\", action: drop }}\n",
             rules.display()
         );
         let file = folder.path().join("prometheus.yml");
