@@ -10,6 +10,7 @@ use aryeo_relay::telemetry::reference::{Kind, REFERENCE};
 use serde_json::Value;
 
 use crate::alerts::{folder_of_rules, mistakes, rules};
+use crate::reload::replace;
 use crate::shipped::root;
 use crate::support::eventually::pause;
 use crate::support::picture::{Panel, draw};
@@ -47,7 +48,7 @@ fn filled_for(jobs: &str, expression: &str) -> String {
         ("$__rate_interval", "5s"),
         ("$__range", "1h"),
         ("$job", jobs),
-        ("$source", "aryeo|other"),
+        ("$source", "aryeo|brief|other"),
         ("$target", ".+"),
     ]
     .iter()
@@ -126,6 +127,7 @@ fn place(panel: &Value) -> [u64; 4] {
 /// A relay to which things happen that are to be seen.
 struct World {
     relay: TestRelay,
+    routes: Routes,
     _targets: Vec<Receiver>,
 }
 
@@ -141,6 +143,7 @@ impl World {
         let search = Receiver::start(|_| Reply::Status(500));
         let routes = Routes::new()
             .source("other", "/other", &["s"], &["body_limit: 1KiB"])
+            .source("brief", "/brief", &["s"], &["silence_after: 1m"])
             .target("crm", &crm.url(), &[SOON, "headers: { X-Order: \"{body:/order}\" }"])
             .target("billing", &billing.url(), &[SOON])
             .target("archive", &archive.url(), &[SOON])
@@ -149,7 +152,7 @@ impl World {
             .route("orders", &["activity: \"ORDER_*\""], &["crm", "billing", "search"])
             .route("listings", &["activity: \"LISTING_*\""], &["crm", "archive", "partner"]);
         let relay = TestRelay::with(&routes).start();
-        Self { relay, _targets: vec![crm, billing, archive, search] }
+        Self { relay, routes, _targets: vec![crm, billing, archive, search] }
     }
 
     /// One round of what senders do; the signatures of one source are all wrong.
@@ -213,6 +216,7 @@ fn every_query_of_dashboard_and_alerts_finds_data_in_a_real_prometheus() {
             fs::write(picture_file(), &picture).unwrap();
         }
         assert_shows_all(&picture);
+        silence_is_a_share_of_what_each_source_may_be_silent(&world, &prometheus);
     });
     assert_shows_all(&fs::read_to_string(picture_file()).unwrap_or_default());
 }
@@ -281,6 +285,19 @@ fn other_programs_are_not_shown(prometheus: &Prometheus) {
             }
         }
     }
+}
+
+/// The one that is late is to be seen beside one that is not, and no more when it is gone.
+fn silence_is_a_share_of_what_each_source_may_be_silent(world: &World, prometheus: &Prometheus) {
+    Sender::new(&world.relay).path("/brief").secret("s").post(&activity("A", "1", "B")).accepted();
+    let dashboard = dashboard();
+    let panel = panels(&dashboard).into_iter().find(|panel| panel["title"] == "Silence").unwrap();
+    let query = &queries(panel)[0];
+    // A second of its minute is more; of the day that others have, a quarter of an hour would be.
+    finds(prometheus, &format!("{query} > 0.01"), "it is late");
+    let without = world.routes.yaml().replace("/brief", "/gone").replace("  brief:", "  gone:");
+    replace(&world.relay, "routes.yaml", &without);
+    finds(prometheus, &format!("{query} < 0.01"), "it is gone");
 }
 
 /// The dashboard with what its queries find, of the last seconds.
