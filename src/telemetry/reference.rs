@@ -310,7 +310,7 @@ pub const REFERENCE: &[Metric] = &[
         "relay_store_available_bytes",
         Some(Unit::Bytes),
         &[],
-        "Bytes that the store's disk has left.",
+        "Bytes that the store may still take, beside what is free in its newest segment.",
     ),
     counter("relay_store_damaged_records_total", None, &[], "Records found damaged."),
     counter(
