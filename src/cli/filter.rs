@@ -1,5 +1,6 @@
 //! Which webhooks a command is about: the same flags everywhere.
 
+use clap::ValueEnum;
 use serde_json::{Map, Value};
 
 use crate::cli::admin::Relay;
@@ -68,6 +69,48 @@ impl Filter {
     }
 }
 
+/// The flags where it may be any webhook, whatever became of it.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct AnyFilter {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// With a delivery in this state
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub state: Option<State>,
+    /// With no delivery at all: what no route wanted when it came
+    #[arg(long)]
+    pub unrouted: bool,
+}
+
+/// A delivery's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    /// Due, now or later
+    Pending,
+    /// The target has it
+    Delivered,
+    /// Nobody tries it any more
+    #[value(name = "dead_letter", alias = "dead-letter")]
+    DeadLetter,
+    /// An operator ended it
+    Discarded,
+}
+
+impl AnyFilter {
+    /// What was said, under the names of the API.
+    pub fn members(&self) -> Map<String, Value> {
+        let mut members = self.filter.members();
+        if let Some(name) = self.state.and_then(|state| state.to_possible_value()) {
+            members.insert("state".to_owned(), name.get_name().into());
+        }
+        if self.unrouted {
+            members.insert("unrouted".to_owned(), true.into());
+        }
+        members
+    }
+}
+
 /// A path with the members as its query.
 pub fn with_query(path: &str, members: &Map<String, Value>) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -95,5 +138,8 @@ mod tests {
             with_query("/api/v1/webhooks", &filter.members()),
             "/api/v1/webhooks?activity=ORDER_*&resource=ORDER%2F1+7%26x%3Dy"
         );
+        let filter = AnyFilter { state: Some(State::DeadLetter), unrouted: true, filter };
+        let query = with_query("", &filter.members());
+        assert!(query.ends_with("&state=dead_letter&unrouted=true"), "{query}");
     }
 }

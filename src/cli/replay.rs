@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::admin::AdminClient;
 use crate::cli::check::Format;
-use crate::cli::filter::{Asking, Filter};
+use crate::cli::filter::{AnyFilter, Asking};
 use crate::cli::output::{self, Output};
 use crate::cli::story::text;
 use crate::cli::{Usage, Verdict};
@@ -21,10 +21,7 @@ pub struct Replay {
     pub ids: Vec<String>,
     /// Which.
     #[command(flatten)]
-    pub filter: Filter,
-    /// Those with no delivery at all: what no route wanted when it came
-    #[arg(long)]
-    pub unrouted: bool,
+    pub filter: AnyFilter,
     /// To the targets that they have had, not by today's rules
     #[arg(long)]
     pub as_accepted: bool,
@@ -53,9 +50,6 @@ struct Sum {
 /// Asks until all are through.
 pub(super) async fn replay(args: &Replay) -> anyhow::Result<Verdict> {
     let mut members = args.filter.members();
-    if args.unrouted {
-        members.insert("unrouted".to_owned(), true.into());
-    }
     if members.is_empty() && args.ids.is_empty() && !args.all {
         let text = "say which: WEBHOOK_ID, --unrouted, a filter such as --since 2h, or --all";
         return Err(Usage(text.to_owned()).into());

@@ -3,13 +3,13 @@
 use std::io::Write as _;
 
 use anyhow::{Context as _, bail};
-use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use clap::Subcommand;
+use serde_json::Value;
 
 use crate::cli::admin::AdminClient;
 use crate::cli::check::Format;
 use crate::cli::erase::{Erase, erase};
-use crate::cli::filter::{Asking, Filter, with_query};
+use crate::cli::filter::{AnyFilter, Asking, with_query};
 use crate::cli::output::{Output, Style};
 use crate::cli::replay::{Replay, replay};
 use crate::cli::story::{items, print_line, print_whole, text};
@@ -49,33 +49,13 @@ pub enum Command {
 pub struct List {
     /// Which.
     #[command(flatten)]
-    pub filter: Filter,
-    /// With a delivery in this state
-    #[arg(long, value_enum, value_name = "STATE")]
-    pub state: Option<State>,
-    /// With no delivery at all
-    #[arg(long)]
-    pub unrouted: bool,
+    pub filter: AnyFilter,
     /// How many at most
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: u64,
     /// Where.
     #[command(flatten)]
     pub asking: Asking,
-}
-
-/// A delivery's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum State {
-    /// Due, now or later
-    Pending,
-    /// The target has it
-    Delivered,
-    /// Nobody tries it any more
-    #[value(name = "dead_letter", alias = "dead-letter")]
-    DeadLetter,
-    /// An operator ended it
-    Discarded,
 }
 
 /// The flags of `webhooks show`.
@@ -103,13 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 async fn list(args: &List) -> anyhow::Result<Verdict> {
-    let mut members = args.filter.members();
-    if let Some(name) = args.state.and_then(|state| state.to_possible_value()) {
-        members.insert("state".to_owned(), name.get_name().into());
-    }
-    if args.unrouted {
-        members.insert("unrouted".to_owned(), json!("true"));
-    }
+    let members = args.filter.members();
     let output = Output::new();
     let print = |webhook: &Value| match args.asking.format {
         Format::Json => output.line(webhook),

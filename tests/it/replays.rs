@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::receiver::Options;
 use crate::support::routes::SOON;
+use crate::support::sender::Connection;
 use crate::support::vectors::activity;
-use crate::support::{Receiver, Reply, Routes, Sender, TestRelay};
+use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay};
 
 fn two(crm: &Receiver, billing: &Receiver) -> Routes {
     Routes::new().target("crm", &crm.url(), &[SOON]).target("billing", &billing.url(), &[SOON])
@@ -89,6 +90,56 @@ fn a_replay_goes_only_where_nothing_went_yet_unless_it_is_to_be_again() {
     let told: Vec<_> = shown["deliveries"].as_array().unwrap().iter().collect();
     let told = told.iter().map(|d| (d["target"].as_str().unwrap(), d["again"].as_u64().unwrap()));
     assert_eq!(told.collect::<Vec<_>>(), [("crm", 0), ("billing", 0), ("crm", 1), ("billing", 1)]);
+}
+
+#[test]
+fn a_replay_by_state_goes_over_each_once_though_each_is_in_that_state_still() {
+    let (crm, billing) = (Receiver::willing(), Receiver::willing());
+    let routes = two(&crm, &billing).route("orders", &["activity: ORDER_*"], &["crm"]).route(
+        "listings",
+        &["activity: LISTING_*"],
+        &["billing"],
+    );
+    let relay = TestRelay::with(&routes).start();
+    relay.told(&["targets", "pause", "crm"]);
+    let mut sender = Sender::new(&relay);
+    sender.post(&activity("LISTING_DELIVERED", "elsewhere", "LISTING")).accepted();
+    // More than are gone over at once.
+    let ids: Vec<_> = (0..40).map(|n| sender.post(&order(&format!("s{n}"))).accepted()).collect();
+    billing.wait_for(1);
+    relay.wait_for_metric("relay_deliveries_pending", &[("target", "billing")], 0.0);
+    let nothing = relay.ask(&["webhooks", "replay", "--state", "dead_letter", "--again"]);
+    assert_eq!(nothing.code, Some(1), "there is none: {nothing:?}");
+    let replay = ["webhooks", "replay", "--state", "pending"];
+    assert_eq!(
+        relay.told(&replay),
+        "0 of 40 webhooks replayed, 0 deliveries; 40 had nowhere new to go\n"
+    );
+    assert_eq!(
+        relay.told(&[&replay[..], &["--again", "--dry-run"]].concat()),
+        "40 of 40 webhooks would be replayed, 40 deliveries; 0 had nowhere new to go\n"
+    );
+
+    // Who is interrupted goes on behind what was done.
+    let first = relay.get("/api/v1/webhooks?state=pending&order=oldest&limit=20").json();
+    let rest = json!({ "state": "pending", "again": true, "cursor": first["next"] });
+    let rest = Request::unsigned("/api/v1/webhooks/replay", rest.to_string().as_bytes());
+    let done = Connection::open(relay.admin(), None).unwrap().send(&rest).unwrap().json();
+    assert_eq!((&done["found"], &done["deliveries"]), (&json!(20), &json!(20)), "{done}");
+    assert_eq!(
+        relay.told(&[&replay[..], &["--again"]].concat()),
+        "40 of 40 webhooks replayed, 40 deliveries; 0 had nowhere new to go\n"
+    );
+
+    relay.told(&["targets", "resume", "crm"]);
+    relay.wait_for_metric("relay_deliveries_pending", &[("target", "crm")], 0.0);
+    let mut received: Vec<_> = crm.received().iter().map(|r| r.webhook_id().to_owned()).collect();
+    received.sort();
+    let mut expected: Vec<_> = ids.iter().flat_map(|id| [id.clone(), format!("{id}.1")]).collect();
+    expected.extend(ids[20..].iter().map(|id| format!("{id}.2")));
+    expected.sort();
+    assert_eq!(received, expected);
+    assert_eq!(billing.count(), 1, "it was delivered before");
 }
 
 #[test]
