@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::cli::output::{Foreign, Output, Style};
+use crate::domain::webhook::WebhookId;
 
 /// The text of a member, empty if there is none.
 pub fn text<'a>(of: &'a Value, name: &str) -> &'a str {
@@ -11,6 +12,25 @@ pub fn text<'a>(of: &'a Value, name: &str) -> &'a str {
 
 fn number(of: &Value, name: &str) -> u64 {
     of.get(name).and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// Which repeat on purpose a delivery is, 0 for the first.
+pub fn again(delivery: &Value) -> u32 {
+    number(delivery, "again").try_into().unwrap_or_default()
+}
+
+/// Which delivery of its webhook it is. It reads as no other target: names have no spaces.
+fn title(delivery: &Value) -> String {
+    match (text(delivery, "target"), again(delivery)) {
+        (target, 0) => target.to_owned(),
+        (target, n) => format!("{target} again {n}"),
+    }
+}
+
+/// The id as the target knows it, and the log.
+fn known_as(webhook_id: &str, delivery: &Value) -> String {
+    let id = WebhookId::parse(webhook_id);
+    id.map_or_else(|| webhook_id.to_owned(), |id| id.known_as(again(delivery)))
 }
 
 /// The items of a list.
@@ -60,7 +80,7 @@ pub fn print_line(output: &Output, webhook: &Value) {
             "dead_letter" => "dead letter",
             state => state,
         };
-        format!("{}: {}", text(delivery, "target"), output.paint(style(delivery), state))
+        format!("{}: {}", title(delivery), output.paint(style(delivery), state))
     });
     let deliveries: Vec<_> = deliveries.collect();
     let deliveries = match deliveries.as_slice() {
@@ -81,7 +101,7 @@ pub fn print_dead_line(output: &Output, dead: &Value) {
     let is_gone = dead.get("bytes_gone").and_then(Value::as_bool).unwrap_or_default();
     output.line(format_args!(
         "{}  {}  {}  {}{}  {}{}",
-        text(dead, "webhook_id"),
+        known_as(text(dead, "webhook_id"), dead),
         text(dead, "received_at"),
         text(dead, "target"),
         output.paint(Style::Bad, text(dead, "cause")),
@@ -116,7 +136,7 @@ pub fn print_whole(output: &Output, webhook: &Value, wanted: impl Fn(&Value) -> 
             .line(format_args!("  {}", output.paint(Style::Notice, "unrouted: no route matched")));
     }
     for delivery in deliveries.iter().filter(|delivery| wanted(delivery)) {
-        print_delivery(output, delivery);
+        print_delivery(output, text(webhook, "webhook_id"), delivery);
     }
 }
 
@@ -138,14 +158,17 @@ fn print_record(output: &Output, webhook: &Value) {
     output.line(format_args!("  routed by the table {}", text(webhook, "routes_sha256")));
 }
 
-fn print_delivery(output: &Output, delivery: &Value) {
+fn print_delivery(output: &Output, webhook_id: &str, delivery: &Value) {
     output.line("");
     let standing = standing(delivery);
     output.line(format_args!(
         "  {}  {}",
-        output.paint(Style::Bold, text(delivery, "target")),
+        output.paint(Style::Bold, title(delivery)),
         output.paint(style(delivery), standing),
     ));
+    if again(delivery) > 0 {
+        output.line(format_args!("    Relay-Webhook-Id {}", known_as(webhook_id, delivery)));
+    }
     let routes: Vec<_> = items(delivery, "routes").iter().filter_map(Value::as_str).collect();
     if !routes.is_empty() {
         output.line(format_args!("    by {}", routes.join(", ")));

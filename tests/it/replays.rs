@@ -19,6 +19,22 @@ fn order(name: &str) -> Vec<u8> {
     activity("ORDER_CREATED", name, "ORDER")
 }
 
+/// Goes to `to` twice, by a replay; answers its id and what the second delivery is known as.
+fn sent_twice(relay: &TestRelay, body: &[u8], to: &Receiver) -> (String, String) {
+    let id = Sender::new(relay).post(body).accepted();
+    to.wait_for(1);
+    relay.told(&["webhooks", "replay", &id, "--again"]);
+    let again = to.wait_for(2).pop().unwrap().webhook_id().to_owned();
+    assert_eq!(again, format!("{id}.1"));
+    (id, again)
+}
+
+/// What each line of the list of dead letters begins with.
+fn dead_letters(relay: &TestRelay) -> Vec<String> {
+    let text = relay.told(&["dead-letters", "list"]);
+    text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
 fn save(relay: &TestRelay, routes: &Routes) {
     std::fs::write(relay.path("routes.yaml"), routes.yaml()).unwrap();
     let reloaded = crate::reload::reload(relay);
@@ -140,6 +156,32 @@ fn a_replay_by_state_goes_over_each_once_though_each_is_in_that_state_still() {
     expected.sort();
     assert_eq!(received, expected);
     assert_eq!(billing.count(), 1, "it was delivered before");
+}
+
+#[test]
+fn what_was_sent_again_is_told_apart_from_what_was_sent_first() {
+    let (crm, billing) = (Receiver::willing(), Receiver::willing());
+    let relay = TestRelay::with(&two(&crm, &billing).all_to(&["crm"])).start();
+    let (id, again) = sent_twice(&relay, &order("twice"), &crm);
+    relay.wait_for_metric("relay_deliveries_pending", &[("target", "crm")], 0.0);
+    let list = relay.told(&["webhooks", "list"]);
+    assert!(list.ends_with("  crm: delivered, crm again 1: delivered\n"), "{list}");
+    let shown = relay.told(&["webhooks", "show", &id]);
+    assert!(shown.contains("  crm  delivered after 1 attempt\n    by everything\n"), "{shown}");
+    let second = format!(
+        "  crm again 1  delivered after 1 attempt\n    Relay-Webhook-Id {again}\n    by everything\n"
+    );
+    assert!(shown.contains(&second), "{shown}");
+}
+
+#[test]
+fn of_a_webhook_that_died_twice_each_dead_letter_is_listed_as_the_log_has_it() {
+    let (crm, billing) = (Receiver::willing(), Receiver::start(|_| Reply::Status(410)));
+    let relay = TestRelay::with(&two(&crm, &billing).all_to(&["billing"])).start();
+    let (id, again) = sent_twice(&relay, &order("dead"), &billing);
+    let dead = [("target", "billing"), ("cause", "given_up")];
+    relay.wait_for_metric("relay_dead_letters", &dead, 2.0);
+    assert_eq!(dead_letters(&relay), [id, again]);
 }
 
 #[test]
