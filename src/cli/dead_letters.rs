@@ -8,9 +8,10 @@ use crate::cli::admin::AdminClient;
 use crate::cli::check::Format;
 use crate::cli::filter::{Asking, Filter};
 use crate::cli::output::{self, Output};
-use crate::cli::story::{items, print_dead_line, print_whole, text};
+use crate::cli::story::{again, items, print_dead_line, print_whole, text};
 use crate::cli::webhooks::{each, one, say_more};
 use crate::cli::{Usage, Verdict, block_on};
+use crate::domain::webhook::WebhookId;
 
 /// What `--help` says before the flags.
 pub const ABOUT: &str = "\
@@ -73,7 +74,7 @@ pub struct List {
 /// The flags of `dead-letters show`.
 #[derive(Debug, clap::Args)]
 pub struct Show {
-    /// The webhook's id
+    /// The webhook's id; of WEBHOOK_ID.1 (.2 …) only what was sent again as that
     #[arg(value_name = "WEBHOOK_ID")]
     pub id: String,
     /// Only the one of this target
@@ -98,7 +99,7 @@ pub struct Redrive {
 /// The flags of `dead-letters redrive` and `discard`.
 #[derive(Debug, clap::Args)]
 pub struct Decide {
-    /// Those of these webhooks
+    /// Those of these webhooks; of WEBHOOK_ID.1 (.2 …) only what was sent again as that
     #[arg(value_name = "WEBHOOK_ID")]
     pub ids: Vec<String>,
     /// Which.
@@ -155,8 +156,10 @@ async fn list(args: &List) -> anyhow::Result<Verdict> {
 
 async fn show(args: &Show) -> anyhow::Result<Verdict> {
     let Some(mut webhook) = one(&args.asking, &args.id).await? else { return Ok(Verdict::No) };
+    let repeat = WebhookId::parse_known_as(&args.id).map_or(0, |(_, again)| again);
     let wanted = |delivery: &Value| {
         text(delivery, "state") == "dead_letter"
+            && (repeat == 0 || again(delivery) == repeat)
             && args.target.as_deref().is_none_or(|target| text(delivery, "target") == target)
     };
     let found: Vec<Value> =

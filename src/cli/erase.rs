@@ -13,7 +13,7 @@ use crate::cli::story::text;
 /// The flags of `webhooks erase`.
 #[derive(Debug, clap::Args)]
 pub struct Erase {
-    /// Its id, as targets get it in Relay-Webhook-Id
+    /// Its id, as targets get it in Relay-Webhook-Id; of what was sent again, without .1 and so on
     #[arg(value_name = "WEBHOOK_ID")]
     pub id: String,
     /// Only tell what would go

@@ -59,6 +59,14 @@ impl WebhookId {
         }
     }
 
+    /// Parses what targets know: the id, and which repeat on purpose it names; 0 where it names none.
+    pub fn parse_known_as(text: &str) -> Option<(Self, u32)> {
+        let Some((id, again)) = text.split_once('.') else { return Some((Self::parse(text)?, 0)) };
+        let number = again.parse().ok().filter(|number: &u32| *number > 0)?;
+        // One way to write each.
+        (number.to_string() == again).then_some((Self::parse(id)?, number))
+    }
+
     /// An id with this key, where no more of it is known.
     pub fn from_key(key: u64) -> Self {
         Self::new(key, 0)
@@ -244,6 +252,18 @@ mod tests {
         let id = WebhookIds::default().next(Timestamp::from_millis(1_700_000_000_000), u64::MAX);
         assert_eq!(WebhookId::parse(&id.to_string()), Some(id));
         assert_eq!(WebhookId::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn what_targets_know_a_delivery_by_names_its_webhook_and_the_repeat() {
+        let id = WebhookIds::default().next(Timestamp::from_millis(1_700_000_000_000), 7);
+        for again in [0, 1, 12, u32::MAX] {
+            assert_eq!(WebhookId::parse_known_as(&id.known_as(again)), Some((id, again)));
+        }
+        for wrong in ["", ".", ".0", ".01", ".+1", ".-1", ".x", ".1.1", ".4294967296"] {
+            let text = if wrong.is_empty() { "crm.1".to_owned() } else { format!("{id}{wrong}") };
+            assert_eq!(WebhookId::parse_known_as(&text), None, "{text}");
+        }
     }
 
     #[test]

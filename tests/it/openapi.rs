@@ -153,6 +153,16 @@ fn what_is_answered_is_what_the_document_says() {
     assert_eq!(api.post("/targets/{name}/resume", "crm", &json!({})).json()["state"], "running");
     let replay = json!({ "webhook_ids": [ids[0]], "again": true, "dry_run": true });
     assert_eq!(api.post("/webhooks/replay", "", &replay).json()["found"], 1);
+    let again = json!({ "webhook_ids": [ids[1]], "again": true });
+    assert_eq!(api.post("/webhooks/replay", "", &again).json()["deliveries"], 1);
+    let second = format!("{}.1", ids[1]);
+    let shown = api.get("/webhooks/{webhook_id}", &second, "").json();
+    assert_eq!(shown["webhook_id"], *ids[1]);
+    assert_eq!(shown["deliveries"][1]["again"], 1);
+    assert_eq!(api.get("/webhooks/{webhook_id}/body", &second, "").status, 200);
+    let replay = json!({ "webhook_ids": [second], "state": "pending", "dry_run": true });
+    assert_eq!(api.post("/webhooks/replay", "", &replay).json()["found"], 1);
+    assert_eq!(api.post("/webhooks/{webhook_id}/erase", &second, &json!({})).status, 400);
     let redrive = json!({ "webhook_ids": [ids[0]], "target": "gone", "to": "down" });
     assert_eq!(api.post("/dead-letters/redrive", "", &redrive).json()["redriven"], 1);
     let discard = api.post("/dead-letters/discard", "", &json!({ "all": true }));

@@ -185,6 +185,58 @@ fn of_a_webhook_that_died_twice_each_dead_letter_is_listed_as_the_log_has_it() {
 }
 
 #[test]
+fn what_was_sent_again_is_found_by_the_id_that_its_target_got_but_not_erased_by_it() {
+    let (crm, billing) = (Receiver::willing(), Receiver::willing());
+    let relay = TestRelay::with(&two(&crm, &billing).all_to(&["crm"])).start();
+    let body = order("found");
+    let (id, again) = sent_twice(&relay, &body, &crm);
+    relay.wait_for_metric("relay_deliveries_pending", &[("target", "crm")], 0.0);
+    let shown = relay.told(&["webhooks", "show", &id]);
+    assert_eq!(relay.told(&["webhooks", "show", &again]), shown);
+    assert_eq!(relay.told(&["webhooks", "show", &again, "--body"]).into_bytes(), body);
+    assert_eq!(
+        relay.told(&["webhooks", "replay", &again, &id]),
+        "0 of 1 webhooks replayed, 0 deliveries; 1 had nowhere new to go\n"
+    );
+    let never = format!("{id}.2");
+    for (words, reason) in [
+        (["show", &*never], format!("no delivery that is known as {never}")),
+        (["replay", &*never], format!("no delivery that is known as {never}")),
+        (["show", "crm.1"], "\"crm.1\" is no webhook_id".to_owned()),
+        (["erase", &*again], format!("say {id} to have it erased")),
+    ] {
+        let refused = relay.ask(&[&["webhooks"], &words[..]].concat());
+        assert_eq!(refused.code, Some(1), "{words:?}: {refused:?}");
+        assert!(refused.stderr.contains(&reason), "{words:?}: {refused:?}");
+    }
+    assert_eq!(relay.told(&["webhooks", "show", &id]), shown, "nothing was erased");
+}
+
+#[test]
+fn of_a_webhook_that_died_twice_either_dead_letter_or_both_can_be_decided_on() {
+    let (crm, billing) = (Receiver::willing(), Receiver::start(|_| Reply::Status(410)));
+    let relay = TestRelay::with(&two(&crm, &billing).all_to(&["billing"])).start();
+    let (id, again) = sent_twice(&relay, &order("either"), &billing);
+    let dead = [("target", "billing"), ("cause", "given_up")];
+    relay.wait_for_metric("relay_dead_letters", &dead, 2.0);
+    for (name, count, told) in [(&id, 2, "2 dead letters"), (&again, 1, "1 dead letter")] {
+        let shown = relay.told(&["dead-letters", "show", name]);
+        assert_eq!(shown.matches("dead letter (given_up)").count(), count, "{shown}");
+        assert!(shown.contains("billing again 1  dead letter"), "{shown}");
+        let dry = relay.told(&["dead-letters", "redrive", name, "--dry-run"]);
+        assert_eq!(dry, format!("{told} would be redriven\n"));
+    }
+    let discarded = relay.told(&["dead-letters", "discard", &again]);
+    assert_eq!(discarded, "1 dead letter discarded\n");
+    assert_eq!(dead_letters(&relay), std::slice::from_ref(&id), "the first one is as it was");
+    let none = relay.ask(&["dead-letters", "redrive", &again]);
+    assert_eq!(none.code, Some(1), "it is no dead letter any more: {none:?}");
+    let redrive = ["dead-letters", "redrive", &id, "--to", "crm"];
+    assert_eq!(relay.told(&redrive), "1 dead letter redriven\n");
+    assert_eq!(crm.wait_for(1)[0].webhook_id(), id);
+}
+
+#[test]
 fn a_dead_letter_can_be_redriven_to_another_target() {
     let crm = Receiver::willing();
     let answer = Arc::new(AtomicU16::new(410));

@@ -1,6 +1,6 @@
 //! Which webhooks a decision is about: named by their ids, or by a filter.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::admin::api::Problem;
-use crate::app::api::wanted::{LIMIT_MAX, Wanted, webhook_id};
-use crate::app::api::webhooks::{story, unread};
+use crate::app::api::wanted::{LIMIT_MAX, Wanted, known_as};
+use crate::app::api::webhooks::{has_repeat, story, unread};
 use crate::domain::time::Timestamp;
 use crate::domain::webhook::WebhookId;
 use crate::store::archive::Archive;
@@ -23,10 +23,13 @@ const WORDS: [&str; 9] =
 /// Which webhooks.
 #[derive(Debug)]
 pub(super) struct Choice {
-    ids: Option<Vec<WebhookId>>,
+    ids: Option<Named>,
     /// What they have to be like besides.
     pub(super) filter: Filter,
 }
+
+/// Webhooks in their order; of each which repeats on purpose, where 0 means all that there is of it.
+type Named = BTreeMap<WebhookId, BTreeSet<u32>>;
 
 #[derive(Debug, Default, Deserialize)]
 struct Said {
@@ -60,11 +63,12 @@ impl Choice {
                 format!("say which {things}, by webhook_ids or a filter, or \"all\": true");
             return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
         }
-        let ids = said.webhook_ids.map(|ids| unique(&ids)).transpose()?;
+        let ids = said.webhook_ids.map(|ids| named(&ids)).transpose()?;
         Ok((Self { ids, filter: wanted.filter(now)? }, rest))
     }
 
-    /// Some of them, the oldest first, behind a place.
+    /// Some of them, the oldest first, behind a place. Where single deliveries of a webhook were named
+    /// it has no others.
     pub(super) async fn some<S: Archive>(
         &self,
         store: &S,
@@ -76,8 +80,12 @@ impl Choice {
             return found.map_err(unread);
         };
         let mut stories = Vec::with_capacity(ids.len());
-        for id in ids {
-            let story = story(store, *id).await?;
+        for (id, repeats) in ids {
+            let mut story = story(store, *id).await?;
+            repeats.iter().try_for_each(|again| has_repeat(&story, *again))?;
+            if !repeats.contains(&0) {
+                story.deliveries.retain(|delivery| repeats.contains(&delivery.again));
+            }
             if self.filter.wants(&story) {
                 stories.push(story);
             }
@@ -86,20 +94,17 @@ impl Choice {
     }
 }
 
-fn unique(ids: &[String]) -> Result<Vec<WebhookId>, Problem> {
+fn named(ids: &[String]) -> Result<Named, Problem> {
     if ids.len() > LIMIT_MAX {
         let detail = format!("no more than {LIMIT_MAX} webhook_ids at once");
         return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
     }
-    let mut seen = HashSet::new();
-    let mut unique = Vec::with_capacity(ids.len());
+    let mut named = Named::new();
     for id in ids {
-        let id = webhook_id(id)?;
-        if seen.insert(id) {
-            unique.push(id);
-        }
+        let (id, again) = known_as(id)?;
+        named.entry(id).or_default().insert(again);
     }
-    Ok(unique)
+    Ok(named)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
@@ -142,6 +147,9 @@ mod tests {
         assert!(choice.filter.unrouted && choice.ids.is_none() && rest.dry_run);
         let id = WebhookId::from_key(7);
         let (choice, _) = read(&format!(r#"{{"webhook_ids": ["{id}", "{id}"]}}"#)).unwrap();
-        assert_eq!(choice.ids, Some(vec![id]), "once is enough");
+        let once = Named::from([(id, BTreeSet::from([0]))]);
+        assert_eq!(choice.ids, Some(once), "once is enough");
+        let (choice, _) = read(&format!(r#"{{"webhook_ids": ["{id}.2", "{id}.1"]}}"#)).unwrap();
+        assert_eq!(choice.ids, Some(Named::from([(id, BTreeSet::from([1, 2]))])));
     }
 }

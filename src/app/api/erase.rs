@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::admin::api::Problem;
 use crate::app::api::parse;
-use crate::app::api::wanted::webhook_id;
+use crate::app::api::wanted::known_as;
 use crate::app::api::webhooks::{not_stored, story, unread};
 use crate::domain::delivery::State;
 use crate::domain::webhook::WebhookId;
@@ -29,7 +29,7 @@ struct How {
 /// Erases a webhook. A large store takes longer than one answer may: it goes on without us, and who asks
 /// again waits for it. Then nothing of it is stored any more.
 pub(super) async fn erase<S: Archive>(store: &S, id: &str, body: &[u8]) -> Result<Value, Problem> {
-    let id = webhook_id(id)?;
+    let id = whole_webhook(id)?;
     let how: How = if body.trim_ascii().is_empty() { How::default() } else { parse(body)? };
     if how.dry_run {
         let story = story(store, id).await?;
@@ -50,6 +50,19 @@ pub(super) async fn erase<S: Archive>(store: &S, id: &str, body: &[u8]) -> Resul
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
         }
     }
+}
+
+/// The id of a webhook and of nothing less: who names one repeat may think that only that one goes.
+fn whole_webhook(text: &str) -> Result<WebhookId, Problem> {
+    let (id, again) = known_as(text)?;
+    if again == 0 {
+        return Ok(id);
+    }
+    let detail = format!(
+        "\"{text}\" is one delivery of a webhook that can only be erased with all of them: say {id} \
+         to have it erased"
+    );
+    Err(Problem::new(StatusCode::BAD_REQUEST, detail))
 }
 
 fn told(id: WebhookId, state: &str, erased: Option<Erased>) -> Value {

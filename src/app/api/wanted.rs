@@ -120,10 +120,13 @@ pub(super) fn cursor(text: Option<&str>) -> Result<Option<Place>, Problem> {
     text.map(place).transpose().map_err(|_| wrong("this is no cursor of ours"))
 }
 
-/// A webhook's id.
-pub(super) fn webhook_id(text: &str) -> Result<WebhookId, Problem> {
-    WebhookId::parse(text).ok_or_else(|| {
-        let detail = format!("\"{text}\" is no webhook_id: that is a UUID, as in Relay-Webhook-Id");
+/// A webhook, by its id or by that of something that was sent again: then which repeat that is, else 0.
+pub(super) fn known_as(text: &str) -> Result<(WebhookId, u32), Problem> {
+    WebhookId::parse_known_as(text).ok_or_else(|| {
+        let detail = format!(
+            "\"{text}\" is no webhook_id: that is a UUID, or UUID.1 and so on for what was sent \
+             again, as in Relay-Webhook-Id"
+        );
         wrong(detail)
     })
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::admin::api::Problem;
 use crate::app::api::choice::Choice;
 use crate::app::api::replay::{known_target, redirected};
-use crate::app::api::wanted::{LIMIT_MAX, Wanted, cursor, webhook_id};
+use crate::app::api::wanted::{LIMIT_MAX, Wanted, cursor, known_as};
 use crate::domain::delivery::{Cause, Settlement, State};
 use crate::domain::outcome::Attempt;
 use crate::domain::route::RoutingTable;
@@ -64,19 +64,31 @@ pub(super) async fn list_dead<S: Archive>(
 
 /// One webhook with everything that is known of it.
 pub(super) async fn show<S: Archive>(store: &S, id: &str) -> Result<Value, Problem> {
-    let whole = whole(store, webhook_id(id)?).await?;
-    Ok(shown_whole(&whole))
+    whole(store, id).await.map(|whole| shown_whole(&whole))
 }
 
 /// One webhook's exact bytes.
 pub(super) async fn body<S: Archive>(store: &S, id: &str) -> Result<bytes::Bytes, Problem> {
-    let whole = whole(store, webhook_id(id)?).await?;
+    let whole = whole(store, id).await?;
     whole.record.map(|webhook| webhook.body).map_err(unread)
 }
 
-async fn whole<S: Archive>(store: &S, id: WebhookId) -> Result<Whole, Problem> {
+async fn whole<S: Archive>(store: &S, id: &str) -> Result<Whole, Problem> {
+    let (id, again) = known_as(id)?;
     let found = store.whole(id).await.map_err(unread)?;
-    found.ok_or_else(|| not_stored(id))
+    let whole = found.ok_or_else(|| not_stored(id))?;
+    has_repeat(&whole.story, again)?;
+    Ok(whole)
+}
+
+/// Refuses the number of a repeat that there never was.
+pub(super) fn has_repeat(story: &Story, again: u32) -> Result<(), Problem> {
+    if again == 0 || story.deliveries.iter().any(|delivery| delivery.again == again) {
+        return Ok(());
+    }
+    let (id, known_as) = (story.id, story.id.known_as(again));
+    let detail = format!("webhook {id} is stored, but has no delivery that is known as {known_as}");
+    Err(Problem::new(StatusCode::NOT_FOUND, detail))
 }
 
 /// How far a webhook has come, also where its record can't be read.
