@@ -238,7 +238,8 @@ impl<O: ListenerObserver> ServerConnection<O> {
                 if is_http1 && active.is_last(requests_max) {
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(answer.map(|body| Tracked { body, _active: active }))
+                let unread = active.answered();
+                Ok::<_, Infallible>(answer.map(|body| Tracked { body, _unread: unread }))
             }
         });
         let io = Watched { io: TokioIo::new(stream), phase: Arc::clone(&phase) };
@@ -260,7 +261,8 @@ impl<O: ListenerObserver> ServerConnection<O> {
                     continue;
                 }
                 if !said && ends.as_mut().poll(context).is_ready() {
-                    if self.member.ends_at_once() {
+                    // It need not say goodbye.
+                    if self.member.is_idle() {
                         return Poll::Ready(None);
                     }
                     said = true;

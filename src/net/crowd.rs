@@ -4,6 +4,8 @@
 //! all slots are taken, it is not the newcomer who has to wait: those end that have had no request
 //! to answer for longest, handshakes and heads that do not come among them. Only where every
 //! connection has a request in work does the next one wait, until one of them has been answered.
+//! An answer that is not read keeps nobody's slot for longer than [`READ_WAIT`]: over HTTP/2 its
+//! reader says how much may be sent, and may say nothing for ever.
 //!
 //! The same holds among those of one address, but that there the newcomer is refused rather than made
 //! to wait: who connects from elsewhere must not stand in line behind it.
@@ -12,16 +14,25 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::listener::ListenerLimits;
 use crate::domain::client;
+use crate::domain::limit::BODY_PACE_TIME;
 
 /// One part in so many ends at once: looking for the longest idle means looking at all.
 const ENDED_SHARE: usize = 64;
+
+/// How long a request counts whose answer is there and is not read: the sender's whole patience. An
+/// answer is less than 1 KiB, and who means to read it gave room for it when he asked.
+const READ_WAIT: Duration = BODY_PACE_TIME;
+
+/// Nobody tells when an answer was not read in time.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The slots for connections and who is in them.
 #[derive(Debug)]
@@ -46,15 +57,28 @@ struct Members {
 #[derive(Debug)]
 struct Quiet {
     number: u64,
+    /// Requests without an answer.
     active: AtomicU32,
+    /// Answers that wait to be read.
+    unread: AtomicU32,
+    /// The last was over, or the first of those that wait was there.
     since_micros: AtomicU64,
     end: CancellationToken,
 }
 
 impl Quiet {
-    /// It has no request to answer.
-    fn is_idle(&self) -> bool {
-        self.active.load(Ordering::SeqCst) == 0
+    /// It has no request to answer, and no answer that its peer may be about to read.
+    fn is_idle(&self, now_micros: u64) -> bool {
+        self.active.load(Ordering::SeqCst) == 0 && self.time_to_read(now_micros).is_zero()
+    }
+
+    /// For how long its answers still count.
+    fn time_to_read(&self, now_micros: u64) -> Duration {
+        if self.unread.load(Ordering::SeqCst) == 0 {
+            return Duration::ZERO;
+        }
+        let since_micros = self.since_micros.load(Ordering::SeqCst);
+        READ_WAIT.saturating_sub(Duration::from_micros(now_micros.saturating_sub(since_micros)))
     }
 }
 
@@ -87,6 +111,7 @@ impl Crowd {
             tokio::select! {
                 slot = Arc::clone(&self.slots).acquire_owned() => break slot.ok(),
                 () = fell_idle => {}
+                () = sleep(LOOK_EVERY) => {}
             }
         };
         self.awaited.store(false, Ordering::SeqCst);
@@ -99,6 +124,7 @@ impl Crowd {
         let quiet = Arc::new(Quiet {
             number,
             active: AtomicU32::new(0),
+            unread: AtomicU32::new(0),
             since_micros: AtomicU64::new(self.micros()),
             end: CancellationToken::new(),
         });
@@ -116,17 +142,19 @@ impl Crowd {
             return true;
         }
         let staying = group.iter().filter(|quiet| !quiet.end.is_cancelled()).count();
-        staying < max || end_longest_idle(group.iter())
+        staying < max || end_longest_idle(group.iter(), self.micros())
     }
 
     /// Whether one has made room already, for its address, and is not gone yet.
     fn has_one_that_ends(&self) -> bool {
-        let is_ending = |quiet: &Arc<Quiet>| quiet.end.is_cancelled() && quiet.is_idle();
+        let now = self.micros();
+        let is_ending = |quiet: &Arc<Quiet>| quiet.end.is_cancelled() && quiet.is_idle(now);
         self.lock().all.values().any(is_ending)
     }
 
     fn end_longest_idle(&self) -> bool {
-        end_longest_idle(self.lock().all.values())
+        let now = self.micros();
+        end_longest_idle(self.lock().all.values(), now)
     }
 
     fn micros(&self) -> u64 {
@@ -139,16 +167,16 @@ impl Crowd {
 }
 
 /// Ends some of those who have no request to answer; whether there were any.
-fn end_longest_idle(members: impl ExactSizeIterator<Item: AsRef<Quiet>>) -> bool {
+fn end_longest_idle(members: impl ExactSizeIterator<Item: AsRef<Quiet>>, now_micros: u64) -> bool {
     let share = (members.len() / ENDED_SHARE).max(1);
     let mut idle: Vec<_> = members
         .filter(|member| {
             let quiet = member.as_ref();
-            quiet.is_idle() && !quiet.end.is_cancelled()
+            quiet.is_idle(now_micros) && !quiet.end.is_cancelled()
         })
         .map(|member| {
             let quiet = member.as_ref();
-            ((quiet.since_micros.load(Ordering::Relaxed), quiet.number), member)
+            ((quiet.since_micros.load(Ordering::SeqCst), quiet.number), member)
         })
         .collect();
     if idle.len() > share {
@@ -197,23 +225,52 @@ impl Member {
         &self.quiet.end
     }
 
-    /// No request has begun in the meantime: it need not say goodbye.
-    pub(super) fn ends_at_once(&self) -> bool {
-        self.requests() == 0
+    /// It has no request to answer, and no answer that its peer may be about to read.
+    pub(super) fn is_idle(&self) -> bool {
+        self.quiet.is_idle(self.crowd.micros())
     }
 
+    /// Requests without an answer, and answers that wait to be read.
     pub(super) fn requests(&self) -> u32 {
-        self.quiet.active.load(Ordering::SeqCst)
+        self.quiet.active.load(Ordering::SeqCst) + self.quiet.unread.load(Ordering::SeqCst)
     }
 
     pub(super) fn request_begins(&self) {
         self.quiet.active.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// To be called before its request ends, so that it is never idle in between.
+    pub(super) fn answer_begins(&self) {
+        if self.quiet.unread.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.quiet.since_micros.store(self.crowd.micros(), Ordering::SeqCst);
+        }
+    }
+
+    /// There is an answer, or its peer wants none.
     pub(super) fn request_ends(&self) {
-        self.quiet.since_micros.store(self.crowd.micros(), Ordering::Relaxed);
-        let last = self.quiet.active.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last && self.crowd.awaited.load(Ordering::SeqCst) {
+        let quiet = &self.quiet;
+        if quiet.unread.load(Ordering::SeqCst) == 0 {
+            quiet.since_micros.store(self.crowd.micros(), Ordering::SeqCst);
+        }
+        let last = quiet.active.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && quiet.unread.load(Ordering::SeqCst) == 0 {
+            self.fell_idle();
+        }
+    }
+
+    /// It is read, or nobody will read it.
+    pub(super) fn answer_ends(&self) {
+        let quiet = &self.quiet;
+        if quiet.unread.fetch_sub(1, Ordering::SeqCst) == 1 {
+            quiet.since_micros.store(self.crowd.micros(), Ordering::SeqCst);
+            if quiet.active.load(Ordering::SeqCst) == 0 {
+                self.fell_idle();
+            }
+        }
+    }
+
+    fn fell_idle(&self) {
+        if self.crowd.awaited.load(Ordering::SeqCst) {
             self.crowd.fell_idle.notify_waiters();
         }
     }
@@ -239,7 +296,7 @@ mod tests {
     use crate::net::listener::Proxies;
     use crate::net::testing;
     use std::time::Duration;
-    use tokio::time::advance;
+    use tokio::time::{advance, timeout};
 
     fn full(crowd: &Arc<Crowd>) -> Vec<Member> {
         std::iter::from_fn(|| crowd.try_slot().map(|slot| crowd.enter(slot))).collect()
@@ -278,6 +335,53 @@ mod tests {
         assert!(at_once(slot.as_mut()).await.is_none());
         assert_eq!(ended(&members).len() + usize::from(newest.ends().is_cancelled()), 1);
         assert!(!members[1].ends().is_cancelled(), "it has a request");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_read_makes_nobody_wait_for_long() {
+        let crowd = Crowd::new(2);
+        let members = full(&crowd);
+        for member in &members {
+            member.request_begins();
+            member.answer_begins();
+            member.request_ends();
+        }
+        advance(READ_WAIT / 2).await;
+        // Another one does not give it more time.
+        members[0].request_begins();
+        members[0].answer_begins();
+        members[0].request_ends();
+        members[1].answer_ends();
+        members[1].request_begins();
+        assert!(!members[0].is_idle() && !members[1].is_idle());
+        let mut slot = Box::pin(crowd.slot());
+        let until_it_ends = async {
+            tokio::select! {
+                _ = slot.as_mut() => panic!("nobody left"),
+                () = members[0].ends().cancelled() => {}
+            }
+        };
+        timeout(READ_WAIT / 2 + LOOK_EVERY, until_it_ends).await.expect("it had its time");
+        assert_eq!(ended(&members), [0]);
+        drop(members);
+        assert!(slot.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_read_counts_no_more() {
+        let crowd = Crowd::new(1);
+        let members = full(&crowd);
+        members[0].request_begins();
+        members[0].answer_begins();
+        members[0].request_ends();
+        let mut slot = Box::pin(crowd.slot());
+        assert!(at_once(slot.as_mut()).await.is_none());
+        assert!(ended(&members).is_empty());
+        members[0].answer_ends();
+        assert!(at_once(slot.as_mut()).await.is_none());
+        assert_eq!(ended(&members), [0]);
+        drop(members);
+        assert!(slot.await.is_some());
     }
 
     #[tokio::test(start_paused = true)]

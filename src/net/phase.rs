@@ -41,7 +41,7 @@ impl Ending {
 /// What a connection is doing, as far as its time limits are concerned.
 #[derive(Debug)]
 pub(super) struct Phase {
-    /// Knows of the requests begun and not yet answered.
+    /// Knows of the requests begun, and of the answers that are not read.
     member: Arc<Member>,
     /// Whether there will be another request.
     ending: Ending,
@@ -130,7 +130,7 @@ impl Phase {
     }
 }
 
-/// A request, from its head to the last byte of its answer.
+/// A request, from its head to its answer.
 pub(super) struct Active(Arc<Phase>);
 
 impl Active {
@@ -144,6 +144,12 @@ impl Active {
         Self(Arc::clone(phase))
     }
 
+    /// It has its answer, which is to be read.
+    pub(super) fn answered(self) -> Unread {
+        self.0.member.answer_begins();
+        Unread(Arc::clone(&self.0))
+    }
+
     /// Whether the connection takes no other after it.
     pub(super) fn is_last(&self, requests_max: u32) -> bool {
         self.0.is_worn_out(requests_max) || self.0.ending.drain.is_cancelled()
@@ -153,6 +159,16 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.member.request_ends();
+        self.0.changed();
+    }
+}
+
+/// An answer, to its last byte.
+pub(super) struct Unread(Arc<Phase>);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.member.answer_ends();
         self.0.changed();
     }
 }
@@ -264,10 +280,10 @@ impl<I: Write + Unpin> Write for Watched<I> {
     }
 }
 
-/// An answer's body, which keeps its request active.
+/// An answer's body, which is unread until it was taken.
 pub(super) struct Tracked<B> {
     pub(super) body: B,
-    pub(super) _active: Active,
+    pub(super) _unread: Unread,
 }
 
 impl<B: Body + Unpin> Body for Tracked<B> {

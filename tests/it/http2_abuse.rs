@@ -6,7 +6,7 @@ use crate::support::http2::{
 };
 use crate::support::routes::{PATH, SECRET};
 use crate::support::vectors::listing_delivered;
-use crate::support::{Receiver, Routes, Sender, TestRelay, eventually, sign};
+use crate::support::{Receiver, Request, Routes, Sender, TestRelay, eventually, sign};
 
 /// As the protocol numbers them.
 const NO_ERROR: u32 = 0;
@@ -32,9 +32,13 @@ struct Scene {
 
 impl Scene {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Self {
         let crm = Receiver::willing();
         let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
-        let relay = TestRelay::with(&routes).plain_http().start();
+        let relay = TestRelay::with(&routes).plain_http().flags(flags).start();
         let mut scene = Self { relay, crm, honest: 0, memory: 0 };
         scene.posts(20);
         scene.memory = scene.peak();
@@ -95,6 +99,20 @@ impl Scene {
 fn post<'a>(path: &'a str, more: &[(&'a str, &'a str)]) -> Vec<u8> {
     let first = [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", path)];
     block(&[&first, more].concat())
+}
+
+/// Asks for something on this stream; the answer is a refusal.
+fn ask(connection: &mut RawHttp2, stream: u32) -> std::io::Result<()> {
+    let head = post("/elsewhere", &[]);
+    connection.write(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &head))
+}
+
+/// One with an answer, which it can read only where it has a window.
+fn answered(relay: &TestRelay, settings: &[(u16, u32)]) -> RawHttp2 {
+    let mut connection = RawHttp2::open(relay, settings);
+    ask(&mut connection, 1).unwrap();
+    connection.wait_for("it is answered", |frame| frame.kind == HEADERS);
+    connection
 }
 
 /// The numbers of a client's streams.
@@ -176,6 +194,24 @@ fn answers_that_nobody_reads_are_bounded_by_the_streams() {
     assert_eq!(refused.error(), Some(REFUSED_STREAM));
     scene.posts(20);
     drop(connection);
+    scene.ends();
+}
+
+#[test]
+fn answers_that_nobody_reads_do_not_crowd_out_the_sender() {
+    // All of them come from one address, the sender from another.
+    let flags = ["--connections-max", "16", "--connections-per-address-max", "16"];
+    let mut scene = Scene::start_with(&flags);
+    let held: Vec<_> =
+        (0..16).map(|_| answered(&scene.relay, &[(INITIAL_WINDOW_SIZE, 0)])).collect();
+    for _ in 0..3 {
+        scene.honest += 1;
+        let body = listing_delivered(&scene.honest.to_string());
+        let mut connection = Sender::new(&scene.relay).connect_from([127, 0, 0, 2]);
+        connection.send(&Request::signed(&body)).unwrap().accepted();
+    }
+    assert!(held.iter().any(RawHttp2::ended), "somebody gave way");
+    drop(held);
     scene.ends();
 }
 
