@@ -245,36 +245,15 @@ impl<O: ListenerObserver> ServerConnection<O> {
         let io = Watched { io: TokioIo::new(stream), phase: Arc::clone(&phase) };
         let connection = protocol.serve_connection(io, service);
         let mut connection = pin!(connection);
-        let mut ends = pin!(self.member.ends().cancelled());
+        let mut unwanted = pin!(self.member.ends().cancelled());
         let mut over = pin!(phase.ends());
-        let mut watch = pin!(Watch::new(&phase, &self.limits));
-        let mut said = false;
+        let mut watch = Watch::new(&phase, &self.limits);
         let ended = poll_fn(|context| {
             loop {
                 if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                     return Poll::Ready(ended.err());
                 }
-                // Over HTTP/1.1 the last answer says so.
-                if !said && phase.is_worn_out(requests_max) && phase.is_http2() {
-                    said = true;
-                    connection.as_mut().graceful_shutdown();
-                    continue;
-                }
-                if !said && ends.as_mut().poll(context).is_ready() {
-                    // It need not say goodbye.
-                    if self.member.is_idle() {
-                        return Poll::Ready(None);
-                    }
-                    said = true;
-                    connection.as_mut().graceful_shutdown();
-                    continue;
-                }
-                if !said && over.as_mut().poll(context).is_ready() {
-                    said = true;
-                    connection.as_mut().graceful_shutdown();
-                    continue;
-                }
-                match watch.as_mut().poll(context) {
+                match watch.poll(context, unwanted.as_mut(), over.as_mut()) {
                     Verdict::GoOn => return Poll::Pending,
                     Verdict::SayGoodbye => connection.as_mut().graceful_shutdown(),
                     Verdict::Drop => return Poll::Ready(None),

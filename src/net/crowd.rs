@@ -230,6 +230,16 @@ impl Member {
         self.quiet.is_idle(self.crowd.micros())
     }
 
+    /// It has a request without an answer.
+    pub(super) fn is_in_work(&self) -> bool {
+        self.quiet.active.load(Ordering::SeqCst) > 0
+    }
+
+    /// For how long answers that are not read still count.
+    pub(super) fn time_to_read(&self) -> Duration {
+        self.quiet.time_to_read(self.crowd.micros())
+    }
+
     /// Requests without an answer, and answers that wait to be read.
     pub(super) fn requests(&self) -> u32 {
         self.quiet.active.load(Ordering::SeqCst) + self.quiet.unread.load(Ordering::SeqCst)

@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::crowd::Member;
 use super::listener::{LAST_REQUEST_WAIT, ListenerLimits};
 
-/// How long a connection that was told to end may take to say goodbye.
+/// How long a connection that was told to end may take to say goodbye. Over HTTP/2 requests that come
+/// meanwhile were written before the peer could know; those that come later are nobody's concern.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How a listener ends, as its connections see it.
@@ -55,6 +56,8 @@ pub(super) struct Phase {
     in_head: AtomicBool,
     /// Bytes between requests are frames, not heads.
     http2: AtomicBool,
+    /// When the peer was told that it ends.
+    told: OnceLock<Instant>,
 }
 
 impl Phase {
@@ -67,6 +70,7 @@ impl Phase {
             used: AtomicBool::new(false),
             in_head: AtomicBool::new(false),
             http2: AtomicBool::new(false),
+            told: OnceLock::new(),
         }
     }
 
@@ -120,56 +124,91 @@ impl Phase {
         .await;
     }
 
+    fn say_goodbye(&self) {
+        if self.told.set(Instant::now()).is_ok() {
+            self.changed();
+        }
+    }
+
+    fn is_told(&self) -> bool {
+        self.told.get().is_some()
+    }
+
+    /// A request that begins now is not waited for: its peer was told, and does not care.
+    fn is_over(&self) -> bool {
+        self.told.get().is_some_and(|told| told.elapsed() >= GOODBYE)
+    }
+
     fn waits_for_head(&self) -> bool {
         !self.used.load(Ordering::Relaxed)
             || (self.in_head.load(Ordering::Relaxed) && self.member.requests() == 0)
     }
 
     fn patience(&self, limits: &ListenerLimits) -> Duration {
+        if self.is_told() && !self.member.is_in_work() {
+            return self.member.time_to_read().max(GOODBYE);
+        }
         if self.waits_for_head() { limits.header_timeout } else { limits.idle_timeout }
     }
 }
 
 /// A request, from its head to its answer.
-pub(super) struct Active(Arc<Phase>);
+pub(super) struct Active {
+    phase: Arc<Phase>,
+    /// It came too late to be waited for.
+    late: bool,
+}
 
 impl Active {
     pub(super) fn begin(phase: &Arc<Phase>, version: Version) -> Self {
+        let phase = Arc::clone(phase);
+        if version == Version::HTTP_2 && phase.is_over() {
+            return Self { phase, late: true };
+        }
         phase.member.request_begins();
         phase.begun.update(Ordering::Relaxed, Ordering::Relaxed, |begun| begun.saturating_add(1));
         phase.used.store(true, Ordering::Relaxed);
         phase.in_head.store(false, Ordering::Relaxed);
         phase.http2.store(version == Version::HTTP_2, Ordering::Relaxed);
         phase.changed();
-        Self(Arc::clone(phase))
+        Self { phase, late: false }
     }
 
     /// It has its answer, which is to be read.
     pub(super) fn answered(self) -> Unread {
-        self.0.member.answer_begins();
-        Unread(Arc::clone(&self.0))
+        if !self.late {
+            self.phase.member.answer_begins();
+        }
+        Unread { phase: Arc::clone(&self.phase), late: self.late }
     }
 
     /// Whether the connection takes no other after it.
     pub(super) fn is_last(&self, requests_max: u32) -> bool {
-        self.0.is_worn_out(requests_max) || self.0.ending.drain.is_cancelled()
+        self.phase.is_worn_out(requests_max) || self.phase.ending.drain.is_cancelled()
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.member.request_ends();
-        self.0.changed();
+        if !self.late {
+            self.phase.member.request_ends();
+            self.phase.changed();
+        }
     }
 }
 
 /// An answer, to its last byte.
-pub(super) struct Unread(Arc<Phase>);
+pub(super) struct Unread {
+    phase: Arc<Phase>,
+    late: bool,
+}
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        self.0.member.answer_ends();
-        self.0.changed();
+        if !self.late {
+            self.phase.member.answer_ends();
+            self.phase.changed();
+        }
     }
 }
 
@@ -180,29 +219,55 @@ pub(super) enum Verdict {
     Drop,
 }
 
-/// The time limits of one connection, on one timer that is hardly ever set anew.
+/// When a connection ends, and the time limits that it is under, on one timer that is hardly ever set
+/// anew.
 pub(super) struct Watch<'a> {
     phase: &'a Phase,
     limits: &'a ListenerLimits,
     alarm: Pin<Box<Sleep>>,
     seen: u32,
     deadline: Instant,
-    said_goodbye: bool,
+    unwanted: bool,
 }
 
 impl<'a> Watch<'a> {
     pub(super) fn new(phase: &'a Phase, limits: &'a ListenerLimits) -> Self {
         let deadline = Instant::now() + limits.header_timeout;
         let alarm = Box::pin(sleep_until(deadline));
-        Self { phase, limits, alarm, seen: 0, deadline, said_goodbye: false }
+        Self { phase, limits, alarm, seen: 0, deadline, unwanted: false }
     }
 
-    pub(super) fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Verdict {
+    /// To be polled after the connection, until it says nothing new. `unwanted` resolves when another
+    /// wants the slot, `over` when the [listener ends](Phase::ends).
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        unwanted: Pin<&mut impl Future<Output = ()>>,
+        over: Pin<&mut impl Future<Output = ()>>,
+    ) -> Verdict {
+        let phase = self.phase;
+        if !self.unwanted && unwanted.poll(context).is_ready() {
+            self.unwanted = true;
+            if phase.member.is_idle() {
+                return Verdict::Drop; // It need not say goodbye.
+            }
+        }
+        // Over HTTP/1.1 the last answer says so.
+        let worn_out =
+            || phase.is_worn_out(self.limits.requests_per_connection_max) && phase.is_http2();
+        if !phase.is_told() && (self.unwanted || worn_out() || over.poll(context).is_ready()) {
+            phase.say_goodbye();
+            return Verdict::SayGoodbye;
+        }
+        self.look_at_the_time(context)
+    }
+
+    fn look_at_the_time(&mut self, context: &mut Context<'_>) -> Verdict {
         let changes = self.phase.changes.load(Ordering::Relaxed);
         if changes != self.seen {
             self.seen = changes;
             // The first head's time runs from the start, not from its first byte.
-            if self.phase.used.load(Ordering::Relaxed) {
+            if self.phase.used.load(Ordering::Relaxed) || self.phase.is_told() {
                 self.deadline = Instant::now() + self.phase.patience(self.limits);
             }
             let deadline = self.deadline;
@@ -211,18 +276,14 @@ impl<'a> Watch<'a> {
             }
         }
         while self.alarm.as_mut().poll(context).is_ready() {
-            let now = Instant::now();
             let deadline = self.deadline;
-            if now < deadline {
+            if Instant::now() < deadline {
                 self.alarm.as_mut().reset(deadline);
-            } else if self.said_goodbye || self.phase.waits_for_head() {
+            } else if self.phase.is_told() || self.phase.waits_for_head() {
                 // There is no answer to lose.
                 return Verdict::Drop;
             } else {
-                self.said_goodbye = true;
-                self.deadline = now + GOODBYE;
-                let deadline = self.deadline;
-                self.alarm.as_mut().reset(deadline);
+                self.phase.say_goodbye();
                 return Verdict::SayGoodbye;
             }
         }
@@ -303,5 +364,81 @@ impl<B: Body + Unpin> Body for Tracked<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::crowd::Crowd;
+    use crate::net::testing;
+    use std::future::pending;
+    use tokio::time::advance;
+
+    fn phase() -> Arc<Phase> {
+        let crowd = Crowd::new(1);
+        let member = Arc::new(crowd.enter(crowd.try_slot().unwrap()));
+        let ending =
+            Ending { drain: CancellationToken::new(), stop_accepting: CancellationToken::new() };
+        Arc::new(Phase::new(&member, &ending))
+    }
+
+    fn begin(phase: &Arc<Phase>) -> Active {
+        Active::begin(phase, Version::HTTP_2)
+    }
+
+    /// What is to be done next, and after what time; its clock stands still but for waiting.
+    async fn next(watch: &mut Watch<'_>) -> (Verdict, Duration) {
+        let began = Instant::now();
+        let verdict =
+            poll_fn(|context| match watch.poll(context, pin!(pending()), pin!(pending())) {
+                Verdict::GoOn => Poll::Pending,
+                verdict => Poll::Ready(verdict),
+            });
+        (verdict.await, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_told_is_waited_for_until_what_came_in_time_is_answered() {
+        let (phase, limits) = (phase(), testing::limits());
+        let mut watch = Watch::new(&phase, &limits);
+        let first = begin(&phase);
+        phase.say_goodbye();
+        advance(GOODBYE / 2).await;
+        let second = begin(&phase);
+        advance(GOODBYE).await;
+        let late = begin(&phase);
+        let too_soon = tokio::time::timeout(GOODBYE * 5, next(&mut watch)).await;
+        assert!(too_soon.is_err(), "two are in work: {too_soon:?}");
+        drop((first, second.answered()));
+        let (verdict, after) = next(&mut watch).await;
+        assert_eq!(verdict, Verdict::Drop);
+        assert!((GOODBYE..GOODBYE * 2).contains(&after), "{after:?}");
+        drop(late);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_told_has_a_moment_to_read_his_answer() {
+        let (phase, limits) = (phase(), testing::limits());
+        let mut watch = Watch::new(&phase, &limits);
+        let unread = begin(&phase).answered();
+        phase.say_goodbye();
+        let (verdict, after) = next(&mut watch).await;
+        assert_eq!(verdict, Verdict::Drop);
+        assert!((GOODBYE * 2..GOODBYE * 5).contains(&after), "{after:?}");
+        drop(unread);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_had_his_goodbye_still_gives_way() {
+        let (phase, limits) = (phase(), testing::limits());
+        let mut watch = Watch::new(&phase, &limits);
+        drop(begin(&phase).answered());
+        phase.say_goodbye();
+        let wanted = poll_fn(|context| {
+            let (unwanted, over) = (pin!(std::future::ready(())), pin!(pending()));
+            Poll::Ready(watch.poll(context, unwanted, over))
+        });
+        assert_eq!(wanted.await, Verdict::Drop);
     }
 }

@@ -1,8 +1,8 @@
 //! HTTP/2 as nobody of good will speaks it: the sender on another connection does not notice.
 
 use crate::support::http2::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, HEADERS, PING, RST_STREAM, RawHttp2,
-    SETTINGS, WINDOW_UPDATE, block, frame,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, RST_STREAM,
+    RawHttp2, SETTINGS, WINDOW_UPDATE, block, frame,
 };
 use crate::support::routes::{PATH, SECRET};
 use crate::support::vectors::listing_delivered;
@@ -212,6 +212,39 @@ fn answers_that_nobody_reads_do_not_crowd_out_the_sender() {
     }
     assert!(held.iter().any(RawHttp2::ended), "somebody gave way");
     drop(held);
+    scene.ends();
+}
+
+#[test]
+fn who_does_not_take_leave_is_not_waited_for_when_it_stops() {
+    for window in [0, 65_535] {
+        let crm = Receiver::willing();
+        let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+        let mut relay = TestRelay::with(&routes).plain_http().start();
+        let connection = answered(&relay, &[(INITIAL_WINDOW_SIZE, window)]);
+        let logs = relay.log();
+        relay.terminate();
+        let given_up = |line: &String| line.contains("could not be answered");
+        assert!(!logs.all().iter().any(given_up), "every request was answered");
+        assert!(connection.frames().iter().any(|frame| frame.kind == GOAWAY), "it was told");
+    }
+}
+
+#[test]
+fn a_connection_that_had_all_its_requests_ends_whether_its_peer_agrees_or_not() {
+    let scene = Scene::start_with(&["--requests-per-connection-max", "2"]);
+    let mut connection = answered(&scene.relay, &[]);
+    let mut streams = streams(u32::MAX).skip(1);
+    eventually("it is closed", || {
+        // The peer acknowledges nothing, and asks on and on as soon as it is answered.
+        let next = streams.next().unwrap();
+        let room = frame(WINDOW_UPDATE, 0, 0, &1024_u32.to_be_bytes());
+        let _written = connection.write(&room).and_then(|()| ask(&mut connection, next));
+        let is_answered = || connection.frames().iter().any(|frame| frame.stream == next);
+        eventually("it is answered or closed", || is_answered() || connection.ended());
+        connection.ended()
+    });
+    connection.is_told_to_go(NO_ERROR);
     scene.ends();
 }
 
