@@ -19,6 +19,7 @@ use crate::app::systemd;
 use crate::app::watcher::Watcher;
 use crate::delivery::client::Clients;
 use crate::delivery::{Dispatcher, Parts};
+use crate::domain::limit::BODY_PACE_TIME;
 use crate::domain::time::Clock;
 use crate::ingress::{Ingress, IngressLimits, Setting};
 use crate::net::listener::{Backlog, LAST_REQUEST_WAIT, ListenerLimits, Proxies, Server};
@@ -251,7 +252,9 @@ impl Running {
         finish(&self.connections, told).await;
         self.stop_accepting.cancel();
         finish(&self.listening, budget.until(REQUESTS_UNTIL)).await;
-        let answered = finish(&self.connections, budget.until(REQUESTS_UNTIL)).await;
+        // Nobody can connect any more. A body that takes longer is lost at its sender, or is a stranger's.
+        let patience = budget.until(REQUESTS_UNTIL).min(Instant::now() + BODY_PACE_TIME);
+        let answered = finish(&self.connections, patience).await;
         self.ingress.shut_down();
         if !answered && !finish(&self.connections, budget.until(REFUSALS_UNTIL)).await {
             tracing::warn!("Some requests could not be answered within --shutdown-timeout.");

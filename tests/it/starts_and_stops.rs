@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::delivers::walk;
 use crate::support::relay::{BINARY, command, folder, run};
-use crate::support::routes::SOON;
+use crate::support::routes::{PATH, SOON};
 use crate::support::sender::Connection;
 use crate::support::vectors::listing_delivered;
 use crate::support::{Receiver, Reply, Request, Routes, Sender, TestRelay, eventually};
@@ -108,6 +108,24 @@ fn requests_that_are_being_read_when_it_stops_are_finished() {
     assert_eq!(relay.wait().code(), Some(0));
     relay.start_again();
     assert_eq!(crm.wait_for(2).len(), 2);
+}
+
+#[test]
+fn a_body_that_does_not_come_keeps_it_from_stopping_no_longer_than_a_sender_waits() {
+    let crm = Receiver::willing();
+    // Far longer than a test waits.
+    let mut relay = TestRelay::with(&table(&crm)).flags(&["--shutdown-timeout", "10m"]).start();
+    let request = Request::unsigned(PATH, b"never whole");
+    let mut stranger = Sender::new(&relay).connect();
+    stranger.write(&request.head()).unwrap();
+    stranger.write(&request.body[..1]).unwrap();
+    // Its head has been read once a request after it has been answered.
+    Sender::new(&relay).post(&listing_delivered("another")).accepted();
+    relay.signal(Signal::TERM);
+    let told = stranger.read_answer().unwrap();
+    told.problem(503);
+    assert_eq!(told.json()["type"], "urn:aryeo-relay:shutting_down");
+    assert_eq!(relay.wait().code(), Some(0));
 }
 
 #[test]
