@@ -135,7 +135,8 @@ impl Exporter {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        match self.client.send(request, Instant::now() + REQUEST_TIMEOUT).await {
+        // All of it: a cut message of the receiver's says nothing.
+        match self.client.fetch(request, Instant::now() + REQUEST_TIMEOUT).await {
             Ok(answer) => came_to(&answer),
             Err(failure) => Err(failed(&failure)),
         }
@@ -288,11 +289,16 @@ fn rejected(answer: &[u8]) -> Option<(u64, String)> {
     for (number, field) in fields(partial) {
         match (number, field) {
             (1, Field::Number(rejected)) => count = rejected,
-            (2, Field::Bytes(text)) => reason = String::from_utf8_lossy(text).into_owned(),
+            (2, Field::Bytes(text)) => reason = beginning(text),
             _ => {}
         }
     }
     (count > 0).then_some((count, reason))
+}
+
+/// What the log has of a receiver's words.
+fn beginning(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).chars().take(200).collect()
 }
 
 enum Field<'a> {

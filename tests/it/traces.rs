@@ -292,6 +292,27 @@ fn a_receiver_that_comes_back_gets_what_waited() {
 }
 
 #[test]
+fn spans_that_a_receiver_rejects_are_lost_however_much_it_says_of_them() {
+    // ExportTraceServiceResponse { partial_success: { rejected_spans: 2, error_message: 2,000 bytes } }
+    let partial = [&[0x08, 2, 0x12, 0xd0, 0x0f][..], &[b'x'; 2000]].concat();
+    let answer = [&[0x0a, 0xd5, 0x0f][..], &partial].concat();
+    let Some(otlp) = Otlp::start(move |_| Reply::Body(answer.clone())) else { return };
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let relay = tracing(&otlp, &routes, &[]);
+    Sender::new(&relay).post(&order(1)).accepted();
+    eventually("they are counted", || {
+        // Two of each batch, of which there may be more than one.
+        relay.metrics().value("relay_spans_dropped_total", &[]) >= 2.0
+    });
+    eventually("it is told", || {
+        events(&relay.logs(), "Spans can't be exported").iter().any(|event| {
+            event["reason"].as_str().is_some_and(|reason| reason.contains("rejects spans: xxx"))
+        })
+    });
+}
+
+#[test]
 fn a_receiver_that_wants_nothing_or_hangs_holds_up_no_stop() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);

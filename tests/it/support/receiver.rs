@@ -84,6 +84,8 @@ impl Received {
 pub(crate) enum Reply {
     /// Answers at once.
     Status(u16),
+    /// Answers 200 with a body.
+    Body(Vec<u8>),
     /// Answers with headers.
     With(u16, Vec<(&'static str, String)>),
     /// Answers later.
@@ -324,6 +326,7 @@ impl Inner {
         let mut response = Response::new(ReplyBody::Text(Some(Bytes::from_static(b"done"))));
         match reply {
             Reply::Status(status) => *response.status_mut() = StatusCode::from_u16(status).unwrap(),
+            Reply::Body(bytes) => *response.body_mut() = ReplyBody::Text(Some(bytes.into())),
             Reply::With(status, headers) => {
                 *response.status_mut() = StatusCode::from_u16(status).unwrap();
                 for (name, value) in headers {
