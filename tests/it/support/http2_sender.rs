@@ -3,20 +3,53 @@
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::task::JoinHandle;
 
 use super::patience;
 use super::receiver::RUNTIME;
 use super::sender::{Answer, sign};
 
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// How long an answer may take once its connection takes no more requests.
+const LAST_WAIT: Duration = Duration::from_secs(3);
+
+/// A connection, and the task that takes requests for it.
+#[derive(Debug)]
+struct Connection {
+    client: SendRequest<Full<Bytes>>,
+    task: JoinHandle<hyper::Result<()>>,
+}
+
+impl Connection {
+    /// No answer where the connection was over before. On a busy machine hyper's client may leave a request
+    /// without an answer that comes while the connection ends, idle as it seems; that was seen once in twenty
+    /// upgrades. Who sends it again is told that it is a duplicate if the relay has it.
+    async fn send(
+        &mut self,
+        request: http::Request<Full<Bytes>>,
+    ) -> Option<hyper::Result<Response<Incoming>>> {
+        let mut answer = pin!(self.client.send_request(request));
+        tokio::select! {
+            biased;
+            answer = answer.as_mut() => return Some(answer),
+            _ = &mut self.task => {}
+        }
+        tokio::time::timeout(LAST_WAIT, answer).await.ok()
+    }
+}
 
 /// A sender with one connection that it keeps until it is told that it ends.
 #[derive(Debug)]
@@ -25,7 +58,7 @@ pub(crate) struct Http2Sender {
     tls: Arc<ClientConfig>,
     secret: String,
     path: String,
-    client: Option<SendRequest<Full<Bytes>>>,
+    connection: Option<Connection>,
     /// For whoever waits in vain.
     does: &'static str,
 }
@@ -33,7 +66,7 @@ pub(crate) struct Http2Sender {
 impl Http2Sender {
     pub(super) fn new(address: SocketAddr, tls: ClientConfig, secret: &str, path: &str) -> Self {
         let (secret, path) = (secret.to_owned(), path.to_owned());
-        Self { address, tls: Arc::new(tls), secret, path, client: None, does: "" }
+        Self { address, tls: Arc::new(tls), secret, path, connection: None, does: "" }
     }
 
     /// Posts a signed body.
@@ -53,12 +86,15 @@ impl Http2Sender {
             .body(Full::new(body))?;
         let mut is_again = false;
         let answer = loop {
-            let answer = self.client().await?.send_request(request.clone());
+            let mut connection = self.connection().await?;
             self.does = if is_again { "sent again, no head" } else { "sent, no head" };
-            match answer.await {
-                Ok(answer) => break answer,
-                Err(error) if was_not_taken_in(&error) => (self.client, is_again) = (None, true),
-                Err(error) => return Err(error.into()),
+            match connection.send(request.clone()).await {
+                Some(Ok(answer)) => {
+                    self.connection = Some(connection);
+                    break answer;
+                }
+                Some(Err(error)) if !was_not_taken_in(&error) => return Err(error.into()),
+                Some(Err(_)) | None => is_again = true,
             }
         };
         self.does = "a head, no body";
@@ -71,16 +107,15 @@ impl Http2Sender {
     }
 
     /// The connection, or another one if it has ended.
-    async fn client(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, Failure> {
-        let kept = self.client.take().filter(|client| !client.is_closed());
-        let client = match kept {
-            Some(client) => client,
-            None => self.connect().await?,
-        };
-        Ok(self.client.insert(client))
+    async fn connection(&mut self) -> Result<Connection, Failure> {
+        let kept = self.connection.take();
+        match kept.filter(|kept| !kept.client.is_closed() && !kept.task.is_finished()) {
+            Some(kept) => Ok(kept),
+            None => self.connect().await,
+        }
     }
 
-    async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    async fn connect(&mut self) -> Result<Connection, Failure> {
         self.does = "connecting";
         let tcp = tokio::net::TcpStream::connect(self.address).await?;
         self.does = "connected, no TLS";
@@ -91,8 +126,7 @@ impl Http2Sender {
         self.does = "TLS, no HTTP/2";
         let (client, connection) = handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
         // It ends with the client.
-        RUNTIME.spawn(connection);
-        Ok(client)
+        Ok(Connection { client, task: RUNTIME.spawn(connection) })
     }
 }
 
