@@ -104,6 +104,23 @@ fn a_target_that_keeps_failing_is_suspended_also_after_a_kill_and_resumes_when_i
 }
 
 #[test]
+fn a_suspended_target_comes_back_by_itself_where_what_failed_takes_all_memory() {
+    let (crm, answer) = target(500);
+    let relay = TestRelay::with(&routes(&crm, &[])).flags(&["--delivery-memory", "512KiB"]).start();
+    let mut sender = Sender::new(&relay);
+    // A lane has half of that for what waits.
+    for n in 0..3u8 {
+        sender.post(&vec![b'a' + n; 70 << 10]).accepted();
+    }
+    relay.wait_for_metric("relay_target_suspended", &CRM, 1.0);
+    // Never tried, it is what the next probe takes, and no room is left beside the others.
+    sender.post(&vec![b'd'; 100 << 10]).accepted();
+    answer.store(200, Ordering::SeqCst);
+    relay.wait_for_metric("relay_deliveries_pending", &CRM, 0.0);
+    relay.wait_for_metric("relay_target_suspended", &CRM, 0.0);
+}
+
+#[test]
 fn an_operator_ends_what_a_target_asked_for() {
     let (crm, asked) = (AtomicU16::new(0), "3600".to_owned());
     let crm = Receiver::start(move |_| match crm.fetch_add(1, Ordering::SeqCst) {

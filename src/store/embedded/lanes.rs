@@ -36,7 +36,7 @@ impl Lanes {
         let lane = lanes.entry(Arc::clone(&name)).or_insert_with(|| {
             Arc::new(Lane::new(
                 name,
-                self.memory.share(),
+                &self.memory,
                 Arc::clone(&self.queue),
                 Arc::clone(&self.inbox),
             ))

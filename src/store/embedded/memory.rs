@@ -1,7 +1,12 @@
 //! The memory for bodies that wait in lanes, shared fairly.
+//!
+//! A share is its lane's alone: no lane waits for what another one holds, and a lane that holds nothing
+//! gets what it wants. So who was refused waits for a hold of his own lane, and hears when one is dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
 
 /// The whole budget.
 #[derive(Debug)]
@@ -15,6 +20,9 @@ pub struct Memory {
 pub struct Share {
     memory: Arc<Memory>,
     held: AtomicUsize,
+    // Somebody was refused since a hold was dropped.
+    refused: AtomicBool,
+    changed: Arc<Notify>,
 }
 
 /// Some bytes of a lane's share; dropped, they are free again.
@@ -30,10 +38,12 @@ impl Memory {
         Arc::new(Self { bytes_max, lanes: AtomicUsize::new(0) })
     }
 
-    /// A share for one more lane: all shares become smaller.
-    pub fn share(self: &Arc<Self>) -> Arc<Share> {
+    /// A share for one more lane: all shares become smaller. `changed` is notified when there is room
+    /// again after [`refuse`](Share::refuse).
+    pub fn share(self: &Arc<Self>, changed: Arc<Notify>) -> Arc<Share> {
         self.lanes.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Share { memory: Arc::clone(self), held: AtomicUsize::new(0) })
+        let (memory, held) = (Arc::clone(self), AtomicUsize::new(0));
+        Arc::new(Share { memory, held, refused: AtomicBool::new(false), changed })
     }
 }
 
@@ -42,13 +52,24 @@ impl Share {
     /// it can always move.
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<Hold> {
         let bytes = bytes.max(1);
-        let max = self.memory.bytes_max / self.memory.lanes.load(Ordering::Relaxed).max(1);
         self.held
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                (held == 0 || held.saturating_add(bytes) <= max).then_some(held + bytes)
+                self.fits(bytes, held).then_some(held + bytes)
             })
             .is_ok()
             .then(|| Hold { share: Arc::clone(self), bytes })
+    }
+
+    /// Whether there is room for so many bytes beside those.
+    pub fn fits(&self, bytes: usize, held: usize) -> bool {
+        let max = self.memory.bytes_max / self.memory.lanes.load(Ordering::Relaxed).max(1);
+        held == 0 || held.saturating_add(bytes) <= max
+    }
+
+    /// Somebody waits for room: the next hold that is dropped tells him. Said under the lock under which
+    /// holds are dropped, or one is missed.
+    pub fn refuse(&self) {
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     /// Bytes held now.
@@ -57,9 +78,20 @@ impl Share {
     }
 }
 
+impl Hold {
+    /// How many.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.share.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        let share = &self.share;
+        share.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        if share.refused.load(Ordering::Relaxed) && share.refused.swap(false, Ordering::Relaxed) {
+            share.changed.notify_one();
+        }
     }
 }
 
@@ -76,7 +108,7 @@ mod tests {
     #[test]
     fn a_lane_gets_its_share_and_always_one_body() {
         let memory = Memory::new(100);
-        let (a, b) = (memory.share(), memory.share());
+        let (a, b) = (memory.share(Arc::default()), memory.share(Arc::default()));
         let big = a.hold(1000).unwrap();
         assert!(a.hold(1).is_none());
         let one = b.hold(50).unwrap();
@@ -84,5 +116,25 @@ mod tests {
         drop((big, one));
         assert_eq!(a.held() + b.held(), 0);
         assert!(b.hold(30).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_was_refused_hears_of_the_next_hold_that_is_dropped() {
+        let changed = Arc::new(Notify::new());
+        let share = Memory::new(100).share(Arc::clone(&changed));
+        let has_heard = async || {
+            let mut heard = std::pin::pin!(changed.notified());
+            heard.as_mut().enable()
+        };
+        let (first, second) = (share.hold(50), share.hold(50));
+        drop(first.unwrap());
+        assert!(!has_heard().await, "nobody was refused");
+        assert!(share.hold(60).is_none());
+        share.refuse();
+        assert!(!has_heard().await, "nothing has changed");
+        drop(second.unwrap());
+        assert!(has_heard().await);
+        drop(share.hold(60).unwrap());
+        assert!(!has_heard().await, "he was told");
     }
 }

@@ -9,6 +9,14 @@
 //! 4. A refill is asked for through the committer's queue, behind all that was written before, so
 //!    that the index has taken in every key that was left to it. What is settled after that is
 //!    `touched`, and what the index still says of it is not believed.
+//!
+//! Whoever is offered nothing is woken, by `changed` or at a time:
+//!
+//! - The first of the window is due later: at that time, or by whatever is due before it (`put`).
+//! - The window is empty: by what comes into it, if the index has nothing beyond `bound`; and if it has,
+//!   a refill is under way, whose end wakes (`refilled`). Where the index fails it is asked again.
+//! - There is no memory for what was picked: only what is leased has it, for what waits gives way
+//!   (`make_room`). The end of each lease wakes, whether it is settled, given back, or gone.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,7 +32,7 @@ use crate::store::embedded::index::stories::DeadRow;
 use crate::store::embedded::indexer::{Inbox, Request};
 use crate::store::embedded::lane::state::{Entry, Leased, Refill, State};
 use crate::store::embedded::lane::tally::Counted;
-use crate::store::embedded::memory::{Hold, Share};
+use crate::store::embedded::memory::{Hold, Memory, Share};
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::queue::Queue;
 use crate::store::{Delivery, LaneCounts, LeaseOwner, Pick};
@@ -47,7 +55,7 @@ pub struct Lane {
     name: Arc<str>,
     share: Arc<Share>,
     state: Mutex<State>,
-    changed: Notify,
+    changed: Arc<Notify>,
     queue: Arc<Queue>,
     inbox: Arc<Inbox>,
 }
@@ -71,12 +79,14 @@ impl Lane {
     /// A new one believes that all of its deliveries are in the index.
     pub(super) fn new(
         name: Arc<str>,
-        share: Arc<Share>,
+        memory: &Arc<Memory>,
         queue: Arc<Queue>,
         inbox: Arc<Inbox>,
     ) -> Self {
         let state = State { bound: Some(DueKey::FIRST), ..State::default() };
-        Self { name, share, state: Mutex::new(state), changed: Notify::new(), queue, inbox }
+        let changed = Arc::new(Notify::new());
+        let share = memory.share(Arc::clone(&changed));
+        Self { name, share, state: Mutex::new(state), changed, queue, inbox }
     }
 
     /// Nothing was counted up to this start.
@@ -143,7 +153,7 @@ impl Lane {
             let (key, bytes) = (*key, entry.row.webhook_at.length);
             let mut hold = None;
             if entry.hold.is_none() {
-                hold = self.make_room(&mut state, key, usize::try_from(bytes).unwrap_or(0));
+                hold = self.make_room(&mut state, usize::try_from(bytes).unwrap_or(0));
                 if hold.is_none() {
                     break;
                 }
@@ -172,7 +182,10 @@ impl Lane {
         }
         match state.window.first_key_value() {
             // No memory: what is leased gives some back.
-            Some((key, _)) if key.due_at <= now => Offer::Nothing,
+            Some((key, _)) if key.due_at <= now => {
+                debug_assert!(!state.leased.is_empty(), "nobody will give memory back");
+                Offer::Nothing
+            }
             Some((key, _)) => Offer::At(key.due_at),
             // What was asked for comes, or nothing is pending.
             None => Offer::Nothing,
@@ -188,20 +201,26 @@ impl Lane {
         }
     }
 
-    /// Memory for a body that is to be leased, taken from those that are due last.
-    fn make_room(&self, state: &mut State, key: DueKey, bytes: usize) -> Option<Hold> {
+    /// Memory for a body that is to be leased, taken from all that wait, those first that are due last.
+    /// None only where what is leased leaves no room: then the end of a lease is heard of.
+    fn make_room(&self, state: &mut State, bytes: usize) -> Option<Hold> {
         let bytes = bytes + WEBHOOK_BYTES;
         if let Some(hold) = self.share.hold(bytes) {
             return Some(hold);
         }
-        for (_, entry) in state.window.range_mut(key..).rev() {
-            if entry.hold.take().is_some() {
+        let leased = state.leased.values().filter_map(|leased| leased.hold.as_ref());
+        // What waits is not asked in vain.
+        if self.share.fits(bytes, leased.map(Hold::bytes).sum()) {
+            for entry in state.waiting().rev() {
                 entry.body = None;
-                if let Some(hold) = self.share.hold(bytes) {
+                if entry.hold.take().is_some()
+                    && let Some(hold) = self.share.hold(bytes)
+                {
                     return Some(hold);
                 }
             }
         }
+        self.share.refuse();
         None
     }
 
@@ -248,6 +267,14 @@ impl Lane {
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.share.held()
+    }
+
+    /// Whether something is due and nothing is leased: whoever leases is at it this moment, or late.
+    #[cfg(test)]
+    pub fn is_idle(&self, now: Timestamp) -> bool {
+        let state = self.lock();
+        let is_due = state.window.first_key_value().is_some_and(|(key, _)| key.due_at <= now);
+        is_due && state.leased.is_empty()
     }
 
     /// A body that was read is kept until its lease ends.

@@ -97,8 +97,8 @@ impl State {
         untried.or_else(|| self.window.first_key_value())
     }
 
-    /// All that wait in memory.
-    pub(super) fn waiting(&mut self) -> impl Iterator<Item = &mut Entry> {
+    /// All that wait in memory, in the order in which they are due.
+    pub(super) fn waiting(&mut self) -> impl DoubleEndedIterator<Item = &mut Entry> {
         let arrived = self.refill.iter_mut().flat_map(|refill| refill.arrived.values_mut());
         self.window.values_mut().chain(arrived)
     }

@@ -163,26 +163,30 @@ async fn retries_come_when_they_are_due<S: Store>(world: &World, store: &S) {
 }
 
 async fn those_never_tried_come_first_if_that_is_asked<S: Store>(world: &World, store: &S) {
-    world.commit(store, b"tried", &["p"]).await.1.unwrap();
+    // Where memory is short there is none in a lane for both at once.
+    let (tried, untried): (&[u8], &[u8]) = (&[b't'; 40_000], &[b'u'; 40_000]);
+    world.commit(store, tried, &["p"]).await.1.unwrap();
     for lease in lease(store, "p", 8).await {
         let now = world.clock.now();
         store.settle(lease, Some(attempt(now, Outcome::Timeout)), Settlement::Retry { at: now });
     }
     world.clock.advance(Duration::from_secs(1));
-    world.commit(store, b"untried", &["p"]).await.1.unwrap();
+    world.commit(store, untried, &["p"]).await.1.unwrap();
     // It is acknowledged a moment before it is in its lane.
     let waiting = || store.lanes().iter().map(|lane| lane.pending).sum::<u64>();
     while waiting() < 2 {
         tokio::task::yield_now().await;
     }
-    for (pick, expected) in [(Pick::LongestDue, &b"tried"[..]), (Pick::UntriedFirst, b"untried")] {
+    for (pick, expected) in [(Pick::LongestDue, tried), (Pick::UntriedFirst, untried)] {
         let leases = within(PATIENCE, store.lease("p", 1, pick)).await;
         assert_eq!(&*leases[0].delivery.webhook.body, expected);
     }
     // With none of those it is the one that is due for longest.
-    let both = within(PATIENCE, store.lease("p", 2, Pick::UntriedFirst)).await;
-    assert_eq!(both.iter().map(|lease| lease.delivery.attempts).collect::<Vec<_>>(), [0, 1]);
-    both.into_iter().for_each(|lease| store.settle(lease, None, Settlement::Delivered));
+    for attempts in [0, 1] {
+        let leases = within(PATIENCE, store.lease("p", 1, Pick::UntriedFirst)).await;
+        assert_eq!(leases[0].delivery.attempts, attempts);
+        leases.into_iter().for_each(|lease| store.settle(lease, None, Settlement::Delivered));
+    }
 }
 
 async fn what_is_marked_outlives_a_restart<S: Store + MarkKeeper>(

@@ -43,6 +43,7 @@ mod offline;
 mod random;
 mod recalling;
 mod retention;
+mod room;
 mod scale;
 mod sparing;
 mod steps;
