@@ -15,7 +15,7 @@ use crate::domain::time::Clock as _;
 use crate::domain::webhook::WebhookId;
 use crate::store::Store as _;
 use crate::store::archive::Archive as _;
-use crate::store::marks::{MarkKeeper as _, Word};
+use crate::store::marks::{Mark, MarkKeeper as _, Word};
 use crate::store::story::{Filter, Order, Story};
 
 // With everything well the last delivery is made within this: the longest wait of a retry, and of a probe.
@@ -55,19 +55,39 @@ impl Play {
         // Nobody may still be at it: operators, and senders, of whom some come again.
         let mut tasks = std::mem::take(&mut self.alive().tasks);
         self.drive(async { while tasks.join_next().await.is_some() {} }).await;
-        let table = life::table(self.place.targets.clone());
-        self.alive().table.send_replace(table);
-        let store = Arc::clone(&self.alive().store);
-        let at = self.alive().clock.now();
-        let resumed = store.mark(move |marks| {
-            for mark in marks.values_mut() {
-                mark.word = Some(Word::Resume(at));
-            }
-        });
-        self.drive(resumed).await.unwrap();
+        self.complete_table();
+        self.end_pauses().await;
         let posts = &mut self.ledger.lock().unwrap().posts;
         for post in posts.iter_mut() {
             post.tries_left = 0;
+        }
+    }
+
+    /// All targets are in the table. One that says nothing new would wake lanes: they are to go on by
+    /// themselves.
+    fn complete_table(&mut self) {
+        let targets = self.place.targets.clone();
+        self.alive().table.send_if_modified(|table| {
+            let lacks_some = table.targets.len() < targets.len();
+            if lacks_some {
+                *table = life::table(targets);
+            }
+            lacks_some
+        });
+    }
+
+    /// A pause ends by an operator's word, and a suspension by itself: nobody says anything of that.
+    async fn end_pauses(&mut self) {
+        let store = Arc::clone(&self.alive().store);
+        let at = self.alive().clock.now();
+        let is_paused = |mark: &Mark| mark.paused_at().is_some();
+        if store.marks().borrow().values().any(is_paused) {
+            let resumed = store.mark(move |marks| {
+                for mark in marks.values_mut().filter(|mark| is_paused(mark)) {
+                    mark.word = Some(Word::Resume(at));
+                }
+            });
+            self.drive(resumed).await.unwrap();
         }
     }
 

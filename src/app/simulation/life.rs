@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::network::Targets;
 use super::time;
 use crate::app::clock::SystemClock;
+use crate::delivery::board::Board;
 use crate::delivery::{Dispatcher, Parts};
+use crate::domain::lane::May;
 use crate::domain::route::{RoutingTable, Rules};
 use crate::domain::source::DuplicateWindows;
 use crate::domain::target::{BacklogLimit, Target};
@@ -98,14 +100,15 @@ impl Place {
         let store = Arc::new(store);
         let ids = WebhookIds::after(store.ids_after());
         let (table, receiver) = watch::channel(table(self.targets.clone()));
+        let board = Arc::default();
         let parts = Parts {
             store: Arc::clone(&store),
             table: receiver,
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             metrics: Arc::default(),
             random: time::chance,
-            memory_bytes_max: 64 << 20,
-            board: Arc::default(),
+            memory_bytes_max: self.settings.delivery_memory,
+            board: Arc::clone(&board),
             traces: Traces::default(),
         };
         let stop = CancellationToken::new();
@@ -114,7 +117,7 @@ impl Place {
         dispatcher.spawn(runs);
         let ids = Arc::new(ids);
         let tasks = JoinSet::new();
-        Ok(Life { store, stepper, clock, ids, table, stop, dispatcher, tasks })
+        Ok(Life { store, stepper, clock, ids, table, board, stop, dispatcher, tasks })
     }
 }
 
@@ -125,6 +128,7 @@ pub(super) struct Life {
     pub(super) clock: Arc<SystemClock>,
     pub(super) ids: Arc<WebhookIds>,
     pub(super) table: watch::Sender<Arc<RoutingTable>>,
+    board: Arc<Board>,
     pub(super) stop: CancellationToken,
     pub(super) dispatcher: JoinSet<()>,
     /// Requests and operators.
@@ -136,6 +140,23 @@ impl Life {
     pub(super) fn broken(&mut self) -> Option<String> {
         let ended = self.tasks.try_join_next().or_else(|| self.dispatcher.try_join_next());
         ended.and_then(Result::err).map(|error| error.to_string())
+    }
+
+    /// A lane that does not what it may, although something is due: by now somebody must have told it.
+    pub(super) fn asleep(&self) -> Option<String> {
+        // The runtime's time goes by milliseconds, of which it waits for the next one.
+        let now = self.clock.now().minus(Duration::from_millis(2));
+        let lanes = self.board.all();
+        let mut asleep = lanes.into_iter().filter(|(target, status)| {
+            let may = match status.state.may() {
+                May::Attempts => true,
+                May::Probe(at) => at <= now,
+                May::Nothing => false,
+            };
+            let is_held = status.held_until.is_some_and(|until| until > now);
+            may && !is_held && self.store.lane(target).is_idle(now)
+        });
+        asleep.next().map(|(target, status)| format!("{target} sleeps: {status:?}"))
     }
 
     /// A webhook as ingress makes it.

@@ -20,6 +20,7 @@ mod ledger;
 mod life;
 mod network;
 mod operate;
+mod outage;
 mod play;
 mod time;
 

@@ -67,6 +67,8 @@ impl Play {
         let mut place = Place::new(network.clone(), targets);
         place.settings.segment_bytes = [8 << 10, 16 << 10, 64 << 10][random.usize(..3)];
         place.settings.sweep_wait = Duration::from_secs(random.u64(1..60));
+        // Room for one body in each lane, for a few small ones, for most, for all.
+        place.settings.delivery_memory = [0, 6 << 10, 24 << 10, 64 << 20][random.usize(..4)];
         place.settings.retain = Duration::from_secs([60, 3600, 72 * 3600][random.usize(..3)]);
         let mut ledger = Ledger::default();
         (ledger.tells, ledger.retain) = (tells, place.settings.retain);
@@ -145,7 +147,8 @@ impl Play {
             300..420 => self.answer().await,
             420..560 => self.post(),
             560..680 => self.pass_some(1..50).await,
-            680..770 => self.pass_some(100..5_000).await,
+            680..765 => self.pass_some(100..5_000).await,
+            765..770 => self.outage().await,
             770..800 => self.pass_some(60_000..7_200_000).await,
             800..860 => self.change_mood(),
             860..885 => self.end_life().await,
@@ -223,6 +226,9 @@ impl Play {
             tokio::time::advance(time / parts).await;
             self.alive().clock.look();
         }
+        if parts > 1 {
+            self.nobody_sleeps().await;
+        }
     }
 
     /// Lets the relay get on until something is done.
@@ -274,13 +280,17 @@ impl Play {
     }
 
     fn post(&mut self) {
+        let wanted = self.random.u8(..8);
+        let wants = |n: &usize| wanted & (1 << n) != 0;
+        let targets = (0..NAMES.len()).filter(wants).map(|n| NAMES[n].into()).collect();
+        self.post_to(targets);
+    }
+
+    pub(super) fn post_to(&mut self, targets: Vec<Arc<str>>) {
         let bytes = if self.random.u8(..) < 200 { 40 } else { 3000 };
         let count = self.ledger().posts.len();
         let fill = self.random.u8(..);
         let body = [&count.to_be_bytes()[..], &vec![fill; self.random.usize(..bytes)]].concat();
-        let wanted = self.random.u8(..8);
-        let wants = |n: &usize| wanted & (1 << n) != 0;
-        let targets = (0..NAMES.len()).filter(wants).map(|n| NAMES[n].into()).collect();
         let body = Bytes::from(body);
         self.ledger().posts.push(Post { body, targets, tries_left: 3, ..Post::default() });
         self.try_post(count);
