@@ -1,4 +1,5 @@
-//! The listener's certificates: loaded at the start, and again when their files change.
+//! The listener's certificates: loaded at the start, and again when their files change. Where several are
+//! named, one that has expired or is broken stops no start, for that would lose the webhooks of all others.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,33 +52,43 @@ struct Served {
     resolver: Arc<Resolver>,
     metrics: Arc<Metrics>,
     files: Vec<TlsFiles>,
-    loaded: Mutex<Vec<Arc<LoadedCertificate>>>,
+    /// One for each of the files, or none where they can't be used yet.
+    loaded: Mutex<Vec<Option<Arc<LoadedCertificate>>>>,
 }
 
 impl Served {
-    /// Puts one in its place, or behind all others; connections that are open keep theirs.
+    /// Puts one in its place; connections that are open keep theirs.
     fn put(&self, position: usize, certificate: Arc<LoadedCertificate>) {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        match loaded.get_mut(position) {
-            Some(place) => *place = certificate,
-            None => loaded.push(certificate),
+        if let Some(place) = loaded.get_mut(position) {
+            *place = Some(certificate);
         }
-        let shown: Vec<_> = loaded.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
+        let in_force: Vec<_> = loaded.iter().flatten().map(Arc::clone).collect();
+        let shown: Vec<_> =
+            in_force.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
         self.metrics.certificates(&shown);
-        self.resolver.replace(Owner::Files, loaded.clone());
+        self.resolver.replace(Owner::Files, in_force);
     }
 
-    /// Says which are never shown for a name, as far as that is `wanted`.
-    fn warn(&self, wanted: impl Fn(&Clash) -> bool) {
+    /// Says which are never shown for a name, as far as that is `wanted` of their positions.
+    fn warn(&self, wanted: impl Fn([usize; 2]) -> bool) {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (positions, loaded): (Vec<_>, Vec<_>) = loaded
+            .into_iter()
+            .enumerate()
+            .filter_map(|(position, loaded)| Some((position, loaded?)))
+            .unzip();
         let file = |position: usize| self.files.get(position).map(name);
-        for clash in tls::clashes(&loaded).into_iter().filter(wanted) {
-            tracing::warn!(
-                host = clash.host,
-                served = file(clash.served),
-                ignored = file(clash.ignored),
-                "Two certificates are for one name: the first is served."
-            );
+        for Clash { host, served, ignored } in tls::clashes(&loaded) {
+            let [served, ignored] = [positions[served], positions[ignored]];
+            if wanted([served, ignored]) {
+                tracing::warn!(
+                    host,
+                    served = file(served),
+                    ignored = file(ignored),
+                    "Two certificates are for one name: the first is served."
+                );
+            }
         }
     }
 }
@@ -92,42 +103,56 @@ pub(super) struct Certificates {
 pub(super) struct Pair {
     position: usize,
     served: Arc<Served>,
-    loaded: Arc<LoadedCertificate>,
+    /// None before its files could be used for the first time.
+    loaded: Option<Arc<LoadedCertificate>>,
     clock: Arc<dyn Clock>,
 }
 
 impl Certificates {
-    /// Puts in force what is in these files, all of which has to be good. What is to be warned about can
-    /// wait.
+    /// Puts in force what is good in these files, and tells all that is wrong where nothing is, or where
+    /// a file is not there: its name was typed wrong, and whoever did that is here now. What is to be
+    /// said of the others can wait.
     pub(super) fn load(
         files: &[TlsFiles],
         clock: &Arc<dyn Clock>,
         metrics: Arc<Metrics>,
-    ) -> Result<Self, TlsError> {
+    ) -> Result<Self, Vec<TlsError>> {
+        let readings: Vec<_> = files.iter().map(|files| read(files, &**clock)).collect();
+        let is_missing = |error: &TlsError| matches!(error, TlsError::Missing { .. });
+        let outcomes = || readings.iter().map(|(outcome, _)| outcome.as_ref());
+        if outcomes().all(|outcome| outcome.is_err())
+            || outcomes().filter_map(Result::err).any(is_missing)
+        {
+            return Err(readings.into_iter().filter_map(|(outcome, _)| outcome.err()).collect());
+        }
         let resolver = Arc::<Resolver>::default();
         let served = Arc::new(Served {
             resolver: Arc::clone(&resolver),
             metrics,
             files: files.to_vec(),
-            loaded: Mutex::default(),
+            loaded: Mutex::new(vec![None; files.len()]),
         });
-        let pairs = files.iter().enumerate().map(|(position, files)| {
+        let pairs = readings.into_iter().zip(files).enumerate();
+        let pairs = pairs.map(|(position, ((outcome, read_files), files))| {
+            let (loaded, refused) = match outcome {
+                Ok(loaded) => (Some(Arc::new(loaded)), None),
+                Err(error) => (None, Some(error)),
+            };
+            if let Some(loaded) = &loaded {
+                served.put(position, Arc::clone(loaded));
+            }
             let (files, now) = (files.clone(), Arc::clone(clock));
-            Followed::begin(
-                move || read(&files, &*now),
-                |outcome| {
-                    let (served, clock) = (Arc::clone(&served), Arc::clone(clock));
-                    let loaded = Arc::new(outcome?);
-                    served.put(position, Arc::clone(&loaded));
-                    Ok(Pair { position, served, loaded, clock })
-                },
-            )
+            let (served, clock) = (Arc::clone(&served), Arc::clone(clock));
+            let pair = Pair { position, served, loaded, clock };
+            Followed::follow(pair, refused, read_files, move || read(&files, &*now))
         });
-        Ok(Self { pairs: pairs.collect::<Result<_, TlsError>>()?, resolver })
+        Ok(Self { pairs: pairs.collect(), resolver })
     }
 
-    /// Says what senders may not like of those in force, and which of them are never shown.
+    /// Says which can't be used, what senders may not like of the others, and which of those are never
+    /// shown.
     pub(super) fn warn(&self) {
+        self.pairs.iter().for_each(Followed::say_refused);
         self.pairs.iter().for_each(|pair| pair.held.warn());
         if let Some(pair) = self.pairs.first() {
             pair.held.served.warn(|_| true);
@@ -140,12 +165,13 @@ impl Held for Pair {
     type Error = TlsError;
 
     fn put_in_force(&mut self, loaded: LoadedCertificate) -> Result<(), TlsError> {
-        self.loaded = Arc::new(loaded);
-        self.served.put(self.position, Arc::clone(&self.loaded));
-        let (names, not_after) = (&self.loaded.names, end_of(&self.loaded));
+        let loaded = Arc::new(loaded);
+        self.loaded = Some(Arc::clone(&loaded));
+        self.served.put(self.position, Arc::clone(&loaded));
+        let (names, not_after) = (&loaded.names, end_of(&loaded));
         tracing::info!(names, %not_after, "A new certificate is in force.");
         self.warn();
-        self.served.warn(|clash| [clash.served, clash.ignored].contains(&self.position));
+        self.served.warn(|positions| positions.contains(&self.position));
         Ok(())
     }
 
@@ -157,9 +183,18 @@ impl Held for Pair {
     }
 
     fn say_refused(&self, error: &TlsError) {
+        if self.loaded.is_some() {
+            tracing::error!(
+                %error,
+                "The listener's certificate can't be renewed: the one from before is served."
+            );
+            return;
+        }
         tracing::error!(
             %error,
-            "The listener's certificate can't be renewed: the one from before is served."
+            "The listener serves without it: senders that ask for its names are shown another \
+             certificate and refuse it. Mend the files of --tls-cert and --tls-key, which are taken \
+             within a second, or take the pair out before the next start."
         );
     }
 
@@ -172,11 +207,12 @@ impl Pair {
     /// Says what senders may not like of it.
     fn warn(&self) {
         let now = i64::try_from(self.clock.wall().as_secs()).unwrap_or(i64::MAX);
-        let names = &self.loaded.names;
-        if self.loaded.not_before_unix > now {
+        let Some(loaded) = &self.loaded else { return };
+        let names = &loaded.names;
+        if loaded.not_before_unix > now {
             tracing::warn!(names, "The certificate is not valid yet.");
         }
-        if let Some(issuer) = &self.loaded.issuer_missing {
+        if let Some(issuer) = &loaded.issuer_missing {
             tracing::warn!(
                 file = self.name(),
                 names,

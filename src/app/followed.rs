@@ -99,13 +99,33 @@ impl<H: Held> Followed<H> {
         hold: impl FnOnce(Outcome<H>) -> Result<H, E>,
     ) -> Result<Self, E> {
         let (outcome, files) = read();
-        Ok(Self {
-            held: hold(outcome)?,
-            last: Taken::Unchanged,
-            in_force: files.clone(),
-            refused: None,
-            follower: Arc::new(Mutex::new(Follower::new(files, read))),
-        })
+        Ok(Self::follow(hold(outcome)?, None, files, read))
+    }
+
+    /// Follows files that have been read just now: `held` was made of them or, where they were refused,
+    /// waits for something that can be used.
+    pub(super) fn follow(
+        held: H,
+        refused: Option<H::Error>,
+        files: Vec<FileRead>,
+        read: impl FnMut() -> Reading<H> + Send + 'static,
+    ) -> Self {
+        let follower = Arc::new(Mutex::new(Follower::new(files.clone(), read)));
+        let Some(error) = refused else {
+            let last = Taken::Unchanged;
+            return Self { held, last, in_force: files, refused: None, follower };
+        };
+        held.show_refused(true);
+        let refused = Some(Refused { files, error });
+        // No reading is equal to nothing: whatever can be used is taken.
+        Self { held, last: Taken::Refused, in_force: Vec::new(), refused, follower }
+    }
+
+    /// Says why what was there at first can't be used, if it can't.
+    pub(super) fn say_refused(&self) {
+        if let Some(Refused { error, .. }) = &self.refused {
+            self.held.say_refused(error);
+        }
     }
 
     /// Looks at the files, `closely` in any case, and takes over what has settled. Answers when to look

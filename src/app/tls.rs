@@ -85,15 +85,16 @@ fn load_certificate(
     }
     let clock: Arc<dyn Clock> = clock.clone();
     let certificates = Certificates::load(&settings.tls, &clock, Arc::clone(metrics));
-    certificates.map(Some).map_err(|error| {
+    certificates.map(Some).map_err(|errors| {
         // Only who has none wants another one.
-        let hint = match error {
-            TlsError::Missing { .. } => {
-                "; `aryeo-relay certificate` makes one for development, --plain-http serves \
-                 without where TLS ends in front of the relay"
-            }
-            _ => "",
+        let is_missing = errors.iter().any(|error| matches!(error, TlsError::Missing { .. }));
+        let hint = if is_missing {
+            "; `aryeo-relay certificate` makes one for development, --plain-http serves without where \
+             TLS ends in front of the relay"
+        } else {
+            ""
         };
-        anyhow!("{error}{hint}")
+        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        anyhow!("{}{hint}", errors.join("; "))
     })
 }

@@ -290,7 +290,7 @@ pub const REFERENCE: &[Metric] = &[
         "relay_files_refused",
         Some(Unit::Count),
         &[FILE],
-        "Certificates with their keys, roots, tokens that can't be used as saved: those before serve.",
+        "Certificates with their keys, roots, tokens that can't be used as saved: those before serve, if any.",
     ),
     counter(
         "relay_connections_refused_total",

@@ -104,6 +104,75 @@ fn of_several_certificates_the_name_chooses_and_each_is_renewed_by_itself() {
 }
 
 #[test]
+fn a_pair_that_can_t_be_used_at_a_start_stops_no_other_and_is_taken_when_it_is_mended() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let good = AUTHORITY.server_for(&["b.test"], 1, 30);
+    let expired = AUTHORITY.server_for(&["b.test"], 30, -1);
+    let broken = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n".to_owned();
+    for (certificate, key, why) in [
+        (&expired.certificate, &expired.key, "expired on"),
+        (&broken, &good.key, "not valid PEM"),
+        (&good.certificate, &expired.key, "does not belong"),
+    ] {
+        // It is the first of the two: who asks for no name gets the other one.
+        let relay = TestRelay::with(&routes)
+            .without_certificate()
+            .file("b.crt", certificate)
+            .file("b.key", key)
+            .flags(&["--tls-cert", "b.crt,certs/tls.crt", "--tls-key", "b.key,certs/tls.key"])
+            .start();
+        let of_other = shown(&relay, "localhost");
+        assert_eq!(shown(&relay, "127.0.0.1"), of_other, "{why}");
+        relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 1.0);
+        let is_told = |line: &String| {
+            line.contains("ERROR") && line.contains(why) && line.contains("serves without it")
+        };
+        assert!(relay.logs().iter().any(is_told), "{why}: {:?}", relay.logs());
+        Sender::new(&relay).post(&listing_delivered("1")).accepted();
+        let told = reload(&relay);
+        assert_eq!(told.status, 422, "{told:?}");
+        assert!(String::from_utf8_lossy(&told.body).contains(why), "{told:?}");
+
+        swap(&relay, "b.key", &good.key);
+        swap(&relay, "b.crt", &good.certificate);
+        relay.wait_for_metric(REFUSED, OF_CERTIFICATES, 0.0);
+        assert_eq!(shown(&relay, "b.test"), der(&good), "{why}");
+        assert_eq!(shown(&relay, "localhost"), of_other, "the other one stays");
+        assert_eq!(reload(&relay).status, 200);
+    }
+}
+
+#[test]
+fn a_start_is_refused_where_no_pair_is_good_or_a_file_is_not_there() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let expired = AUTHORITY.server_for(&["b.test"], 30, -1);
+    let builder = |certificates: &str, keys: &str| {
+        TestRelay::with(&routes)
+            .without_certificate()
+            .file("b.crt", &expired.certificate)
+            .file("b.key", &expired.key)
+            .file("c.crt", "")
+            .flags(&["--tls-cert", certificates, "--tls-key", keys])
+            .refused()
+            .stderr
+    };
+    let text = builder("b.crt,c.crt", "b.key,b.key");
+    let first = text.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(first.contains("b.crt: the certificate expired"), "{text}");
+    assert!(first.contains("c.crt: no certificate in it"), "{text}");
+    // A name that was typed wrong is found by whoever typed it, not by senders.
+    for (certificates, keys, missing) in [
+        ("certs/tls.crt,d.crt", "certs/tls.key,b.key", "d.crt: no such file"),
+        ("certs/tls.crt,b.crt", "certs/tls.key,d.key", "d.key: no such file"),
+    ] {
+        let text = builder(certificates, keys);
+        assert!(text.contains(missing), "{text}");
+    }
+}
+
+#[test]
 fn a_certificate_whose_file_never_rests_holds_up_no_other_s_renewal() {
     let crm = Receiver::willing();
     let relay = with_second(&crm, &AUTHORITY.server_for(&["b.test"], 1, 30));
