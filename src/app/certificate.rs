@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::app::TlsFiles;
 use crate::app::followed::{Followed, Held, Reading};
 use crate::config::file::{self, ReadError};
+use crate::domain::renewal::Validity;
 use crate::domain::time::{Clock, Timestamp};
 use crate::net::tls::{self, Clash, LoadedCertificate, Names, Owner, Resolver, TlsError};
 use crate::telemetry::metrics::{Metrics, SavedFile};
@@ -42,9 +43,12 @@ fn unreadable(path: &Path, error: ReadError) -> TlsError {
     }
 }
 
-fn end_of(loaded: &LoadedCertificate) -> Timestamp {
-    let secs = u64::try_from(loaded.not_after_unix).unwrap_or(0);
-    Timestamp::from_millis(secs.saturating_mul(1000))
+/// From when until when it is good.
+pub(super) fn validity(loaded: &LoadedCertificate) -> Validity {
+    let moment =
+        |unix: i64| Timestamp::from_millis(u64::try_from(unix).unwrap_or(0).saturating_mul(1000));
+    let (not_before, not_after) = (loaded.not_before_unix, loaded.not_after_unix);
+    Validity { not_before: moment(not_before), not_after: moment(not_after) }
 }
 
 /// The certificates that new connections get, in the order in which they were named.
@@ -65,7 +69,7 @@ impl Served {
         }
         let in_force: Vec<_> = loaded.iter().flatten().map(Arc::clone).collect();
         let shown: Vec<_> =
-            in_force.iter().map(|loaded| (&*loaded.names, end_of(loaded))).collect();
+            in_force.iter().map(|loaded| (&*loaded.names, validity(loaded))).collect();
         self.metrics.certificates(&shown);
         self.resolver.replace(Owner::Files, in_force);
     }
@@ -168,7 +172,7 @@ impl Held for Pair {
         let loaded = Arc::new(loaded);
         self.loaded = Some(Arc::clone(&loaded));
         self.served.put(self.position, Arc::clone(&loaded));
-        let (names, not_after) = (&loaded.names, end_of(&loaded));
+        let (names, not_after) = (&loaded.names, validity(&loaded).not_after);
         tracing::info!(names, %not_after, "A new certificate is in force.");
         self.warn();
         self.served.warn(|positions| positions.contains(&self.position));

@@ -18,6 +18,7 @@ use crate::domain::answer::Answer;
 use crate::domain::delivery::{Cause, Settlement};
 use crate::domain::known;
 use crate::domain::outcome::Outcome;
+use crate::domain::renewal::Validity;
 use crate::domain::signature::VerifyError;
 use crate::domain::time::Timestamp;
 use crate::telemetry::process;
@@ -37,7 +38,8 @@ pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     tables: Series,
-    certificates: Series,
+    certificate_begins: Series,
+    certificate_ends: Series,
     // Whose lanes were ever shown: a target that is gone must not show what it had.
     lanes: Mutex<HashSet<Arc<str>>>,
 }
@@ -61,7 +63,14 @@ impl Default for Metrics {
             handle: recorder.handle(),
             recorder,
             tables: Series::new("relay_routes_info", "sha256"),
-            certificates: Series::new("relay_certificate_expiry_timestamp_seconds", "certificate"),
+            certificate_begins: Series::new(
+                "relay_certificate_begin_timestamp_seconds",
+                "certificate",
+            ),
+            certificate_ends: Series::new(
+                "relay_certificate_expiry_timestamp_seconds",
+                "certificate",
+            ),
             lanes: Mutex::default(),
         };
         metrics.describe();
@@ -105,7 +114,8 @@ impl Metrics {
         // A counter of the recorder's takes whole numbers, and a second is long for an idle relay.
         series::plain(&mut page, "process_cpu_seconds_total", usage.cpu_seconds);
         self.tables.render(&mut page);
-        self.certificates.render(&mut page);
+        self.certificate_begins.render(&mut page);
+        self.certificate_ends.render(&mut page);
         page
     }
 
@@ -323,15 +333,17 @@ impl Metrics {
         self.gauge("relay_routes_last_reload_successful", &[]).set(f64::from(u8::from(successful)));
     }
 
-    /// Says which certificates are served and when they end; of two with one name it is the first.
-    pub fn certificates(&self, served: &[(&str, Timestamp)]) {
-        let mut shown: Vec<(String, f64)> = Vec::new();
-        for (name, not_after) in served {
-            if shown.iter().all(|(other, _)| other != name) {
-                shown.push(((*name).to_owned(), not_after.as_secs_f64()));
+    /// Says which certificates are served, and from when until when; of two with one name it is the first.
+    pub fn certificates(&self, served: &[(&str, Validity)]) {
+        let (mut begins, mut ends) = (Vec::<(String, f64)>::new(), Vec::new());
+        for (name, Validity { not_before, not_after }) in served {
+            if begins.iter().all(|(other, _)| other != name) {
+                begins.push(((*name).to_owned(), not_before.as_secs_f64()));
+                ends.push(((*name).to_owned(), not_after.as_secs_f64()));
             }
         }
-        self.certificates.change(|certificates| *certificates = shown);
+        self.certificate_begins.change(|shown| *shown = begins);
+        self.certificate_ends.change(|shown| *shown = ends);
     }
 
     /// Says that one of these files can't be used as it was saved, or can again.

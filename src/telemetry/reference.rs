@@ -281,6 +281,12 @@ pub const REFERENCE: &[Metric] = &[
         "1 for the SHA-256 of the table in force, 0 for the few before it.",
     ),
     gauge(
+        "relay_certificate_begin_timestamp_seconds",
+        Some(Unit::Seconds),
+        &[CERTIFICATE],
+        "When the certificate begins.",
+    ),
+    gauge(
         "relay_certificate_expiry_timestamp_seconds",
         Some(Unit::Seconds),
         &[CERTIFICATE],

@@ -104,10 +104,12 @@ fn a_certificate_that_nobody_would_accept_is_refused_at_start_with_the_file_s_na
 }
 
 #[test]
-fn the_certificate_s_end_is_a_metric() {
+fn the_certificate_s_begin_and_end_are_metrics() {
     let crm = Receiver::willing();
     let relay = relay(&crm);
-    let end = relay.metrics().value("relay_certificate_expiry_timestamp_seconds", &[]);
-    // 2090-01-01, as the tests' authority issues them.
-    assert_eq!(end, 3_786_912_000.0);
+    let metrics = relay.metrics();
+    let of = |name: &str| metrics.value(name, &[("certificate", "localhost, 127.0.0.1")]);
+    // 2020-01-01 and 2090-01-01, as the tests' authority issues them.
+    assert_eq!(of("relay_certificate_begin_timestamp_seconds"), 1_577_836_800.0);
+    assert_eq!(of("relay_certificate_expiry_timestamp_seconds"), 3_786_912_000.0);
 }

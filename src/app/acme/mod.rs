@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::readiness::Readiness;
 use crate::app::acme::files::{Files, StoredAccount};
 use crate::app::acme::keeper::{Failed, Issuer, Keeper};
+use crate::app::certificate::validity;
 use crate::domain::renewal::{Failure, Validity};
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::Clock;
 use crate::net::acme::{Account, AcmeError, Authority, Issued};
 use crate::net::tls::{self, LoadedCertificate, Names, Owner, Resolver, TlsError};
 use crate::telemetry::metrics::Metrics;
@@ -188,7 +189,7 @@ impl Issuer for AtAuthority {
 impl AtAuthority {
     /// Shows it to new connections.
     fn put_in_force(&self, loaded: LoadedCertificate) {
-        self.metrics.certificates(&[(&*loaded.names, validity(&loaded).not_after)]);
+        self.metrics.certificates(&[(&*loaded.names, validity(&loaded))]);
         self.resolver.replace(Owner::Acme, vec![Arc::new(loaded)]);
         self.readiness.without_certificate(false);
     }
@@ -297,13 +298,6 @@ fn load(
 ) -> Result<LoadedCertificate, TlsError> {
     let now = i64::try_from(clock.wall().as_secs()).unwrap_or(i64::MAX);
     tls::load_certificate(chain, key, Names { certificate: name, key: name }, now)
-}
-
-fn validity(loaded: &LoadedCertificate) -> Validity {
-    let moment =
-        |unix: i64| Timestamp::from_millis(u64::try_from(unix).unwrap_or(0).saturating_mul(1000));
-    let (not_before, not_after) = (loaded.not_before_unix, loaded.not_after_unix);
-    Validity { not_before: moment(not_before), not_after: moment(not_after) }
 }
 
 /// Whether it is for all of these names. An authority may have added others.
