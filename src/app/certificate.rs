@@ -9,7 +9,7 @@ use crate::app::followed::{Followed, Held, Reading};
 use crate::config::file::{self, ReadError};
 use crate::domain::renewal::Validity;
 use crate::domain::time::{Clock, Timestamp};
-use crate::net::tls::{self, Clash, LoadedCertificate, Names, Owner, Resolver, TlsError};
+use crate::net::tls::{self, Clash, Doubt, LoadedCertificate, Names, Owner, Resolver, TlsError};
 use crate::telemetry::metrics::{Metrics, SavedFile};
 
 /// The longest chains and the largest keys are a tenth of this.
@@ -43,12 +43,19 @@ fn unreadable(path: &Path, error: ReadError) -> TlsError {
     }
 }
 
-/// From when until when it is good.
+fn moment(unix: i64) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(unix).unwrap_or(0).saturating_mul(1000))
+}
+
+/// From when until when it is good itself.
 pub(super) fn validity(loaded: &LoadedCertificate) -> Validity {
-    let moment =
-        |unix: i64| Timestamp::from_millis(u64::try_from(unix).unwrap_or(0).saturating_mul(1000));
-    let (not_before, not_after) = (loaded.not_before_unix, loaded.not_after_unix);
-    Validity { not_before: moment(not_before), not_after: moment(not_after) }
+    let LoadedCertificate { not_before_unix, not_after_unix, .. } = loaded;
+    Validity { not_before: moment(*not_before_unix), not_after: moment(*not_after_unix) }
+}
+
+/// From when until when senders accept it: no longer than what it needs of its chain.
+pub(super) fn accepted(loaded: &LoadedCertificate) -> Validity {
+    Validity { not_after: moment(loaded.chain.not_after_unix), ..validity(loaded) }
 }
 
 /// The certificates that new connections get, in the order in which they were named.
@@ -69,7 +76,7 @@ impl Served {
         }
         let in_force: Vec<_> = loaded.iter().flatten().map(Arc::clone).collect();
         let shown: Vec<_> =
-            in_force.iter().map(|loaded| (&*loaded.names, validity(loaded))).collect();
+            in_force.iter().map(|loaded| (&*loaded.names, accepted(loaded))).collect();
         self.metrics.certificates(&shown);
         self.resolver.replace(Owner::Files, in_force);
     }
@@ -83,8 +90,9 @@ impl Served {
             .filter_map(|(position, loaded)| Some((position, loaded?)))
             .unzip();
         let file = |position: usize| self.files.get(position).map(name);
+        let position = |of: usize| positions.get(of).copied().unwrap_or(usize::MAX);
         for Clash { host, served, ignored } in tls::clashes(&loaded) {
-            let [served, ignored] = [positions[served], positions[ignored]];
+            let [served, ignored] = [served, ignored].map(position);
             if wanted([served, ignored]) {
                 tracing::warn!(
                     host,
@@ -216,14 +224,13 @@ impl Pair {
         if loaded.not_before_unix > now {
             tracing::warn!(names, "The certificate is not valid yet.");
         }
-        if let Some(issuer) = &loaded.issuer_missing {
+        for Doubt { subject, flaw } in &loaded.chain.doubts {
             tracing::warn!(
                 file = self.name(),
                 names,
-                issuer,
-                "The certificate's issuer does not follow it in the file: senders that do not trust just \
-                 that issuer refuse it, as Aryeo verifies the whole chain. Append the intermediate \
-                 certificates."
+                subject,
+                %flaw,
+                "Senders may refuse the certificate for its chain, all of which Aryeo verifies."
             );
         }
     }

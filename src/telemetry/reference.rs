@@ -290,7 +290,7 @@ pub const REFERENCE: &[Metric] = &[
         "relay_certificate_expiry_timestamp_seconds",
         Some(Unit::Seconds),
         &[CERTIFICATE],
-        "When the certificate ends.",
+        "When the certificate ends, or the first of its chain.",
     ),
     gauge(
         "relay_files_refused",

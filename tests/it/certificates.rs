@@ -12,10 +12,11 @@ use rustls::ClientConnection;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::TLS13;
+use time::OffsetDateTime;
 
 use crate::reload::reload;
 use crate::reload_load::EndWhenDropped;
-use crate::support::certs::Identity;
+use crate::support::certs::{Authority, Identity};
 use crate::support::eventually::pause;
 use crate::support::vectors::listing_delivered;
 use crate::support::{AUTHORITY, Receiver, Routes, Sender, TestRelay, eventually};
@@ -77,7 +78,7 @@ fn of_several_certificates_the_name_chooses_and_each_is_renewed_by_itself() {
         relay
             .logs()
             .iter()
-            .any(|line| line.contains("Append the intermediate") && line.contains(name))
+            .any(|line| line.contains("append the intermediate") && line.contains(name))
     };
     assert!(told("tls.crt") && !told("b.crt"));
 
@@ -346,4 +347,43 @@ fn pairs_in_the_environment_are_separated_by_commas_and_each_certificate_needs_i
     let relay = builder("certs/tls.crt,b.crt", "certs/tls.key,b.key").start();
     assert_eq!(shown(&relay, "b.test"), der(&other));
     assert_ne!(shown(&relay, "localhost"), der(&other));
+}
+
+#[test]
+fn what_senders_may_refuse_of_a_chain_is_told_and_its_first_end_is_the_certificate_s() {
+    let crm = Receiver::willing();
+    let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
+    let [good, namesake, expired, deep] = [("good", 20), ("good", 20), ("old", -1), ("deep", 20)]
+        .map(|(name, left)| AUTHORITY.intermediate(name, left));
+    let deeper = deep.intermediate("deeper", 20);
+    let chain = |issuer: &Authority, behind: &Authority| {
+        let leaf = issuer.server_for(&["a.test"], 1, 30);
+        (format!("{}{}", leaf.certificate, behind.pem()), leaf.key)
+    };
+    for ((certificate, key), told) in [
+        (chain(&good, &good), None),
+        (chain(&good, &namesake), Some(("a.test", "not signed with the key"))),
+        (chain(&expired, &expired), Some(("CN=old", "it expired on"))),
+        (chain(&deeper, &deeper), Some(("CN=deeper", "its issuer (CN=deep) does not follow it"))),
+    ] {
+        let relay = TestRelay::with(&routes)
+            .without_certificate()
+            .file("a.crt", &certificate)
+            .file("a.key", &key)
+            .file("roots.pem", &AUTHORITY.pem())
+            .environment("SSL_CERT_FILE", "roots.pem")
+            .flags(&["--tls-cert", "a.crt", "--tls-key", "a.key"])
+            .start();
+        let lines = relay.logs();
+        let doubts: Vec<_> = lines.iter().filter(|line| line.contains("for its chain")).collect();
+        assert_eq!(doubts.len(), usize::from(told.is_some()), "{lines:?}");
+        if let Some((subject, why)) = told {
+            let is_named = [subject, why, "a.crt", "WARN"].iter().all(|it| doubts[0].contains(it));
+            assert!(is_named, "{doubts:?}");
+        }
+        let end = relay.metrics().value("relay_certificate_expiry_timestamp_seconds", &[]);
+        let days = (end - OffsetDateTime::now_utc().unix_timestamp() as f64) / 86_400.0;
+        let expected = if certificate.contains(&expired.pem()) { -1.0 } else { 20.0 };
+        assert!((days - expected).abs() < 0.5, "{days} are left");
+    }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::readiness::Readiness;
 use crate::app::acme::files::{Files, StoredAccount};
 use crate::app::acme::keeper::{Failed, Issuer, Keeper};
-use crate::app::certificate::validity;
+use crate::app::certificate::{accepted, validity};
 use crate::domain::renewal::{Failure, Validity};
 use crate::domain::time::Clock;
 use crate::net::acme::{Account, AcmeError, Authority, Issued};
@@ -189,7 +189,7 @@ impl Issuer for AtAuthority {
 impl AtAuthority {
     /// Shows it to new connections.
     fn put_in_force(&self, loaded: LoadedCertificate) {
-        self.metrics.certificates(&[(&*loaded.names, validity(&loaded))]);
+        self.metrics.certificates(&[(&*loaded.names, accepted(&loaded))]);
         self.resolver.replace(Owner::Acme, vec![Arc::new(loaded)]);
         self.readiness.without_certificate(false);
     }

@@ -16,6 +16,8 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
+use super::chain::{self, Chain};
+use super::target::system_roots;
 use super::{TlsError, provider};
 
 /// A certificate that is ready to serve.
@@ -29,13 +31,12 @@ pub struct LoadedCertificate {
     /// When it begins to be valid, in unix seconds. In the future it is worth a warning: our clock
     /// or the sender's may differ, so it is served all the same.
     pub not_before_unix: i64,
-    /// When it ends, in unix seconds.
+    /// When it ends itself, in unix seconds.
     pub not_after_unix: i64,
     /// The host names and addresses it is for, separated by a comma; its subject if it has none.
     pub names: String,
-    /// Who issued it, if that is neither itself nor who follows in the chain: only senders that trust
-    /// exactly that issuer accept it then.
-    pub issuer_missing: Option<String>,
+    /// What is to be said of the chain behind it.
+    pub chain: Chain,
 }
 
 /// What the certificate and the key are called in messages.
@@ -85,9 +86,10 @@ pub fn load_certificate(
         let date = date(facts.not_after_unix);
         return Err(TlsError::Expired { name: names.certificate.to_owned(), date });
     }
-    let Facts { hosts, not_before_unix, not_after_unix, names, issuer_missing } = facts;
+    let Facts { hosts, not_before_unix, not_after_unix, names } = facts;
+    let chain = chain::examine(&key.cert, || system_roots().ok(), now_unix);
     let key = Arc::new(key);
-    Ok(LoadedCertificate { key, hosts, not_before_unix, not_after_unix, names, issuer_missing })
+    Ok(LoadedCertificate { key, hosts, not_before_unix, not_after_unix, names, chain })
 }
 
 pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -156,7 +158,6 @@ struct Facts {
     not_before_unix: i64,
     not_after_unix: i64,
     names: String,
-    issuer_missing: Option<String>,
 }
 
 fn facts(chain: &[CertificateDer<'_>], name: &str) -> Result<Facts, TlsError> {
@@ -165,13 +166,7 @@ fn facts(chain: &[CertificateDer<'_>], name: &str) -> Result<Facts, TlsError> {
     let leaf = Certificate::from_der(leaf).map_err(|error| bad(error.to_string()))?;
     let leaf = leaf.tbs_certificate();
     let next = chain.get(1).map(|next| Certificate::from_der(next)).transpose();
-    let next = next.map_err(|error| bad(error.to_string()))?;
-    let issuers =
-        [Some(leaf.subject()), next.as_ref().map(|next| next.tbs_certificate().subject())];
-    let follows = issuers.contains(&Some(leaf.issuer()));
-    let unix = |time: x509_cert::time::Time| {
-        i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX)
-    };
+    next.map_err(|error| bad(error.to_string()))?;
     let alternatives = leaf
         .get_extension::<SubjectAltName>()
         .map_err(|error| bad(error.to_string()))?
@@ -190,7 +185,6 @@ fn facts(chain: &[CertificateDer<'_>], name: &str) -> Result<Facts, TlsError> {
         not_before_unix: unix(leaf.validity().not_before),
         not_after_unix: unix(leaf.validity().not_after),
         names: names.join(", "),
-        issuer_missing: (!follows).then(|| leaf.issuer().to_string()),
     })
 }
 
@@ -207,7 +201,11 @@ fn shown(name: &GeneralName) -> Option<String> {
     }
 }
 
-fn date(unix: i64) -> String {
+pub(super) fn unix(time: x509_cert::time::Time) -> i64 {
+    i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX)
+}
+
+pub(super) fn date(unix: i64) -> String {
     OffsetDateTime::from_unix_timestamp(unix)
         .ok()
         .and_then(|date| date.format(&Rfc3339).ok())
@@ -218,7 +216,6 @@ fn date(unix: i64) -> String {
 mod tests {
     use super::*;
     use crate::net::testing::{Authority, Pair};
-    use rcgen::{CertificateParams, DnType, KeyPair};
 
     const NAMES: Names<'_> = Names { certificate: "tls.crt", key: "tls.key" };
 
@@ -241,23 +238,6 @@ mod tests {
         let both = format!("{}{}", pair.key, pair.certificate);
         load(&both, &both, 1_500_000_000).expect("one file with both is common");
         load(&pair.certificate, &pair.key, 0).expect("not yet valid is served");
-    }
-
-    #[test]
-    fn an_issuer_that_does_not_follow_is_told() {
-        let authority = Authority::new();
-        let pair = authority.issue(&["a"]);
-        let missing = |chain: &str, key: &str| load(chain, key, 0).unwrap().issuer_missing;
-        assert!(missing(&pair.certificate, &pair.key).is_some());
-        let chain = format!("{}{}", pair.certificate, authority.certificate);
-        assert_eq!(missing(&chain, &pair.key), None);
-        let key = KeyPair::generate().unwrap();
-        let alone = CertificateParams::new(["a".to_owned()]).unwrap().self_signed(&key).unwrap();
-        assert_eq!(missing(&alone.pem(), &key.serialize_pem()), None, "its own issuer");
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "another");
-        let other = params.self_signed(&key).unwrap();
-        assert!(missing(&format!("{}{}", pair.certificate, other.pem()), &pair.key).is_some());
     }
 
     #[test]

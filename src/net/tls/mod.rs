@@ -5,12 +5,14 @@ use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::{CryptoProvider, ring};
 
+mod chain;
 mod load;
 mod server;
 mod sni;
 mod subjects;
 mod target;
 
+pub use chain::{Chain, Doubt, Flaw};
 pub use load::{LoadedCertificate, Names, load_certificate, load_files};
 pub use server::{ServerTls, serve_one, server_config};
 pub use sni::{CHALLENGE_PROTOCOL, Clash, Owner, Resolver, clashes};

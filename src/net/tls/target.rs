@@ -64,7 +64,7 @@ pub fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
 }
 
 /// The system's roots, read once; a failure is not remembered.
-fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
+pub(super) fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     if let Some(roots) = ROOTS.get() {
         return Ok(Arc::clone(roots));

@@ -37,6 +37,16 @@ impl Authority {
         Self { issuer }
     }
 
+    /// One that this one has signed; it ends so many days from now.
+    pub(crate) fn intermediate(&self, name: &str, left: i64) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.not_after = OffsetDateTime::now_utc() + Duration::days(left);
+        let key = KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap() }
+    }
+
     pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
