@@ -1,4 +1,5 @@
-//! Lanes that begin anew, as after a restart, while deliveries of theirs are on their way.
+//! An index that is made again while the relay runs, and lanes that begin anew, as after a restart, while
+//! deliveries of theirs are on their way.
 
 use std::sync::Arc;
 
@@ -37,5 +38,30 @@ impl Indexer {
         }
         lane.begin_anew(known);
         Ok(())
+    }
+
+    /// Makes the index again if a part of the log that it misses can be read now; answers whether it does.
+    pub(super) fn fill_gaps(&mut self) -> bool {
+        let parts = match self.index.unread() {
+            Ok(parts) => parts,
+            Err(error) => {
+                self.failed(&error);
+                return true;
+            }
+        };
+        if !parts.iter().any(|part| self.parts.log.can_read(*part)) {
+            return false;
+        }
+        tracing::warn!("what could not be read can be read now: the index is made again");
+        self.make_again();
+        true
+    }
+
+    /// Begins an empty index, into which the log is read.
+    pub(super) fn make_again(&mut self) {
+        self.behind = true;
+        if let Err(error) = self.index.make_again() {
+            tracing::error!(%error, "the index can't be made again");
+        }
     }
 }

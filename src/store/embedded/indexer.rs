@@ -22,6 +22,7 @@ use crate::store::embedded::newest::Newest;
 use crate::store::embedded::recent::{Known, RecentSet};
 use crate::store::embedded::record::Settled;
 use crate::store::embedded::segment::LogPoint;
+use crate::store::embedded::suspicion::{Suspicion, tell_gone};
 use crate::store::embedded::sweep::Sweep;
 use crate::store::embedded::usage::Usage;
 
@@ -82,7 +83,7 @@ pub struct Indexer {
     pub(super) sweep: Sweep,
     cleaner: Cleaner,
     requests: Vec<Request>,
-    behind: bool,
+    pub(super) behind: bool,
     next_housekeeping: Instant,
     next_forgetting: Instant,
     // Settlements that no segment has yet: an index that is made again must have them too.
@@ -92,8 +93,9 @@ pub struct Indexer {
     next_file_trial: Instant,
     next_measuring: Instant,
     next_gap_trial: Instant,
-    // The index knows more than the lanes were told.
-    has_filled_gaps: bool,
+    pub(super) suspicion: Suspicion,
+    // The index knows more than the lanes were told, or other things.
+    pub(super) has_other_news: bool,
 }
 
 impl Indexer {
@@ -123,7 +125,8 @@ impl Indexer {
             next_file_trial: Instant::now(),
             next_measuring: Instant::now() + MEASURING_WAIT,
             next_gap_trial: Instant::now() + GAP_TRIAL_WAIT,
-            has_filled_gaps: false,
+            suspicion: Suspicion::default(),
+            has_other_news: false,
         }
     }
 
@@ -156,9 +159,11 @@ impl Indexer {
     }
 
     fn get_on(&mut self, closed: bool) -> bool {
-        let is_behind = self.behind && !self.catch_up();
-        if !is_behind && self.has_filled_gaps {
-            self.has_filled_gaps = !self.begin_all_anew();
+        let is_made_again = self.heed_suspicion();
+        // At a stop that is left to the next start.
+        let is_behind = self.behind && (closed && is_made_again || !self.catch_up());
+        if !is_behind && self.has_other_news {
+            self.has_other_news = !self.begin_all_anew();
         }
         if !closed {
             return false;
@@ -234,26 +239,6 @@ impl Indexer {
         self.index.apply(entries.collect(), None)
     }
 
-    /// Makes the index again if a part of the log that it misses can be read now; answers whether it does.
-    fn fill_gaps(&mut self) -> bool {
-        let parts = match self.index.unread() {
-            Ok(parts) => parts,
-            Err(error) => {
-                self.failed(&error);
-                return true;
-            }
-        };
-        if !parts.iter().any(|part| self.parts.log.can_read(*part)) {
-            return false;
-        }
-        tracing::warn!("what could not be read can be read now: the index is made again");
-        self.behind = true;
-        if let Err(error) = self.index.make_again() {
-            tracing::error!(%error, "the index can't be made again");
-        }
-        true
-    }
-
     /// An operation on the index failed: what the log has is read again, into a new file if this
     /// one is not sound.
     pub fn failed(&mut self, error: &rusqlite::Error) {
@@ -272,9 +257,9 @@ impl Indexer {
             return;
         }
         tracing::error!(%error, "the index is not sound and is made again from the log");
-        if let Err(error) = self.index.make_again() {
-            tracing::error!(%error, "the index can't be made again");
-        }
+        self.make_again();
+        // What it said until now may be wrong too.
+        self.has_other_news = true;
     }
 
     /// Reads the log up to its end; answers whether that went well.
@@ -317,6 +302,7 @@ impl Indexer {
     fn read_log(&mut self, end: LogPoint) -> bool {
         if !self.parts.log.can_follow(self.index.applied()) {
             tracing::warn!("the index knows a segment that is gone and is made again from the log");
+            tell_gone(&self.index, &self.parts.log);
             if let Err(error) = self.index.make_again() {
                 tracing::error!(%error, "the index can't be made again");
                 return false;
@@ -425,7 +411,7 @@ impl Indexer {
         }
         if now >= self.next_gap_trial {
             self.next_gap_trial = now + GAP_TRIAL_WAIT;
-            self.has_filled_gaps = self.fill_gaps();
+            self.has_other_news |= self.fill_gaps();
             if self.behind {
                 return;
             }
@@ -452,8 +438,10 @@ impl Indexer {
             return;
         }
         let Self { index, parts, sweep, .. } = self;
-        if let Err(error) = sweep.step(index, &parts.lanes, &parts.log) {
-            return self.failed(&error);
+        match sweep.step(index, &parts.lanes, &parts.log) {
+            Ok(None) => {}
+            Ok(Some(why)) => self.suspect(why),
+            Err(error) => return self.failed(&error),
         }
         let mut cleaner = std::mem::take(&mut self.cleaner);
         if let Err(error) = cleaner.step(self) {

@@ -16,10 +16,14 @@ use crate::store::embedded::lane::Lane;
 use crate::store::embedded::offer::{Body, Offer};
 use crate::store::embedded::reader::{Readback, read_back};
 use crate::store::embedded::segment::Position;
+use crate::store::embedded::suspicion::{ELSEWHERE, MISPLACED};
 use crate::store::{Delivery, Lease, Pick};
 
 // A disk that does not read now may read later.
 const READ_AGAIN_WAIT: Duration = Duration::from_secs(60);
+// An index that is wrong about a record is made again meanwhile; most often that takes no longer.
+const MADE_AGAIN_WAIT: Duration = Duration::from_secs(1);
+const MADE_AGAIN_SOON: Duration = Duration::from_secs(10);
 // One that does not for so long is given up: it can be redriven when it does.
 const READ_WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 // More are tried again without end: each is one that could be given up later.
@@ -120,8 +124,8 @@ impl Shared {
                 },
             };
             let body = match body {
-                Readback::Moved => self.find_again(&row).await,
-                other => Some(other),
+                whole @ Readback::Whole(_) => Some(whole),
+                unfit => self.find_again(&row, unfit).await,
             };
             match body {
                 // The store is being closed: the next start delivers it.
@@ -151,65 +155,79 @@ impl Shared {
         self.aside.run(read).await.unwrap_or_default()
     }
 
-    /// The record was copied forward since the index was asked, and may be again before it is read.
-    /// None if nobody answers any more.
-    async fn find_again(&self, row: &DueRow) -> Option<Readback> {
+    /// The record was copied forward since the index was asked, and may be again before it is read, or the
+    /// index was made again since. None if nobody answers any more.
+    async fn find_again(&self, row: &DueRow, mut readback: Readback) -> Option<Readback> {
         let mut row = *row;
-        loop {
+        while !matches!(readback, Readback::Whole(_)) {
             let (webhook, number) = (row.key.webhook, row.key.number);
             let (request, answer) =
                 Request::ask(move |indexer| indexer.index.due_one(webhook, number));
             self.inbox.request(request);
             let found = answer.await.ok()?;
             let places = |row: &DueRow| (row.webhook_at, row.defined_at);
-            let Some(found) = found.filter(|found| places(found) != places(&row)) else {
-                return Some(Readback::Moved);
-            };
+            let Some(found) = found.filter(|found| places(found) != places(&row)) else { break };
             row = DueRow { key: row.key, ..found };
-            match self.read(vec![row]).await.pop()? {
-                Readback::Moved => {}
-                other => return Some(other),
-            }
+            readback = self.read(vec![row]).await.pop()?;
         }
+        Some(readback)
     }
 
     async fn settle_unread(&self, lane: &Arc<Lane>, row: &DueRow, readback: Readback) {
         let key = row.key.webhook;
         let about = self.identify(key).await;
-        let (at, retry) = match readback {
+        let settlement = match self.retry_unread(lane, row, &about, readback).await {
+            Ok(wait) => Settlement::Retry { at: self.clock.0.now().plus(wait) },
+            Err(at) => {
+                self.log.damage.add(at.segment, at.offset);
+                self.unreadable.forget(key);
+                // A copy of it that the sender still posts is what can be delivered.
+                self.claims.recent(|recent| recent.forget(about.id));
+                let log = Arc::clone(&self.log);
+                let keep = move || log.set_aside(at.segment, at.offset, at.length);
+                let kept = self.aside.run(keep).await.flatten();
+                if self.log.damage.may_name() {
+                    let text = "a record is damaged: its delivery is a dead letter";
+                    name_unread(lane, &about, at, Told { error: None, kept }, text);
+                }
+                Settlement::DeadLetter(Cause::Damaged)
+            }
+        };
+        lane.settle(about.id, row.key.number, None, settlement);
+    }
+
+    /// After how long a record is to be read again; where it is damaged that is told instead.
+    async fn retry_unread(
+        &self,
+        lane: &Lane,
+        row: &DueRow,
+        about: &Identity,
+        readback: Readback,
+    ) -> Result<Duration, Position> {
+        let key = row.key.webhook;
+        let (at, why) = match readback {
             Readback::Failed(at, error) => {
                 if self.log.damage.add(at.segment, at.offset) && self.log.damage.may_name() {
                     let text = "a record can't be read: it is tried again every minute for a day";
-                    name_unread(lane, &about, at, Told { error: Some(error), kept: None }, text);
+                    name_unread(lane, about, at, Told { error: Some(error), kept: None }, text);
                 }
-                (at, self.unreadable.note(key).elapsed() < READ_WAIT_MAX)
+                let retry = self.unreadable.note(key).elapsed() < READ_WAIT_MAX;
+                return if retry { Ok(READ_AGAIN_WAIT) } else { Err(at) };
             }
-            Readback::Damaged(at) => {
-                self.log.damage.add(at.segment, at.offset);
-                (at, false)
-            }
-            Readback::Moved | Readback::Whole(_) => {
-                let at = row.webhook_at;
-                self.log.damage.add(at.segment, at.offset);
-                (at, false)
-            }
+            Readback::Misplaced(at) => (at, MISPLACED),
+            Readback::Damaged(at) => (at, ELSEWHERE),
+            Readback::Moved | Readback::Whole(_) => (row.webhook_at, ELSEWHERE),
         };
-        let settlement = if retry {
-            Settlement::Retry { at: self.clock.0.now().plus(READ_AGAIN_WAIT) }
-        } else {
-            self.unreadable.forget(key);
-            // A copy of it that the sender still posts is what can be delivered.
-            self.claims.recent(|recent| recent.forget(about.id));
-            let log = Arc::clone(&self.log);
-            let keep = move || log.set_aside(at.segment, at.offset, at.length);
-            let kept = self.aside.run(keep).await.flatten();
-            if self.log.damage.may_name() {
-                let text = "a record is damaged: its delivery is a dead letter";
-                name_unread(lane, &about, at, Told { error: None, kept }, text);
-            }
-            Settlement::DeadLetter(Cause::Damaged)
-        };
-        lane.settle(about.id, row.key.number, None, settlement);
+        if why == ELSEWHERE && self.is_elsewhere(row, at).await == Some(false) {
+            return Err(at);
+        }
+        // On the word of an index that is wrong nothing is given up.
+        self.suspect(key, at, why);
+        match self.unreadable.note(key).elapsed() {
+            since if since < MADE_AGAIN_SOON => Ok(MADE_AGAIN_WAIT),
+            since if since < READ_WAIT_MAX => Ok(READ_AGAIN_WAIT),
+            _ => Err(at),
+        }
     }
 
     /// What the index knows; an id that it does not is made up from the key, which is what counts.
@@ -217,7 +235,8 @@ impl Shared {
         let (request, answer) = Request::ask(move |indexer| indexer.index.identity(key));
         self.inbox.request(request);
         let unknown = || Identity { id: WebhookId::from_key(key), activity: None };
-        answer.await.ok().flatten().unwrap_or_else(unknown)
+        let known = answer.await.ok().flatten();
+        known.filter(|known| known.id.key() == key).unwrap_or_else(unknown)
     }
 }
 

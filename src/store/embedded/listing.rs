@@ -10,6 +10,7 @@ use crate::store::embedded::log::Log;
 use crate::store::embedded::reader::{Unfit, read_record};
 use crate::store::embedded::record::Record;
 use crate::store::embedded::segment::Position;
+use crate::store::embedded::suspicion::MISPLACED;
 use crate::store::listing::{Page, Place, ReadError, Routed, Summary};
 
 // What the index is asked for at once: nobody waits for it longer than milliseconds.
@@ -28,7 +29,11 @@ impl Shared {
             let next = next.map(Place::behind);
             let log = std::sync::Arc::clone(&self.log);
             let read = self.aside.run(move || read_page(&log, rows));
-            let (webhooks, left_out, moved) = read.await.ok_or(ReadError::Closed)?;
+            let Read { webhooks, left_out, moved, misplaced } =
+                read.await.ok_or(ReadError::Closed)?;
+            if let Some((webhook, at)) = misplaced {
+                self.suspect(webhook, at, MISPLACED);
+            }
             if moved == 0 || trial == TRIALS {
                 return Ok(Page { webhooks, next, left_out: left_out + moved });
             }
@@ -48,8 +53,8 @@ impl Shared {
                 Ok(webhook) if webhook.id == summary.id => return Ok(Some(webhook.body)),
                 Err(Unfit::Moved) => {}
                 other => {
-                    let unfit = other.err().unwrap_or(Unfit::Damaged);
-                    note_unfit(&self.log, summary.id, at, &unfit);
+                    let unfit = other.err().unwrap_or(Unfit::Misplaced);
+                    self.note_unfit(summary.id, at, &unfit);
                     return Err(unfit.into());
                 }
             }
@@ -62,6 +67,14 @@ impl Shared {
         Ok(None)
     }
 
+    /// Counts a place and names it; an index that is wrong about it is made again.
+    pub(super) fn note_unfit(&self, id: WebhookId, at: Position, unfit: &Unfit) {
+        if matches!(unfit, Unfit::Misplaced) {
+            self.suspect(id.key(), at, MISPLACED);
+        }
+        note_unfit(&self.log, id, at, unfit);
+    }
+
     async fn stored(&self, after: u64, max: usize) -> Result<Vec<StoredRow>, ReadError> {
         let (request, answer) = Request::ask(move |indexer| indexer.index.stored(after, max));
         // Behind all that waits: what was acknowledged before is in the answer.
@@ -70,33 +83,50 @@ impl Shared {
     }
 }
 
-fn read_webhook(log: &Log, at: Position) -> Result<Webhook, Unfit> {
+pub(super) fn read_webhook(log: &Log, at: Position) -> Result<Webhook, Unfit> {
     match read_record(log, at)? {
         Record::Webhook(webhook, _) => Ok(webhook),
-        _ => Err(Unfit::Damaged),
+        _ => Err(Unfit::Misplaced),
     }
 }
 
-/// The summaries; how many can't be read, and how many are no longer where they were.
-fn read_page(log: &Log, rows: Vec<StoredRow>) -> (Vec<Summary>, u64, u64) {
-    let mut summaries = Vec::with_capacity(rows.len());
-    let (mut left_out, mut moved) = (0, 0);
+/// What was read of a page.
+#[derive(Debug, Default)]
+struct Read {
+    webhooks: Vec<Summary>,
+    // So many can't be read.
+    left_out: u64,
+    // So many are no longer where they were.
+    moved: u64,
+    // One that is not where the index says.
+    misplaced: Option<(u64, Position)>,
+}
+
+fn read_page(log: &Log, rows: Vec<StoredRow>) -> Read {
+    let mut read = Read::default();
     for row in rows {
         match read_summary(log, &row) {
-            Ok(summary) => summaries.push(summary),
-            Err(Unfit::Moved) => moved += 1,
+            Ok(summary) => read.webhooks.push(summary),
+            Err(Unfit::Moved) => read.moved += 1,
             Err(unfit) => {
+                if matches!(unfit, Unfit::Misplaced) {
+                    read.misplaced = Some((row.id.key(), row.at));
+                }
                 note_unfit(log, row.id, row.at, &unfit);
-                left_out += 1;
+                read.left_out += 1;
             }
         }
     }
-    (summaries, left_out, moved)
+    read
 }
 
 /// Counts a place and names it, unless that was done before.
 pub(super) fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) {
     let Position { segment, offset, .. } = at;
+    // Nothing of the log is damaged by that.
+    if matches!(unfit, Unfit::Misplaced) {
+        return;
+    }
     if !log.damage.add(segment, offset) || !log.damage.may_name() {
         return;
     }
@@ -105,7 +135,7 @@ pub(super) fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) 
         Unfit::Failed(error) => {
             tracing::error!(%error, %webhook_id, %received_at, segment, offset, "a record can't be read");
         }
-        Unfit::Damaged | Unfit::Moved => {
+        Unfit::Damaged | Unfit::Misplaced | Unfit::Moved => {
             tracing::error!(%webhook_id, %received_at, segment, offset, "a record is damaged");
         }
     }
@@ -115,12 +145,12 @@ pub(super) fn note_unfit(log: &Log, id: WebhookId, at: Position, unfit: &Unfit) 
 pub(super) fn read_webhook_and_added(log: &Log, row: &StoredRow) -> Result<Webhook, Unfit> {
     let mut webhook = read_webhook(log, row.at)?;
     if webhook.id != row.id {
-        return Err(Unfit::Damaged);
+        return Err(Unfit::Misplaced);
     }
     for at in &row.added {
         let (Record::Deliveries(_, added) | Record::State(_, added)) = read_record(log, *at)?
         else {
-            return Err(Unfit::Damaged);
+            return Err(Unfit::Misplaced);
         };
         for full in added {
             // Their numbers go on where the webhook's own end; a state repeats the earlier ones.

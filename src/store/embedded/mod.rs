@@ -82,6 +82,7 @@ pub mod sim;
 mod slots;
 #[cfg(any(test, feature = "test-util"))]
 pub mod stepping;
+mod suspicion;
 mod sweep;
 mod telling;
 #[cfg(test)]

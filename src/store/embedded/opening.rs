@@ -26,6 +26,7 @@ use crate::store::embedded::marks::MarkFile;
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::past::{self, Past, Rest};
 use crate::store::embedded::queue::Queue;
+use crate::store::embedded::suspicion::tell_gone;
 use crate::store::embedded::sweep::Sweep;
 use crate::store::embedded::usage::Usage;
 use crate::store::embedded::{
@@ -119,6 +120,7 @@ fn open_log(settings: &Settings) -> Result<Log, OpenError> {
 fn fitting(mut index: Index, log: &Log) -> rusqlite::Result<Index> {
     if !log.can_follow(index.applied()) {
         tracing::warn!("the index knows a segment that is gone and is made again from the log");
+        tell_gone(&index, log);
         index.make_again()?;
     }
     Ok(index)

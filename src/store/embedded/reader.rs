@@ -20,6 +20,8 @@ pub enum Readback {
     Whole(Body),
     /// The record there is not what was written.
     Damaged(Position),
+    /// A sound record is there, and another one than the index says.
+    Misplaced(Position),
     /// The segment is gone: the record was copied forward.
     Moved,
     /// The disk refused to read there.
@@ -33,10 +35,10 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
         Err(unfit) => return unfit.at(row.webhook_at),
     };
     let Record::Webhook(mut webhook, _) = record else {
-        return Readback::Damaged(row.webhook_at);
+        return Readback::Misplaced(row.webhook_at);
     };
     if webhook.id.key() != row.key.webhook {
-        return Readback::Damaged(row.webhook_at);
+        return Readback::Misplaced(row.webhook_at);
     }
     let mut deliveries = std::mem::take(&mut webhook.deliveries);
     let headers: Option<Arc<[Header]>> = match row.defined_at {
@@ -45,8 +47,9 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
             (number < deliveries.len()).then(|| deliveries.swap_remove(number).headers.into())
         }
         Some(at) => match read_record(log, at) {
-            Ok(Record::Deliveries(_, added) | Record::State(_, added)) => added
+            Ok(Record::Deliveries(id, added) | Record::State(id, added)) => added
                 .into_iter()
+                .filter(|_| id.key() == row.key.webhook)
                 .find(|full| full.number == row.key.number)
                 .map(|full| full.delivery.headers.into()),
             Ok(_) => None,
@@ -55,7 +58,7 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
     };
     match headers {
         Some(headers) => Readback::Whole(Body { webhook: Arc::new(webhook), headers }),
-        None => Readback::Damaged(row.defined_at.unwrap_or(row.webhook_at)),
+        None => Readback::Misplaced(row.defined_at.unwrap_or(row.webhook_at)),
     }
 }
 
@@ -64,6 +67,8 @@ pub fn read_back(log: &Log, row: &DueRow) -> Readback {
 pub enum Unfit {
     /// The record is not what was written.
     Damaged,
+    /// A sound record is there, and another one than the index says.
+    Misplaced,
     /// The segment is gone: the record was copied forward. Or its body was given up.
     Moved,
     /// The disk refused.
@@ -74,7 +79,7 @@ impl From<Unfit> for ReadError {
     fn from(unfit: Unfit) -> Self {
         match unfit {
             Unfit::Damaged => Self::Damaged,
-            Unfit::Failed(_) | Unfit::Moved => Self::Unavailable,
+            Unfit::Failed(_) | Unfit::Moved | Unfit::Misplaced => Self::Unavailable,
         }
     }
 }
@@ -83,6 +88,7 @@ impl Unfit {
     fn at(self, position: Position) -> Readback {
         match self {
             Self::Damaged => Readback::Damaged(position),
+            Self::Misplaced => Readback::Misplaced(position),
             Self::Moved => Readback::Moved,
             Self::Failed(error) => Readback::Failed(position, error),
         }

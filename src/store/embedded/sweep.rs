@@ -1,7 +1,8 @@
 //! Compares log, index and lanes, a little of them every minute, and reports what should not be.
 //!
-//! A lane that differs twice begins anew, from the index, as after a restart. What differs is a bug, or a disk
-//! that forgets; an operator hears of it before a delivery is missed.
+//! A lane that differs begins anew, as it would at a start. One that goes on to differ, and a record that is
+//! not where the index says, speak against the index: it is made again from the log. What differs is a bug, or
+//! a disk that forgets; an operator hears of it before a delivery is missed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,14 +13,16 @@ use tokio::time::Instant;
 
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::Index;
-use crate::store::embedded::index::queries::Count;
+use crate::store::embedded::index::queries::{Count, StoredRow};
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::lane::tally::Counted;
 use crate::store::embedded::lane::{Lane, Standing};
 use crate::store::embedded::lanes::Lanes;
-use crate::store::embedded::listing::{note_unfit, read_webhook_and_added};
+use crate::store::embedded::listing::{note_unfit, read_webhook, read_webhook_and_added};
 use crate::store::embedded::log::Log;
 use crate::store::embedded::queue::Queue;
+use crate::store::embedded::reader::Unfit;
+use crate::store::embedded::suspicion::{ELSEWHERE, MISPLACED, Sought};
 
 /// How long it waits between two looks.
 pub(super) const SWEEP_WAIT: Duration = Duration::from_secs(60);
@@ -63,6 +66,10 @@ pub(super) struct Sweep {
     // What a look found may be on its way: what the next one finds unchanged is not.
     suspects: HashMap<Arc<str>, Difference>,
     told: BTreeSet<Arc<str>>,
+    // They have begun anew.
+    mended: BTreeSet<Arc<str>>,
+    // They differed as before after that.
+    blamed: BTreeSet<Arc<str>>,
     // The index knows more than the lanes were told: they count as it does.
     recounts: bool,
     findings: Arc<Findings>,
@@ -78,15 +85,22 @@ impl Sweep {
             cursor: 0,
             suspects: HashMap::new(),
             told: BTreeSet::new(),
+            mended: BTreeSet::new(),
+            blamed: BTreeSet::new(),
             recounts: false,
             findings,
         }
     }
 
-    /// Looks, if it is time to.
-    pub(super) fn step(&mut self, index: &Index, lanes: &Lanes, log: &Log) -> rusqlite::Result<()> {
+    /// Looks, if it is time to; answers what speaks against the index.
+    pub(super) fn step(
+        &mut self,
+        index: &Index,
+        lanes: &Lanes,
+        log: &Log,
+    ) -> rusqlite::Result<Option<String>> {
         if Instant::now() < self.next {
-            return Ok(());
+            return Ok(None);
         }
         self.next = Instant::now() + self.wait;
         // What a lane has settled by now is behind this request: only a lane in which nothing is
@@ -98,9 +112,11 @@ impl Sweep {
     }
 
     /// Reads records where the index says that they are.
-    fn read_some(&mut self, index: &Index, log: &Log) -> rusqlite::Result<()> {
+    fn read_some(&mut self, index: &Index, log: &Log) -> rusqlite::Result<Option<String>> {
         let rows = index.stored(self.cursor, RECORDS)?;
         let mut bytes = 0;
+        // Segments are read for it: one record at a time is enough.
+        let mut is_blamed = false;
         // Behind the last one it begins anew.
         self.cursor = 0;
         for row in rows {
@@ -110,11 +126,33 @@ impl Sweep {
             self.cursor = row.id.key();
             bytes += row.at.length;
             // No record moves meanwhile: this is the thread that moves them.
-            if let Err(unfit) = read_webhook_and_added(log, &row) {
-                note_unfit(log, row.id, row.at, &unfit);
+            let Err(unfit) = read_webhook_and_added(log, &row) else { continue };
+            if !std::mem::replace(&mut is_blamed, true)
+                && let Some(why) = blame(index, log, &row, &unfit)?
+            {
+                return Ok(Some(why.into()));
             }
+            note_unfit(log, row.id, row.at, &unfit);
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// One more, of another kind.
+    pub(super) fn add_finding(&self) {
+        self.findings.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a lane that has begun anew differs still, as it did before; each is blamed once.
+    fn goes_on(&mut self, found: &HashMap<Arc<str>, Difference>) -> bool {
+        self.blamed.retain(|target| found.contains_key(target));
+        let Self { told, blamed, suspects, .. } = self;
+        let goes_on = |(target, difference): &(&Arc<str>, &Difference)| {
+            told.contains(*target) && suspects.get(*target) == Some(*difference)
+        };
+        let going_on = found.iter().filter(goes_on).map(|(target, _)| Arc::clone(target));
+        let before = blamed.len();
+        blamed.extend(going_on);
+        blamed.len() > before
     }
 
     /// The index knows more than the lanes were told: what differs is counted anew, and is no finding.
@@ -141,6 +179,25 @@ impl Sweep {
     }
 }
 
+/// What a record that is not sound where the index says tells against the index.
+fn blame(
+    index: &Index,
+    log: &Log,
+    row: &StoredRow,
+    unfit: &Unfit,
+) -> rusqlite::Result<Option<&'static str>> {
+    let sought = Sought::Webhook(row.id.key());
+    Ok(match unfit {
+        Unfit::Misplaced => Some(MISPLACED),
+        Unfit::Damaged | Unfit::Moved
+            if read_webhook(log, row.at).is_err() && sought.is_in(log, &index.holdings()?) =>
+        {
+            Some(ELSEWHERE)
+        }
+        Unfit::Damaged | Unfit::Moved | Unfit::Failed(_) => None,
+    })
+}
+
 /// Compares, tells what is not as it should be, and has those lanes begin anew as a restart would.
 fn look(before: &[(Arc<Lane>, Standing)], indexer: &mut Indexer) -> rusqlite::Result<()> {
     let found = compare(before, indexer)?;
@@ -150,7 +207,15 @@ fn look(before: &[(Arc<Lane>, Standing)], indexer: &mut Indexer) -> rusqlite::Re
         indexer.sweep.recounts = !before.iter().all(is_as_it_was);
         found.keys().cloned().collect()
     } else {
-        indexer.sweep.judge(&found)
+        let goes_on = indexer.sweep.goes_on(&found);
+        let told = indexer.sweep.judge(&found);
+        let mended = &mut indexer.sweep.mended;
+        let is_told_again =
+            told.iter().filter(|target| !mended.insert(Arc::clone(target))).count() > 0;
+        if goes_on || is_told_again {
+            indexer.suspect("a lane that has begun anew differs again".into());
+        }
+        told
     };
     for (lane, standing) in before.iter().filter(|(lane, _)| mends.contains(lane.name())) {
         if let Some(difference) = found.get(lane.name()) {
@@ -228,7 +293,9 @@ mod tests {
     #[test]
     fn what_is_found_twice_alike_is_told_once() {
         let mut sweep = sweep();
-        for (difference, findings) in [(1, 0), (2, 0), (2, 1), (2, 1), (3, 1), (3, 1)] {
+        let looks = [(1, 0, false), (2, 0, false), (2, 1, false), (2, 1, true), (2, 1, false)];
+        for (difference, findings, goes_on) in looks.into_iter().chain([(3, 1, false)]) {
+            assert_eq!(sweep.goes_on(&found(difference)), goes_on, "{difference}");
             sweep.judge(&found(difference));
             assert_eq!(sweep.findings.count(), findings, "{difference}");
         }

@@ -8,7 +8,7 @@ use crate::store::embedded::Shared;
 use crate::store::embedded::inbox::Request;
 use crate::store::embedded::index::stories::Found;
 use crate::store::embedded::indexer::Indexer;
-use crate::store::embedded::listing::{TRIALS, note_unfit, read_webhook_and_added};
+use crate::store::embedded::listing::{TRIALS, read_webhook_and_added};
 use crate::store::embedded::reader::Unfit;
 use crate::store::listing::{Place, ReadError};
 use crate::store::story::{Filter, Order, Stories, Whole};
@@ -56,7 +56,7 @@ impl Shared {
                     continue;
                 }
                 Err(unfit) => {
-                    note_unfit(&self.log, id, at, &unfit);
+                    self.note_unfit(id, at, &unfit);
                     Err(unfit.into())
                 }
             };

@@ -62,6 +62,32 @@ impl Index {
         })
     }
 
+    /// Webhooks whose records are in segments that are gone, how many, and how many of their deliveries are
+    /// pending; `max` of them are named. Only in segments that this index knows: what a flipped bit names
+    /// was never there.
+    pub fn in_gone_segments(
+        &self,
+        exists: impl Fn(u64) -> bool,
+        max: usize,
+    ) -> rusqlite::Result<(u64, u64, Vec<WebhookId>)> {
+        let (mut count, mut pending, mut named) = (0, 0, Vec::new());
+        for (number, _) in self.holdings()?.into_iter().filter(|(number, _)| !exists(*number)) {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT webhook_id, (SELECT COUNT(*) FROM delivery AS d
+                 WHERE d.webhook = w.id AND d.state = 0) FROM webhook AS w WHERE w.segment = ?1",
+            )?;
+            let mut rows = statement.query([int(number)])?;
+            while let Some(row) = rows.next()? {
+                count += 1;
+                pending += uint(row.get(1)?);
+                if named.len() < max {
+                    named.push(WebhookId::from_bytes(row.get(0)?));
+                }
+            }
+        }
+        Ok((count, pending, named))
+    }
+
     /// The webhook whose record begins at a point. Looks at all of them.
     pub fn webhook_at(&self, at: LogPoint) -> rusqlite::Result<Option<WebhookId>> {
         let mut statement = self

@@ -47,6 +47,7 @@ mod room;
 mod scale;
 mod sparing;
 mod steps;
+mod suspicion;
 mod sweeping;
 mod torn;
 mod undeliverable;
