@@ -298,7 +298,7 @@ impl<'a> Checked<'a> {
             start.push("passes over what is torn: nobody was told that it was stored".to_owned());
         }
         let lost = self.difference.pending_only_there;
-        if lost > 0 {
+        if lost > 0 && self.scratch.state != IndexState::KnowsGoneSegment {
             self.notes.push(format!(
                 "{lost} deliveries are pending in the log and not in the index, where a start looks: \
                  remove index.sqlite before it, and it makes that again"

@@ -198,8 +198,9 @@ impl Offline {
             Ok(false) => (None, IndexState::Absent),
             Err(_) => (None, IndexState::Unsound),
             Ok(true) => match Index::open_whole(&copy) {
+                // It is held against the log nevertheless: it may be the only one to know what is gone.
                 Ok(Some(index)) if !self.log.can_follow(index.applied()) => {
-                    (None, IndexState::KnowsGoneSegment)
+                    (Some(index), IndexState::KnowsGoneSegment)
                 }
                 Ok(Some(index)) => {
                     let is_current = index.applied() >= self.last_point();
@@ -209,7 +210,8 @@ impl Offline {
                 Ok(None) | Err(_) => (None, IndexState::Unsound),
             },
         };
-        let made = (makes_another || lying.is_none())
+        let is_used = lying.is_some() && state != IndexState::KnowsGoneSegment;
+        let made = (makes_another || !is_used)
             .then(|| Index::open_file(&folder.path().join("made.sqlite")))
             .transpose()
             .map_err(|source| Refused::Scratch { dir: temporary, source })?;
@@ -326,7 +328,8 @@ impl Scratch {
             made.apply(for_one, Some(upto)).map_err(scratch)?;
         }
         // One that fails now would be made again by a start too.
-        if let Some(lying) = &mut self.lying
+        if self.state != IndexState::KnowsGoneSegment
+            && let Some(lying) = &mut self.lying
             && lying.apply(for_other, Some(upto)).is_err()
         {
             self.lying = None;
@@ -337,7 +340,8 @@ impl Scratch {
 
     /// What a start would work with.
     fn of_a_start(&self) -> Option<&Index> {
-        self.lying.as_ref().or(self.made.as_ref())
+        let is_used = self.state != IndexState::KnowsGoneSegment;
+        self.lying.as_ref().filter(|_| is_used).or(self.made.as_ref())
     }
 }
 

@@ -153,6 +153,32 @@ async fn a_webhook_that_only_the_index_knows_is_missed_by_name() {
 }
 
 #[tokio::test]
+async fn webhooks_of_a_newest_segment_that_is_gone_are_missed_by_name() {
+    let (world, path, _) = three().await;
+    // With its index, and without a later segment.
+    {
+        let (store, mut stepper) = world.open_stepped();
+        let mut closes = pin!(store.close());
+        while poll_now(&mut closes).is_none() {
+            turns(&mut stepper);
+        }
+    }
+    for path in segments(&world) {
+        world.disk.remove(&path).unwrap();
+    }
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    let (is_good, json) = check(&world);
+    assert!(!is_good && json["index"]["state"] == "foreign", "{json}");
+    let missing = json["missing"].as_array().unwrap();
+    let named: Vec<_> = missing.iter().map(|one| one["webhook_id"].as_str().unwrap()).collect();
+    assert_eq!(named, ids(&world), "{json}");
+    assert!(missing.iter().all(|one| one["segment_exists"] == false), "{json}");
+    let index = crate::store::embedded::index::Index::open(&world.index_file()).unwrap();
+    let (webhooks, pending, named) = index.in_gone_segments(|_| false, 2).unwrap();
+    assert_eq!((webhooks, pending, named.len()), (3, 3, 2));
+}
+
+#[tokio::test]
 async fn what_can_not_be_read_is_told_and_is_not_good() {
     for opens in [true, false] {
         let (world, path, _) = three().await;
