@@ -106,7 +106,11 @@ fn a_target_that_keeps_failing_is_suspended_also_after_a_kill_and_resumes_when_i
 #[test]
 fn a_suspended_target_comes_back_by_itself_where_what_failed_takes_all_memory() {
     let (crm, answer) = target(500);
-    let relay = TestRelay::with(&routes(&crm, &[])).flags(&["--delivery-memory", "512KiB"]).start();
+    // What failed is due again at once: before what comes then.
+    let routes = Routes::new()
+        .target("crm", &crm.url(), &["retry: { first: 1ms, max: 1ms, for: 1h }"])
+        .all_to(&["crm"]);
+    let relay = TestRelay::with(&routes).flags(&["--delivery-memory", "512KiB"]).start();
     let mut sender = Sender::new(&relay);
     // A lane has half of that for what waits.
     for n in 0..3u8 {
