@@ -94,6 +94,8 @@ const CATCH_UP_WAIT: Duration = Duration::from_millis(750);
 // A disk that is away for a moment costs nothing; after this the other records go on.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 const SEGMENT_BYTES: u64 = 64 << 20;
+// A tenth of a second.
+const LOOKED_THROUGH_AT_ONCE: u64 = 8 << 20;
 
 /// How a store is to be.
 #[derive(Debug, Clone)]
@@ -122,6 +124,8 @@ pub struct Settings {
     pub sweep_wait: Duration,
     /// How long a start waits for a complete index.
     pub catch_up_wait: Duration,
+    /// An index of so many bytes is looked through before a start goes on; a larger one beside it.
+    pub looked_through_at_once: u64,
     /// How long after a start webhooks may wait until it is known which ones came before.
     pub recall_patience: Duration,
     /// Who is told of commits.
@@ -147,6 +151,7 @@ impl Settings {
             segment_bytes: SEGMENT_BYTES,
             sweep_wait: SWEEP_WAIT,
             catch_up_wait: CATCH_UP_WAIT,
+            looked_through_at_once: LOOKED_THROUGH_AT_ONCE,
             recall_patience: RECALL_WAIT_MAX,
             observer: Arc::new(Unobserved),
             disk: Arc::new(disk::RealDisk),

@@ -26,7 +26,7 @@ use crate::store::embedded::marks::MarkFile;
 use crate::store::embedded::memory::Memory;
 use crate::store::embedded::past::{self, Past, Rest};
 use crate::store::embedded::queue::Queue;
-use crate::store::embedded::suspicion::tell_gone;
+use crate::store::embedded::suspicion::{look_through, tell_gone};
 use crate::store::embedded::sweep::Sweep;
 use crate::store::embedded::usage::Usage;
 use crate::store::embedded::{
@@ -38,6 +38,8 @@ pub(super) struct Workers {
     pub(super) committer: Committer,
     pub(super) indexer: Indexer,
     pub(super) rest: Rest,
+    // The index is looked through beside what goes on.
+    pub(super) looks_through: bool,
     // The directory is ours until the last byte is written; then that is told.
     pub(super) lock: DirectoryLock,
     pub(super) stop: watch::Sender<bool>,
@@ -71,7 +73,8 @@ impl EmbeddedStore {
         let log = open_log(settings)?;
         let index_file = dir.join("index.sqlite");
         let index = Index::open(&index_file).and_then(|index| fitting(index, &log));
-        let mut index = index.map_err(|source| OpenError::Index { dir, source })?;
+        let looked = index.and_then(|index| looked_through(index, &log, settings));
+        let (mut index, looked) = looked.map_err(|source| OpenError::Index { dir, source })?;
         let (past, rest) = Past::read(&log, &mut index, settings, clock.now(), begun);
         if past.latest > Timestamp::default() {
             clock.at_least(past.latest.plus(Duration::from_millis(1)));
@@ -84,13 +87,17 @@ impl EmbeddedStore {
         let (caught_up, is_caught_up) = watch::channel(false);
         let parts = shared.indexer_parts(settings, start, caught_up);
         let cleaner = Cleaner::new(settings, Arc::clone(&shared.queue));
+        if looked == Looked::Unsound {
+            shared.findings.add();
+        }
+        let looks_through = looked == Looked::NotYet;
         let (queue, findings) = (Arc::clone(&shared.queue), Arc::clone(&shared.findings));
         let sweep = Sweep::new(settings.sweep_wait, queue, findings);
         let indexer = Indexer::new(parts, index, clock, cleaner, sweep);
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(shared);
         let store = Self { shared, marks, threads: Mutex::default(), stopped, ids_after };
-        Ok((store, Workers { committer, indexer, rest, lock, stop, is_caught_up }))
+        Ok((store, Workers { committer, indexer, rest, looks_through, lock, stop, is_caught_up }))
     }
 
     fn wait_for_index(&self, caught_up: &watch::Receiver<bool>, until: Instant) {
@@ -126,8 +133,46 @@ fn fitting(mut index: Index, log: &Log) -> rusqlite::Result<Index> {
     Ok(index)
 }
 
+/// What is known of an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    Sound,
+    // It was made again.
+    Unsound,
+    NotYet,
+}
+
+/// The index, made again if it is not sound in itself. One that is large is looked through later: nobody is to
+/// wait for that.
+fn looked_through(
+    mut index: Index,
+    log: &Log,
+    settings: &Settings,
+) -> rusqlite::Result<(Index, Looked)> {
+    if index.is_in_memory() {
+        return Ok((index, Looked::Sound));
+    }
+    if index.page_bytes().is_ok_and(|bytes| bytes > settings.looked_through_at_once) {
+        return Ok((index, Looked::NotYet));
+    }
+    match index.flaw() {
+        Ok(None) => return Ok((index, Looked::Sound)),
+        Ok(Some(why)) => {
+            tracing::error!(why, "the index is not sound and is made again from the log");
+        }
+        Err(error) => {
+            // The indexer finds out what it is worth.
+            tracing::warn!(%error, "the index can't be looked through");
+            return Ok((index, Looked::Sound));
+        }
+    }
+    tell_gone(&index, log);
+    index.make_again()?;
+    Ok((index, Looked::Unsound))
+}
+
 fn start_threads(shared: &Shared, workers: Workers) -> io::Result<Vec<JoinHandle<()>>> {
-    let Workers { committer, indexer, rest, lock, stop, .. } = workers;
+    let Workers { committer, indexer, rest, looks_through, lock, stop, .. } = workers;
     let thread = |name: &str| std::thread::Builder::new().name(name.into());
     let mut threads = Vec::new();
     if !rest.is_empty() {
@@ -135,6 +180,11 @@ fn start_threads(shared: &Shared, workers: Workers) -> io::Result<Vec<JoinHandle
         let (log, queue, memory) =
             (Arc::clone(&shared.log), Arc::clone(&shared.queue), shared.past_memory());
         threads.push(thread("store-recall").spawn(move || rest.read(&log, &queue, &memory))?);
+    }
+    if looks_through {
+        let (queue, inbox) = (Arc::clone(&shared.queue), Arc::clone(&shared.inbox));
+        let file = shared.index_file.clone();
+        threads.push(thread("store-check").spawn(move || look_through(&file, &queue, &inbox))?);
     }
     threads.push(thread("store-commit").spawn(move || committer.run())?);
     threads.push(thread("store-index").spawn(move || {

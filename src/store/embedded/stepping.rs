@@ -49,7 +49,7 @@ impl EmbeddedStore {
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Stepper), OpenError> {
         let (store, workers) = Self::assemble(settings, clock, Instant::now(), Aside::Here)?;
-        let Workers { committer, indexer, rest, lock, stop, is_caught_up } = workers;
+        let Workers { committer, indexer, rest, lock, stop, is_caught_up, .. } = workers;
         let stepper = Stepper {
             shared: Arc::clone(&store.shared),
             committer: Some(committer),

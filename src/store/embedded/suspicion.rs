@@ -2,6 +2,7 @@
 //! word alone, and the log has all that it should say: it is made again while the relay runs.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +10,13 @@ use tokio::time::Instant;
 
 use crate::store::embedded::Shared;
 use crate::store::embedded::damage::NAMED_MAX;
-use crate::store::embedded::inbox::Request;
-use crate::store::embedded::index::Index;
+use crate::store::embedded::inbox::{Inbox, Request};
 use crate::store::embedded::index::queries::DueRow;
 use crate::store::embedded::index::trim::Holding;
+use crate::store::embedded::index::{Index, soundness};
 use crate::store::embedded::indexer::Indexer;
 use crate::store::embedded::log::Log;
+use crate::store::embedded::queue::Queue;
 use crate::store::embedded::record::{Kind, Record, decode, left_out, peek_webhook};
 use crate::store::embedded::scanner::Scanner;
 use crate::store::embedded::segment::{Frame, Position, Segment};
@@ -114,6 +116,25 @@ impl Shared {
         let holdings = answer.await.ok()?;
         let log = Arc::clone(&self.log);
         self.aside.run(move || sought.is_in(&log, &holdings)).await
+    }
+}
+
+/// Looks through the index when it has caught up with the log, beside those who use it.
+pub(super) fn look_through(file: &Path, queue: &Arc<Queue>, inbox: &Inbox) {
+    let (request, answer) = Request::ask(|_| Ok(()));
+    inbox.request(request);
+    if answer.blocking_recv().is_err() {
+        return;
+    }
+    let closing = Arc::clone(queue);
+    match soundness::look_through(file, move || closing.is_closing()) {
+        Ok(None) => {}
+        Ok(Some(why)) => inbox.request(Request::Ask(Box::new(move |indexer| {
+            indexer.suspect(why.clone());
+            Ok(())
+        }))),
+        Err(_) if queue.is_closing() => {}
+        Err(error) => tracing::warn!(%error, "the index can't be looked through"),
     }
 }
 

@@ -40,6 +40,11 @@ impl Findings {
     pub(super) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// One more.
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What a lane counts otherwise than the index, or holds nowhere.
@@ -139,7 +144,7 @@ impl Sweep {
 
     /// One more, of another kind.
     pub(super) fn add_finding(&self) {
-        self.findings.0.fetch_add(1, Ordering::Relaxed);
+        self.findings.add();
     }
 
     /// Whether a lane that has begun anew differs still, as it did before; each is blamed once.
@@ -170,7 +175,7 @@ impl Sweep {
             if !is_same || !self.told.insert(Arc::clone(target)) {
                 continue;
             }
-            self.findings.0.fetch_add(1, Ordering::Relaxed);
+            self.findings.add();
             tell(target, difference);
             told.push(Arc::clone(target));
         }

@@ -18,6 +18,8 @@ pub struct Difference {
     pub pending_only_there: u64,
     /// Deliveries that are pending in only one of the two.
     pub otherwise_pending: u64,
+    /// Webhooks whose records are elsewhere in the other one.
+    pub elsewhere: u64,
 }
 
 /// How many webhooks, and when the first and the last of them were received.
@@ -58,6 +60,10 @@ impl Index {
             otherwise_pending: count(
                 "SELECT COUNT(*) FROM main.delivery AS d JOIN other.delivery AS o
                  USING (webhook, number) WHERE (d.state = 0) <> (o.state = 0)",
+            )?,
+            elsewhere: count(
+                "SELECT COUNT(*) FROM main.webhook AS w JOIN other.webhook AS o USING (id)
+                 WHERE (w.segment, w.start, w.length) <> (o.segment, o.start, o.length)",
             )?,
         })
     }

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
@@ -15,6 +16,7 @@ use crate::store::embedded::segment::LogPoint;
 pub mod apply;
 pub mod compare;
 pub mod queries;
+pub mod soundness;
 pub mod stories;
 mod sums;
 pub mod trim;
@@ -23,6 +25,8 @@ const FORMAT: i64 = 4;
 // An index in memory, where the disk takes none: beyond this it falls behind.
 const MEMORY_BYTES_MAX: i64 = 64 << 20;
 const PAGE_BYTES: i64 = 8192;
+// Others may read it: that is waited for.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const SCHEMA: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -153,9 +157,7 @@ impl Index {
     /// Opens the index in a file if it is one, all of it; makes nothing.
     pub fn open_whole(path: &Path) -> rusqlite::Result<Option<Self>> {
         let Some(index) = Self::open_existing(path, Sharing::Shared)? else { return Ok(None) };
-        let found: String =
-            index.connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-        Ok((found == "ok").then_some(index))
+        Ok(index.flaw()?.is_none().then_some(index))
     }
 
     fn connect(path: &Path, sharing: Sharing) -> rusqlite::Result<Connection> {
@@ -328,14 +330,22 @@ impl Index {
     /// when this one began in memory.
     pub fn before_unlink(&self) -> rusqlite::Result<bool> {
         match self.place {
-            Place::File => self.checkpoint().map(|()| true),
+            Place::File => {
+                // Somebody may read it for seconds, and nobody is to wait for that.
+                self.connection.busy_timeout(Duration::ZERO)?;
+                let is_done = self.checkpoint();
+                self.connection.busy_timeout(BUSY_TIMEOUT)?;
+                is_done
+            }
             Place::Memory => Ok(forget_file(&self.path)),
         }
     }
 
-    /// Moves what is in the write-ahead log into the file.
-    pub fn checkpoint(&self) -> rusqlite::Result<()> {
-        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))
+    /// Moves what is in the write-ahead log into the file; answers whether that was all of it.
+    pub fn checkpoint(&self) -> rusqlite::Result<bool> {
+        let is_busy: bool =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get(0))?;
+        Ok(!is_busy)
     }
 }
 

@@ -66,6 +66,9 @@ impl<'a> Checked<'a> {
                 Difference::default()
             }
         };
+        if difference.elsewhere > 0 {
+            scratch.state = scratch.state.wrong();
+        }
         let (notes, start) = (Vec::new(), offline.disk.steps());
         Self { offline, found, scratch, difference, notes, start }
     }
@@ -216,17 +219,24 @@ impl<'a> Checked<'a> {
             IndexState::KnowsGoneSegment => {
                 ("foreign", "it knows a segment that is gone: a start makes it again from the log")
             }
+            IndexState::Wrong => (
+                "wrong",
+                "it says of records where they are not: a start makes it again from the log when it \
+                 comes across one",
+            ),
             IndexState::Behind => ("behind", "a start reads the rest of the log into it"),
             IndexState::Current => ("current", "a start uses it"),
         };
-        let Difference { only_here_count, pending_only_there, otherwise_pending, .. } =
-            &self.difference;
+        let Difference {
+            only_here_count, pending_only_there, otherwise_pending, elsewhere, ..
+        } = &self.difference;
         json!({
             "state": state,
             "means": means,
             "webhooks_only_in_index": only_here_count,
             "pending_only_in_log": pending_only_there,
             "otherwise_pending": otherwise_pending,
+            "records_elsewhere": elsewhere,
         })
     }
 
@@ -281,7 +291,7 @@ impl<'a> Checked<'a> {
         let start = &mut self.start;
         match self.scratch.state {
             IndexState::Absent => start.push("makes the index from the log".to_owned()),
-            IndexState::Unsound | IndexState::KnowsGoneSegment => {
+            IndexState::Unsound | IndexState::KnowsGoneSegment | IndexState::Wrong => {
                 start.push("makes the index again from the log".to_owned());
             }
             IndexState::Behind => start.push("reads the rest of the log into the index".to_owned()),

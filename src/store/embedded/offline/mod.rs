@@ -135,8 +135,20 @@ enum IndexState {
     Absent,
     Unsound,
     KnowsGoneSegment,
+    // In itself it is sound, and the log says otherwise.
+    Wrong,
     Behind,
     Current,
+}
+
+impl IndexState {
+    /// It says otherwise than the log, if it was taken for good.
+    fn wrong(self) -> Self {
+        match self {
+            Self::Behind | Self::Current => Self::Wrong,
+            Self::Absent | Self::Unsound | Self::KnowsGoneSegment | Self::Wrong => self,
+        }
+    }
 }
 
 /// The indices, as files in a folder of their own.
