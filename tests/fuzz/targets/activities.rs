@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let facts = activity::read(bytes);
     check(&facts);
-    if let Some(members) = std::str::from_utf8(bytes).ok().and_then(members) {
+    if let Some(members) = std::str::from_utf8(bytes).ok().and_then(members).filter(is_readable) {
         assert_eq!(facts, naive(&members), "{}", String::from_utf8_lossy(bytes));
     }
 });
@@ -65,6 +65,13 @@ fn members(text: &str) -> Option<Members> {
     let members = reader.deserialize_map(Reader).ok()?;
     reader.end().ok()?;
     Some(members)
+}
+
+/// A key with half a surrogate pair is passed over within a value, and is none to who reads the keys: of
+/// such a `resource` the judge knows nothing.
+fn is_readable(members: &Members) -> bool {
+    let resource = first(members, "resource").filter(|value| value.starts_with('{'));
+    resource.is_none_or(|value| self::members(value).is_some())
 }
 
 /// The first value of a key.
