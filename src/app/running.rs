@@ -199,7 +199,7 @@ impl App {
         let ingress = Arc::clone(&running.ingress);
         running.listening.spawn(server.serve(move |request, peer| {
             let ingress = Arc::clone(&ingress);
-            async move { ingress.serve(request, Some(peer.addr), peer.certificate).await }
+            async move { ingress.serve(request, peer.client(), peer.certificate).await }
         }));
     }
 }

@@ -38,7 +38,7 @@ fn connect(rig: &Rig) -> DuplexStream {
     let ingress = Arc::clone(&rig.ingress);
     let service = move |request, peer: PeerInfo| {
         let ingress = Arc::clone(&ingress);
-        async move { ingress.serve(request, Some(peer.addr), peer.certificate).await }
+        async move { ingress.serve(request, peer.client(), peer.certificate).await }
     };
     drop(rig.tracker.spawn(async move {
         listener.serve(server, "192.0.2.7:4711".parse().unwrap(), service).await;

@@ -166,7 +166,11 @@ impl<O: ListenerObserver> ServerConnection<O> {
             () = self.ending.unheard() => return false,
         };
         let refused = match told {
-            Ok(Ok(client)) => {
+            Ok(Ok(None)) => {
+                self.peer.is_untold = true;
+                None
+            }
+            Ok(Ok(Some(client))) => {
                 let is_new = self.peer.addr != client;
                 self.peer.addr = client;
                 // For others it was asked when they were accepted.

@@ -98,10 +98,20 @@ pub struct Proxies {
 pub struct PeerInfo {
     /// Its address, or that of the client for whom a proxy connects; IPv4 is written as such.
     pub addr: SocketAddr,
+    /// The address is that of a proxy, which does not say for whom it connects: what is written in
+    /// requests of who that may be is written by a stranger.
+    pub is_untold: bool,
     /// It came over TLS.
     pub tls: bool,
     /// The certificate that it showed, if it did: one of a root that is trusted.
     pub certificate: Option<ClientCertificate>,
+}
+
+impl PeerInfo {
+    /// Its address, or that of the client for whom a proxy connects, where that is known.
+    pub fn client(&self) -> Option<SocketAddr> {
+        (!self.is_untold).then_some(self.addr)
+    }
 }
 
 /// How a TLS handshake ended.
@@ -301,7 +311,7 @@ impl<O: ListenerObserver> Server<O> {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         member.comes_from(addr.ip(), &self.limits);
         let connection = ServerConnection {
-            peer: PeerInfo { addr, tls: self.tls.is_some(), certificate: None },
+            peer: PeerInfo { addr, is_untold: false, tls: self.tls.is_some(), certificate: None },
             tls: self.tls.as_ref().map(|config| Arc::clone(&config.borrow())),
             limits: self.limits.clone(),
             protocols: Arc::clone(protocols),

@@ -42,7 +42,7 @@ impl<O: ListenerObserver> MemoryServer<O> {
         let crowd = Crowd::new(1);
         let Some(slot) = crowd.try_slot() else { return };
         let connection = ServerConnection {
-            peer: PeerInfo { addr, tls: false, certificate: None },
+            peer: PeerInfo { addr, is_untold: false, tls: false, certificate: None },
             tls: None,
             limits: self.limits.clone(),
             protocols: Arc::new(Protocols::new(&self.tracker)),

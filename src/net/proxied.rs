@@ -32,16 +32,19 @@ impl From<Malformed> for Unproxied {
     }
 }
 
-/// The address of the client. Of what comes after the header nothing is read.
+/// The address of the client; none if a proxy does not say for whom it connects. Of what comes after the header
+/// nothing is read.
 pub(super) async fn client(
     stream: &mut TcpStream,
     peer: SocketAddr,
     proxies: &Networks,
-) -> Result<SocketAddr, Unproxied> {
+) -> Result<Option<SocketAddr>, Unproxied> {
     if proxies.contains(peer.ip()) {
         return Ok(match read(stream).await? {
-            Proxied::For(client) => SocketAddr::new(client.ip().to_canonical(), client.port()),
-            Proxied::Itself => peer,
+            Proxied::For(client) => {
+                Some(SocketAddr::new(client.ip().to_canonical(), client.port()))
+            }
+            Proxied::Itself => None,
         });
     }
     let mut first_bytes = [0; 12];
@@ -49,7 +52,7 @@ pub(super) async fn client(
     if first_bytes.get(..count).is_some_and(is_header) {
         return Err(Unproxied::NotAProxy);
     }
-    Ok(peer)
+    Ok(Some(peer))
 }
 
 async fn read(stream: &mut TcpStream) -> Result<Proxied, Unproxied> {

@@ -120,6 +120,20 @@ fn a_proxy_s_header_comes_before_tls_and_only_from_where_it_is_trusted() {
 }
 
 #[test]
+fn who_connects_behind_a_proxy_that_does_not_say_for_whom_is_nobody_whatever_he_writes() {
+    let lines = ["allow_from: [198.51.100.0/24]"];
+    let flags = ["--trusted-proxies", "127.0.0.2", "--proxy-protocol"];
+    let (relay, crm) = relay(&lines, &flags, true);
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    for untold in [&b"PROXY UNKNOWN\r\n"[..], local] {
+        post_for(&relay, PROXY, untold, "1").unwrap().problem(403);
+    }
+    let told = b"PROXY TCP4 198.51.100.7 127.0.0.1 4711 443\r\n";
+    post_for(&relay, PROXY, told, "2").unwrap().accepted();
+    crm.wait_for(1);
+}
+
+#[test]
 fn nobody_speaks_for_others_where_no_proxy_is_trusted() {
     let crm = Receiver::willing();
     let routes = Routes::new().target("crm", &crm.url(), &[]).all_to(&["crm"]);
