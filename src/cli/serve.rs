@@ -232,7 +232,8 @@ pub struct LimitArgs {
         env = "RELAY_CONNECTIONS_MAX",
         hide_env_values = true,
         value_name = "COUNT",
-        default_value = "10000"
+        default_value = "10000",
+        value_parser = value::connections
     )]
     pub connections_max: NonZeroUsize,
     /// Requests being taken in at once; when more come, the slowest unverified one is ended
