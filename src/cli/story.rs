@@ -5,6 +5,9 @@ use serde_json::Value;
 use crate::cli::output::{Foreign, Output, Style};
 use crate::domain::webhook::WebhookId;
 
+/// The member that has what holds a delivery up besides its time: not of the API, but noted beside what it says.
+pub const HELD_UP: &str = "held_up";
+
 /// The text of a member, empty if there is none.
 pub fn text<'a>(of: &'a Value, name: &str) -> &'a str {
     of.get(name).and_then(Value::as_str).unwrap_or_default()
@@ -193,5 +196,8 @@ fn print_delivery(output: &Output, webhook_id: &str, delivery: &Value) {
     }
     if !text(delivery, "due_at").is_empty() {
         output.line(format_args!("    next attempt {}", text(delivery, "due_at")));
+    }
+    for note in items(delivery, HELD_UP).iter().filter_map(Value::as_str) {
+        output.line(format_args!("    held up: {note}"));
     }
 }

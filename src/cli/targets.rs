@@ -139,7 +139,7 @@ fn attempt(last: &Value) -> String {
 }
 
 /// What holds it back, and until when.
-fn notes(target: &Value) -> Vec<String> {
+pub(super) fn notes(target: &Value) -> Vec<String> {
     let mut notes = Vec::new();
     for by in items(target, "paused_by").iter().filter_map(Value::as_str) {
         notes.push(match by {

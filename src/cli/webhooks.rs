@@ -12,7 +12,8 @@ use crate::cli::erase::{Erase, erase};
 use crate::cli::filter::{AnyFilter, Asking, with_query};
 use crate::cli::output::{Output, Style};
 use crate::cli::replay::{Replay, replay};
-use crate::cli::story::{items, print_line, print_whole, text};
+use crate::cli::story::{HELD_UP, items, print_line, print_whole, text};
+use crate::cli::targets::notes;
 use crate::cli::{Verdict, block_on};
 
 /// What `--help` says before the flags.
@@ -131,12 +132,43 @@ async fn show(args: &Show) -> anyhow::Result<Verdict> {
     if args.body {
         return body(args).await;
     }
-    let Some(webhook) = one(&args.asking, &args.id).await? else { return Ok(Verdict::No) };
+    let Some(mut webhook) = one(&args.asking, &args.id).await? else { return Ok(Verdict::No) };
     match args.asking.format {
         Format::Json => output.line(&webhook),
-        Format::Text => print_whole(&output, &webhook, |_| true),
+        Format::Text => {
+            note_hold_ups(&args.asking, &mut webhook).await?;
+            print_whole(&output, &webhook, |_| true);
+        }
     }
     Ok(Verdict::Yes)
+}
+
+/// Notes beside what is pending what else holds it up: its time says nothing where its target is paused,
+/// suspended, held or gone.
+async fn note_hold_ups(asking: &Asking, webhook: &mut Value) -> anyhow::Result<()> {
+    let deliveries = webhook.get_mut("deliveries").and_then(Value::as_array_mut);
+    let mut pending: Vec<&mut Value> =
+        deliveries.into_iter().flatten().filter(|one| text(one, "state") == "pending").collect();
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let client = AdminClient::new(&asking.admin)?;
+    let targets =
+        client.get("/api/v1/targets").await?.or_else(|refusal| bail!(refusal.detail()))?;
+    for delivery in &mut pending {
+        let mut targets = items(&targets, "items").iter();
+        let target = targets.find(|target| text(target, "name") == text(delivery, "target"));
+        // It may have gone since it was asked for.
+        let Some(target) = target else { continue };
+        let held_up = match text(target, "state") {
+            "removed" => vec!["its target is not in the routing table".to_owned()],
+            _ => notes(target),
+        };
+        if let Some(members) = delivery.as_object_mut() {
+            members.insert(HELD_UP.to_owned(), held_up.into());
+        }
+    }
+    Ok(())
 }
 
 /// A webhook; none if it is not stored, which has been said.

@@ -45,6 +45,9 @@ fn an_operators_pause_keeps_everything_over_a_kill_until_he_ends_it() {
     post(&relay, "a", 3);
     let text = relay.told(&["targets", "list"]);
     assert!(text.contains("paused") && text.contains("paused by an operator at 20"), "{text}");
+    let id = relay.told(&["webhooks", "list", "--limit", "1"])[..36].to_owned();
+    let shown = relay.told(&["webhooks", "show", &id]);
+    assert!(shown.contains("held up: paused by an operator at 20"), "{shown}");
     relay.kill9();
     relay.start_again();
     relay.wait_for_metric("relay_target_paused", &CRM, 1.0);

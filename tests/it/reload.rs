@@ -378,6 +378,8 @@ fn a_removed_target_strands_its_deliveries_with_a_warning_and_gets_them_when_it_
     mail.wait_for(8);
     relay.wait_for_metric("relay_deliveries_pending", &[("target", "crm")], 7.0);
     assert_eq!(crm.count(), count, "nobody is asked who is not in the table");
+    let shown = relay.told(&["webhooks", "show", &ids[0]]);
+    assert!(shown.contains("held up: its target is not in the routing table"), "{shown}");
 
     replace(&relay, "routes.yaml", &both.yaml());
     let received = crm.wait_for(count + 7).split_off(count);
