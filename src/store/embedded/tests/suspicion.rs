@@ -6,10 +6,13 @@ use crate::store::archive::Archive as _;
 
 const TARGET: &str = "crm";
 
+/// The bodies of [`some`] webhooks, in order.
+const ALL: [&[u8]; 3] = [b"first", b"second", b"third"];
+
 /// A stopped store with some webhooks that nobody has leased.
 pub(super) async fn some(world: &World) {
     let store = world.open();
-    for body in [&b"first"[..], b"second", b"third"] {
+    for body in ALL {
         world.commit(&store, body, &[TARGET]).await.1.unwrap();
     }
     store.close().await;
@@ -30,6 +33,20 @@ async fn all(store: &EmbeddedStore) -> Vec<Bytes> {
     within(PATIENCE, done).await;
     bodies.sort();
     bodies
+}
+
+/// The same while time passes for deliveries: what was wrong is tried again later.
+async fn all_in_time(world: &World, store: &EmbeddedStore) -> Vec<Bytes> {
+    let passes = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            world.clock.advance(Duration::from_secs(1));
+        }
+    };
+    tokio::select! {
+        found = all(store) => found,
+        () = passes => unreachable!("it has no end"),
+    }
 }
 
 fn change(world: &World, sql: &str) {
@@ -54,19 +71,7 @@ async fn a_record_that_is_not_where_the_index_says_is_delivered_all_the_same() {
         some(&world).await;
         let store = world.open();
         change(&world, &format!("UPDATE webhook SET {wrong} {second}"));
-        // The clock of deliveries stands until somebody moves it.
-        let clock = Arc::clone(&world.clock);
-        let moves = async {
-            loop {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                clock.advance(Duration::from_secs(1));
-            }
-        };
-        let found = tokio::select! {
-            found = all(&store) => found,
-            () = moves => unreachable!("it has no end"),
-        };
-        assert_eq!(found, [&b"first"[..], b"second", b"third"], "{wrong}");
+        assert_eq!(all_in_time(&world, &store).await, ALL, "{wrong}");
         let health = store.health();
         // None where it was copied forward before anybody read it.
         assert_eq!(health.damaged_records, 0, "{wrong}");
@@ -162,18 +167,8 @@ async fn whatever_bit_of_the_index_flips_everything_is_delivered_and_check_says_
             let check = crate::store::embedded::offline::check::check_on;
             let report = check(&world.settings.dir, Arc::new(world.disk.clone())).unwrap();
             let store = world.open();
-            let clock = Arc::clone(&world.clock);
-            let moves = async {
-                loop {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    clock.advance(Duration::from_secs(1));
-                }
-            };
-            let found = tokio::select! {
-                found = all(&store) => found,
-                () = moves => unreachable!("it has no end"),
-            };
-            assert_eq!(found, [&b"first"[..], b"second", b"third"], "byte {at}: {}", report.json);
+            let found = all_in_time(&world, &store).await;
+            assert_eq!(found, ALL, "byte {at}: {}", report.json);
             assert!(store.lanes().iter().all(|lane| lane.dead.is_empty()), "byte {at}");
             let is_unsound = report.json["index"]["state"] == "unsound";
             if is_unsound && at_once > 0 {
